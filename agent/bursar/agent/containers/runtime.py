@@ -1,0 +1,126 @@
+"""The interface between the agent and whatever runs its tasks.
+
+A runtime keeps no state of its own that a restart would miss: what runs is found again by label (docker) or by the records
+of the shim in the sandbox (process).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NewType, Protocol
+
+from bursar.core.ids import FrameworkId, TaskId
+from bursar.core.tasks import StatusReason
+
+ContainerId = NewType("ContainerId", str)
+"""`bursar-<agent>-<framework>-<task>` made safe for an engine: unique on the host, the same after a restart of the agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A path of the host inside the container."""
+
+    source: str
+    target: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Decoration:
+    """What device drivers add to a container: a plain map, never an engine's own object (F108-04)."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: Device nodes of the host, such as `/dev/nvidia0`.
+    device_nodes: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    #: Uuids for an engine that has a vendor runtime of its own (Docker's device requests).
+    device_requests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """Everything a runtime needs to start one task; no choice is left to it."""
+
+    container_id: ContainerId
+    framework_id: FrameworkId
+    task_id: TaskId
+    #: Empty: the image's own.
+    command: tuple[str, ...]
+    #: Empty for the `process` runtime.
+    image: str
+    #: Complete: the pinning variables and the user's own.
+    environment: Mapping[str, str]
+    #: Exists, belongs to this task alone; working directory and home of the task, and where its logs are kept.
+    sandbox: Path
+    cpus_milli: int
+    #: 0: no limit.
+    mem_bytes: int
+    decoration: Decoration = Decoration()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerExit:
+    """How a container ended."""
+
+    #: 128 + N for signal N; None where nobody knows.
+    exit_code: int | None
+    #: COMMAND_EXITED, MEM_LIMIT, CONTAINER_LOST, ENGINE_LOST or AGENT_REBOOTED.
+    reason: StatusReason
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveredContainer:
+    """A container of this agent found at start: still running where `exit` is None."""
+
+    container_id: ContainerId
+    exit: ContainerExit | None
+
+
+class LaunchFailed(Exception):
+    """A container could not be started; nothing of it is left."""
+
+    def __init__(self, reason: StatusReason, message: str) -> None:
+        super().__init__(message)
+        #: LAUNCH_FAILED, IMAGE_NOT_FOUND or ENGINE_LOST.
+        self.reason = reason
+        self.message = message
+
+
+class RuntimeUnavailable(Exception):
+    """The engine cannot be used at all; the message says why and what to do (for example `--runtime process`)."""
+
+
+ExitCallback = Callable[[ContainerId, ContainerExit], None]
+"""Called in the event loop, exactly once per container that was started or recovered as running."""
+
+
+class ContainerRuntime(Protocol):
+    """What runs tasks. All methods are called in one event loop; blocking work goes to threads inside."""
+
+    #: `docker`, `process` or `simulated`.
+    name: str
+
+    async def open(self, on_exit: ExitCallback) -> None:
+        """Connect and begin to watch. Raises RuntimeUnavailable."""
+
+    async def recover(self) -> list[RecoveredContainer]:
+        """Find every container of this agent from an earlier life and watch those that still run."""
+
+    async def start(self, spec: ContainerSpec) -> None:
+        """Start a container; on return it runs (or has already ended, which `on_exit` tells). Raises LaunchFailed."""
+
+    async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
+        """SIGTERM now, SIGKILL after the grace; returns at once, `on_exit` tells the end. Unknown ids are ignored."""
+
+    async def remove(self, container_id: ContainerId) -> None:
+        """Remove what is left of an ended container, logs saved in the sandbox (`stdout`, `stderr`). Idempotent."""
+
+    async def prepare_logs(self, container_id: ContainerId) -> None:
+        """Make the outputs of a running container appear in its sandbox from now on, if they do not anyway."""
+
+    async def close(self) -> None:
+        """Stop watching. Containers run on."""

@@ -1,0 +1,1 @@
+"""Which devices a machine has, and how a container gets them: one small interface, several drivers (FLIP-108)."""

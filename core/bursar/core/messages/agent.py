@@ -1,0 +1,172 @@
+"""Mirrors `proto/bursar/v1/agent_service.proto`, the control stream; log bytes never pass through a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bursar.core.devices import Device
+from bursar.core.errors import ErrorDetail
+from bursar.core.ids import AgentId, FrameworkId, Generation, TaskId
+from bursar.core.messages.offers import Attributes
+from bursar.core.resources import ReservedResources
+from bursar.core.tasks import AssignedTask, StatusReason, TaskState, TaskStatus
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """Who an agent is and what it has."""
+
+    agent_id: AgentId
+    incarnation: int = 0
+    boot_id: str = ""
+    hostname: str = ""
+    attributes: Attributes = field(default_factory=dict)
+    resources: tuple[ReservedResources, ...] = ()
+    devices: tuple[Device, ...] = ()
+    runtime: str = "process"
+    runs_without_image: bool = True
+    version: str = ""
+    capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """The first message of a stream."""
+
+    info: AgentInfo
+    cluster_id: str = ""
+    generation: Generation = Generation()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """One task as the agent sees it."""
+
+    framework_id: FrameworkId
+    task: AssignedTask
+    state: TaskState
+    unacknowledged: tuple[TaskStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReports:
+    """A part of the tasks that the agent knows."""
+
+    tasks: tuple[TaskReport, ...]
+    complete: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TaskUpdates:
+    """New statuses, each repeated until acknowledged."""
+
+    updates: tuple[TaskStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Answers a ping."""
+
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncRequest:
+    """Send everything."""
+
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesChanged:
+    """Devices changed while registered."""
+
+    devices: tuple[Device, ...]
+    resources: tuple[ReservedResources, ...]
+
+
+AgentMessage = Register | TaskReports | TaskUpdates | Pong | ResyncRequest | DevicesChanged
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The agent is in."""
+
+    cluster_id: str
+    term: int
+    ping_interval_ms: int
+    max_missed_pings: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The agent is not in."""
+
+    error: ErrorDetail
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRef:
+    """Names one task."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class KillTask:
+    """End this task."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+    reason: StatusReason = StatusReason.UNSPECIFIED
+    grace_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredState:
+    """What should be true of the agent's tasks; `base` None is everything."""
+
+    generation: Generation
+    base: Generation | None = None
+    more: bool = False
+    launch: tuple[AssignedTask, ...] = ()
+    kill: tuple[KillTask, ...] = ()
+    keep: tuple[TaskRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AcknowledgedUpdate:
+    """Names one update of one task."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+    update_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AcknowledgeUpdates:
+    """These updates need not be repeated."""
+
+    updates: tuple[AcknowledgedUpdate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there?"""
+
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLog:
+    """Asks the agent to open SendLog."""
+
+    stream_id: str
+    framework_id: FrameworkId
+    task_id: TaskId
+    follow: bool = False
+    tail_bytes: int | None = None
+
+
+MasterMessage = Registered | Refused | DesiredState | AcknowledgeUpdates | Ping | OpenLog

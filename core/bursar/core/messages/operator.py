@@ -1,0 +1,569 @@
+"""Mirrors `proto/bursar/v1/operator_service.proto`: what operators ask and order, and what they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from bursar.core.devices import Device
+from bursar.core.ids import AgentId, FrameworkId, TaskId
+from bursar.core.messages.framework import FrameworkInfo
+from bursar.core.messages.offers import Attributes, Demand, Offer
+from bursar.core.resources import EMPTY, Reservation, ReservedResources, ResourceRequest, Resources
+from bursar.core.tasks import StatusReason, TaskSpec, TaskState
+
+
+class AgentState(IntEnum):
+    """Mirrors `bursar.v1.AgentState`."""
+
+    UNSPECIFIED = 0
+    ACTIVE = 1
+    DISCONNECTED = 2
+    RECOVERING = 3
+    UNREACHABLE = 4
+
+
+class FrameworkState(IntEnum):
+    """Mirrors `bursar.v1.FrameworkState`."""
+
+    UNSPECIFIED = 0
+    ACTIVE = 1
+    DISCONNECTED = 2
+    REMOVED = 3
+
+
+class RefusalReason(IntEnum):
+    """Mirrors `bursar.v1.RefusalReason`; greater is nearer to success."""
+
+    UNSPECIFIED = 0
+    AGENT_INACTIVE = 1
+    SUPPRESSED = 2
+    GPU_FILTER = 3
+    EXCEEDS_AGENT = 4
+    RESERVED_FOR_OTHERS = 5
+    NOT_FREE = 6
+    TOO_SMALL = 7
+    DECLINED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Which part of a list."""
+
+    page_size: int = 0
+    page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MasterView:
+    """The master itself."""
+
+    cluster_id: str
+    term: int
+    version: str = ""
+    address: str = ""
+    started_at_ms: int = 0
+    agents: int = 0
+    frameworks: int = 0
+    tasks: int = 0
+    offers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AgentView:
+    """One agent."""
+
+    agent_id: AgentId
+    hostname: str
+    state: AgentState
+    attributes: Attributes = field(default_factory=dict)
+    runtime: str = ""
+    version: str = ""
+    total: Resources = EMPTY
+    free: Resources = EMPTY
+    offered: Resources = EMPTY
+    allocated: Resources = EMPTY
+    withheld: Resources = EMPTY
+    withheld_reasons: tuple[str, ...] = ()
+    excess: Resources = EMPTY
+    buckets: tuple[ReservedResources, ...] = ()
+    devices: tuple[Device, ...] = ()
+    tasks: int = 0
+    registered_at_ms: int = 0
+    boot_id: str = ""
+    incarnation: int = 0
+    runs_without_image: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FrameworkView:
+    """One framework."""
+
+    info: FrameworkInfo
+    state: FrameworkState
+    suppressed_roles: tuple[str, ...] = ()
+    demand: Demand = Demand()
+    offered: Resources = EMPTY
+    allocated: Resources = EMPTY
+    offers: int = 0
+    tasks: int = 0
+    subscribed_at_ms: int = 0
+    failover_deadline_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoleView:
+    """One role."""
+
+    role: str
+    weight_milli: int = 1000
+    share_millionths: int = 0
+    offered: Resources = EMPTY
+    allocated: Resources = EMPTY
+    reserved: Resources = EMPTY
+    framework_ids: tuple[FrameworkId, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OfferView:
+    """One outstanding offer."""
+
+    offer: Offer
+    hostname: str = ""
+    framework_name: str = ""
+    created_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """One task."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+    name: str = ""
+    role: str = ""
+    agent_id: AgentId = AgentId("")
+    hostname: str = ""
+    state: TaskState = TaskState.UNSPECIFIED
+    reason: StatusReason = StatusReason.UNSPECIFIED
+    message: str = ""
+    exit_code: int | None = None
+    resources: tuple[ReservedResources, ...] = ()
+    spec: TaskSpec | None = None
+    launched_at_ms: int = 0
+    ended_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """One device of one agent."""
+
+    agent_id: AgentId
+    hostname: str
+    device: Device
+    use: str = "free"
+    reserved_to: str = ""
+    framework_id: str = ""
+    task_id: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationView:
+    """What one agent keeps under one stack."""
+
+    agent_id: AgentId
+    hostname: str
+    stack: tuple[Reservation, ...]
+    resources: Resources
+    allocated: Resources = EMPTY
+
+
+@dataclass(frozen=True, slots=True)
+class FlagView:
+    """One flag and where its value comes from."""
+
+    name: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One reason why offers are not made, and how many agents it concerns."""
+
+    role: str
+    reason: RefusalReason
+    agents: int
+    example_agent_id: str = ""
+    message: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterEvent:
+    """One thing that happened, for those who watch."""
+
+    timestamp_ms: int
+    kind: str
+    agent_id: str = ""
+    framework_id: str = ""
+    task_id: str = ""
+    message: str = ""
+
+
+# Requests and their responses, in the order of the service.
+
+
+@dataclass(frozen=True, slots=True)
+class GetMasterRequest:
+    """The master."""
+
+
+@dataclass(frozen=True, slots=True)
+class GetMasterResponse:
+    """The master."""
+
+    master: MasterView
+
+
+@dataclass(frozen=True, slots=True)
+class ListAgentsRequest:
+    """All agents."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListAgentsResponse:
+    """A page of agents."""
+
+    agents: tuple[AgentView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GetAgentRequest:
+    """One agent."""
+
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class GetAgentResponse:
+    """One agent."""
+
+    agent: AgentView
+
+
+@dataclass(frozen=True, slots=True)
+class ListFrameworksRequest:
+    """All frameworks."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListFrameworksResponse:
+    """A page of frameworks."""
+
+    frameworks: tuple[FrameworkView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GetFrameworkRequest:
+    """One framework."""
+
+    framework: str
+
+
+@dataclass(frozen=True, slots=True)
+class GetFrameworkResponse:
+    """One framework."""
+
+    framework: FrameworkView
+
+
+@dataclass(frozen=True, slots=True)
+class TeardownFrameworkRequest:
+    """End a framework."""
+
+    request_id: str
+    framework: str
+
+
+@dataclass(frozen=True, slots=True)
+class TeardownFrameworkResponse:
+    """What is ending."""
+
+    framework: FrameworkView
+
+
+@dataclass(frozen=True, slots=True)
+class ListRolesRequest:
+    """All roles that are in use."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListRolesResponse:
+    """A page of roles."""
+
+    roles: tuple[RoleView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListOffersRequest:
+    """All outstanding offers."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListOffersResponse:
+    """A page of offers."""
+
+    offers: tuple[OfferView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListTasksRequest:
+    """Tasks."""
+
+    page: Page = Page()
+    all: bool = False
+    framework: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListTasksResponse:
+    """A page of tasks."""
+
+    tasks: tuple[TaskView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GetTaskRequest:
+    """One task."""
+
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class GetTaskResponse:
+    """One task."""
+
+    task: TaskView
+
+
+@dataclass(frozen=True, slots=True)
+class KillTaskRequest:
+    """End a task."""
+
+    request_id: str
+    task: str
+    grace_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KillTaskResponse:
+    """The task as it is now."""
+
+    task: TaskView
+
+
+@dataclass(frozen=True, slots=True)
+class ListDevicesRequest:
+    """Devices of all agents, or of one."""
+
+    page: Page = Page()
+    agent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListDevicesResponse:
+    """A page of devices."""
+
+    devices: tuple[DeviceView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveResourcesRequest:
+    """Keep resources of one agent for a role."""
+
+    request_id: str
+    agent: str
+    role: str
+    resources: ResourceRequest
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveResourcesResponse:
+    """What was reserved."""
+
+    reservation: ReservationView
+
+
+@dataclass(frozen=True, slots=True)
+class UnreserveResourcesRequest:
+    """Give reserved resources back."""
+
+    request_id: str
+    agent: str
+    role: str
+    resources: ResourceRequest
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UnreserveResourcesResponse:
+    """What was unreserved."""
+
+    reservation: ReservationView
+
+
+@dataclass(frozen=True, slots=True)
+class ListReservationsRequest:
+    """All reservations."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListReservationsResponse:
+    """A page of reservations."""
+
+    reservations: tuple[ReservationView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListFlagsRequest:
+    """All flags of the master."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListFlagsResponse:
+    """A page of flags."""
+
+    flags: tuple[FlagView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GetFlagRequest:
+    """One flag."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class GetFlagResponse:
+    """One flag."""
+
+    flag: FlagView
+
+
+@dataclass(frozen=True, slots=True)
+class SetFlagRequest:
+    """Change a flag at run time."""
+
+    request_id: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetFlagResponse:
+    """The flag as it is now."""
+
+    flag: FlagView
+    rescinded_offers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UnsetFlagRequest:
+    """Undo a change at run time."""
+
+    request_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnsetFlagResponse:
+    """The flag as it is now."""
+
+    flag: FlagView
+    rescinded_offers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainFrameworkRequest:
+    """Why is this framework not offered what it wants?"""
+
+    framework: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainFrameworkResponse:
+    """The reasons, nearest to success last."""
+
+    refusals: tuple[Refusal, ...]
+    agents: int = 0
+    outstanding_offers: int = 0
+
+
+OperatorRequest = (
+    GetMasterRequest
+    | ListAgentsRequest
+    | GetAgentRequest
+    | ListFrameworksRequest
+    | GetFrameworkRequest
+    | TeardownFrameworkRequest
+    | ListRolesRequest
+    | ListOffersRequest
+    | ListTasksRequest
+    | GetTaskRequest
+    | KillTaskRequest
+    | ListDevicesRequest
+    | ReserveResourcesRequest
+    | UnreserveResourcesRequest
+    | ListReservationsRequest
+    | ListFlagsRequest
+    | GetFlagRequest
+    | SetFlagRequest
+    | UnsetFlagRequest
+    | ExplainFrameworkRequest
+)
+OperatorResponse = (
+    GetMasterResponse
+    | ListAgentsResponse
+    | GetAgentResponse
+    | ListFrameworksResponse
+    | GetFrameworkResponse
+    | TeardownFrameworkResponse
+    | ListRolesResponse
+    | ListOffersResponse
+    | ListTasksResponse
+    | GetTaskResponse
+    | KillTaskResponse
+    | ListDevicesResponse
+    | ReserveResourcesResponse
+    | UnreserveResourcesResponse
+    | ListReservationsResponse
+    | ListFlagsResponse
+    | GetFlagResponse
+    | SetFlagResponse
+    | UnsetFlagResponse
+    | ExplainFrameworkResponse
+)

@@ -1,0 +1,338 @@
+"""Quantities and their arithmetic: integers only, never below zero.
+
+A scalar is counted in thousandths (`cpus`, `gpus`, custom kinds) or bytes (`mem`, `disk`); ports are inclusive ranges;
+GPUs are devices with identity, named by uuid. `Resources` is concrete (what an agent has, an offer contains, a task
+holds); a `ResourceRequest` is what somebody asks for, in which GPUs may be a mere count. design.md §4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import MappingProxyType
+
+from bursar.core.ids import DeviceUuid
+
+CPUS, MEM, DISK, GPUS, PORTS = "cpus", "mem", "disk", "gpus", "ports"
+#: Kinds that are counted in bytes; all other scalars are counted in thousandths.
+BYTE_KINDS = frozenset({MEM, DISK})
+MILLI = 1000
+MAX_AMOUNT = 2**53
+
+_EMPTY: Mapping[str, int] = MappingProxyType({})
+
+
+class InsufficientResources(ArithmeticError):
+    """A subtraction would have gone below zero: a bug of the caller, never of a peer."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PortRange:
+    """An inclusive range of ports, `first <= last`."""
+
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+
+Ports = tuple[PortRange, ...]
+"""Sorted, disjoint and not adjacent."""
+
+
+def normalize_ports(ranges: Iterable[PortRange]) -> Ports:
+    """Sort and merge ranges."""
+    merged: list[PortRange] = []
+    for span in sorted(ranges):
+        if merged and span.first <= merged[-1].last + 1:
+            if span.last > merged[-1].last:
+                merged[-1] = PortRange(merged[-1].first, span.last)
+        else:
+            merged.append(span)
+    return tuple(merged)
+
+
+def subtract_ports(left: Ports, right: Ports) -> Ports:
+    """Return `left` without what is also in `right`."""
+    if not right or not left:
+        return left
+    result: list[PortRange] = []
+    for span in left:
+        first = span.first
+        for cut in right:
+            if cut.last < first or cut.first > span.last:
+                continue
+            if cut.first > first:
+                result.append(PortRange(first, cut.first - 1))
+            first = cut.last + 1
+        if first <= span.last:
+            result.append(PortRange(first, span.last))
+    return tuple(result)
+
+
+def intersect_ports(left: Ports, right: Ports) -> Ports:
+    """Return what is in both."""
+    return subtract_ports(left, subtract_ports(left, right))
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """An amount of concrete resources; immutable, compared by value.
+
+    Invariant: no scalar is zero or negative, none is called `gpus` or `ports`.
+    """
+
+    #: kind → thousandths, or bytes for `mem` and `disk`.
+    scalars: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
+    ports: Ports = ()
+    devices: frozenset[DeviceUuid] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.scalars or self.ports or self.devices)
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.scalars.items()), self.ports, self.devices))
+
+    def __add__(self, other: Resources) -> Resources:
+        """Sum; devices or ports that are in both are a bug and raise InsufficientResources."""
+        if not other:
+            return self
+        if not self:
+            return other
+        if self.devices and other.devices and not self.devices.isdisjoint(other.devices):
+            raise InsufficientResources(f"added twice: {sorted(self.devices & other.devices)}")
+        ports = self.ports
+        if other.ports:
+            if ports and intersect_ports(ports, other.ports):
+                raise InsufficientResources(f"added twice: {intersect_ports(ports, other.ports)}")
+            ports = normalize_ports((*ports, *other.ports))
+        scalars = dict(self.scalars)
+        for kind, amount in other.scalars.items():
+            scalars[kind] = scalars.get(kind, 0) + amount
+        return Resources(scalars, ports, self.devices | other.devices)
+
+    def __sub__(self, other: Resources) -> Resources:
+        """Difference; raises InsufficientResources unless `self` contains `other`."""
+        if not other:
+            return self
+        if not other.devices <= self.devices:
+            raise InsufficientResources(f"not there: {sorted(other.devices - self.devices)}")
+        scalars = dict(self.scalars)
+        for kind, amount in other.scalars.items():
+            left = scalars.get(kind, 0) - amount
+            if left > 0:
+                scalars[kind] = left
+            elif left == 0:
+                scalars.pop(kind, None)
+            else:
+                raise InsufficientResources(f"{kind}: {scalars.get(kind, 0)} is less than {amount}")
+        ports = self.ports
+        if other.ports:
+            if subtract_ports(other.ports, ports):
+                raise InsufficientResources(f"not there: {subtract_ports(other.ports, ports)}")
+            ports = subtract_ports(ports, other.ports)
+        return Resources(scalars, ports, self.devices - other.devices)
+
+    def contains(self, other: Resources) -> bool:
+        """Say whether `other` could be subtracted."""
+        mine = self.scalars
+        for kind, amount in other.scalars.items():
+            if mine.get(kind, 0) < amount:
+                return False
+        if not other.devices <= self.devices:
+            return False
+        return not other.ports or not subtract_ports(other.ports, self.ports)
+
+    def minus_saturating(self, other: Resources) -> Resources:
+        """Difference that stops at zero, kind by kind."""
+        mine = self.scalars
+        scalars = {kind: left for kind in mine if (left := mine[kind] - other.scalars.get(kind, 0)) > 0}
+        return Resources(scalars, subtract_ports(self.ports, other.ports), self.devices - other.devices)
+
+    def intersection(self, other: Resources) -> Resources:
+        """What is in both, kind by kind."""
+        return self.minus_saturating(self.minus_saturating(other))
+
+    def amount(self, kind: str) -> int:
+        """Amount of one kind in its integer unit; GPUs count 1000 each, ports as their number."""
+        if kind == GPUS:
+            return MILLI * len(self.devices)
+        if kind == PORTS:
+            return sum(len(span) for span in self.ports)
+        return self.scalars.get(kind, 0)
+
+    def amounts(self) -> dict[str, int]:
+        """All scalar kinds, GPUs among them: what fair share and quota see. Ports are not in it."""
+        result = dict(self.scalars)
+        if self.devices:
+            result[GPUS] = MILLI * len(self.devices)
+        return result
+
+
+EMPTY = Resources()
+
+
+def sum_resources(parts: Iterable[Resources]) -> Resources:
+    """Add many."""
+    total = EMPTY
+    for part in parts:
+        total = total + part
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRequest:
+    """Resources asked for: GPUs are a count, unless particular devices are named."""
+
+    #: kind → thousandths or bytes; never `gpus`.
+    scalars: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
+    ports: Ports = ()
+    #: Whole GPUs, the named ones included.
+    gpus: int = 0
+    #: These very devices, in the order in which they were named.
+    devices: tuple[DeviceUuid, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.scalars or self.ports or self.gpus or self.devices)
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.scalars.items()), self.ports, self.gpus, self.devices))
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs are wanted in all."""
+        return max(self.gpus, len(self.devices))
+
+    def fits_in(self, resources: Resources) -> bool:
+        """Say whether `resources` are enough, whichever devices are picked."""
+        available = resources.scalars
+        for kind, amount in self.scalars.items():
+            if available.get(kind, 0) < amount:
+                return False
+        if self.gpu_count > len(resources.devices):
+            return False
+        if self.devices and not resources.devices.issuperset(self.devices):
+            return False
+        return not self.ports or not subtract_ports(self.ports, resources.ports)
+
+    def shortfall(self, resources: Resources) -> list[str]:
+        """Say in words what `resources` lack, one item per kind."""
+        from bursar.core.text import format_amount
+
+        missing = []
+        if self.gpu_count > len(resources.devices):
+            missing.append(f"gpus: {self.gpu_count} wanted, {len(resources.devices)} there")
+        absent = [uuid for uuid in self.devices if uuid not in resources.devices]
+        if absent:
+            missing.append(f"devices not there: {', '.join(absent)}")
+        for kind, amount in sorted(self.scalars.items()):
+            there = resources.scalars.get(kind, 0)
+            if there < amount:
+                missing.append(f"{kind}: {format_amount(kind, amount)} wanted, {format_amount(kind, there)} there")
+        if lacking := subtract_ports(self.ports, resources.ports):
+            missing.append(f"ports not there: {', '.join(f'{r.first}-{r.last}' for r in lacking)}")
+        return missing
+
+
+class ReservationType(IntEnum):
+    """How a reservation came about; mirrors `bursar.v1.ReservationType`."""
+
+    UNSPECIFIED = 0
+    STATIC = 1
+    DYNAMIC = 2
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Reservation:
+    """One level of a reservation stack (RSV-5)."""
+
+    type: ReservationType
+    #: Text of the holder; a role path means the role and its descendants.
+    holder: str
+    principal: str = ""
+    #: Sorted pairs; part of the identity (RSV-11).
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+Stack = tuple[Reservation, ...]
+"""Reservation levels, bottom first; empty is unreserved. The owner is the top."""
+
+UNRESERVED: Stack = ()
+
+
+def stack_problem(stack: Stack) -> str | None:
+    """Say what is wrong with a reservation stack, or nothing (mesos.md §2.5, format validity)."""
+    from bursar.core.roles import is_strict_subrole, role_problem
+
+    for level, reservation in enumerate(stack):
+        if problem := role_problem(reservation.holder):
+            return problem
+        if reservation.holder == "*":
+            return "resources cannot be reserved to '*': unreserved resources are everybody's already"
+        if reservation.type not in (ReservationType.STATIC, ReservationType.DYNAMIC):
+            return f"a reservation is static or dynamic, not {reservation.type!r}"
+        if level and reservation.type is ReservationType.STATIC:
+            return "a static reservation can only be at the bottom of a stack"
+        if level and not is_strict_subrole(reservation.holder, stack[level - 1].holder):
+            return f"{reservation.holder!r} does not refine {stack[level - 1].holder!r}: it must be below it"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedResources:
+    """Resources of one agent under one reservation stack."""
+
+    stack: Stack = UNRESERVED
+    resources: Resources = EMPTY
+
+
+Holding = Mapping[Stack, Resources]
+"""Resources of one agent by reservation stack; no empty values. What an offer contains and a task holds."""
+
+
+def holding_total(holding: Holding) -> Resources:
+    """All buckets of a holding together."""
+    return sum_resources(holding.values())
+
+
+def add_holdings(left: Holding, right: Holding) -> dict[Stack, Resources]:
+    """Bucket by bucket sum."""
+    result = dict(left)
+    for stack, part in right.items():
+        result[stack] = result[stack] + part if stack in result else part
+    return {stack: part for stack, part in result.items() if part}
+
+
+def subtract_holdings(left: Holding, right: Holding) -> dict[Stack, Resources]:
+    """Bucket by bucket difference; raises InsufficientResources."""
+    result = dict(left)
+    for stack, part in right.items():
+        result[stack] = result.get(stack, EMPTY) - part
+    return {stack: part for stack, part in result.items() if part}
+
+
+def holding_contains(left: Holding, right: Holding) -> bool:
+    """Say whether `right` could be subtracted from `left`."""
+    return all(left.get(stack, EMPTY).contains(part) for stack, part in right.items())
+
+
+def to_reserved(holding: Holding) -> tuple[ReservedResources, ...]:
+    """As a list, unreserved first, then by stack: the form that travels."""
+    return tuple(ReservedResources(stack, holding[stack]) for stack in sorted(holding) if holding[stack])
+
+
+def to_holding(parts: Iterable[ReservedResources]) -> dict[Stack, Resources]:
+    """The inverse of `to_reserved`; parts under one stack are added."""
+    result: dict[Stack, Resources] = {}
+    for part in parts:
+        if part.resources:
+            result[part.stack] = result.get(part.stack, EMPTY) + part.resources
+    return result
+
+
+def iter_ports(ports: Ports) -> Iterator[int]:
+    """Every single port, ascending."""
+    for span in ports:
+        yield from range(span.first, span.last + 1)

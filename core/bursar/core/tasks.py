@@ -1,0 +1,191 @@
+"""Tasks: specification, states, the transition table, statuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId, id_problem
+from bursar.core.resources import ReservedResources, ResourceRequest
+
+DEFAULT_KILL_GRACE_MS = 3000
+
+
+class TaskState(IntEnum):
+    """Where a task is; mirrors `bursar.v1.TaskState` (mesos.md §2.4, partition-aware names only)."""
+
+    UNSPECIFIED = 0
+    STAGING = 1
+    STARTING = 2
+    RUNNING = 3
+    KILLING = 4
+    FINISHED = 5
+    FAILED = 6
+    KILLED = 7
+    ERROR = 8
+    DROPPED = 9
+    UNREACHABLE = 10
+    GONE = 11
+    GONE_BY_OPERATOR = 12
+    UNKNOWN = 13
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing can follow."""
+        return self in TERMINAL_STATES
+
+
+_S = TaskState
+TERMINAL_STATES = frozenset({_S.FINISHED, _S.FAILED, _S.KILLED, _S.ERROR, _S.DROPPED, _S.GONE, _S.GONE_BY_OPERATOR})
+
+_ENDS = frozenset({_S.FINISHED, _S.FAILED, _S.KILLED, _S.GONE, _S.GONE_BY_OPERATOR})
+
+#: from → to: every legal move. An agent may skip states that nobody saw.
+TRANSITIONS: Mapping[TaskState, frozenset[TaskState]] = {
+    _S.STAGING: _ENDS | {_S.STARTING, _S.RUNNING, _S.KILLING, _S.UNREACHABLE, _S.ERROR, _S.DROPPED},
+    _S.STARTING: _ENDS | {_S.RUNNING, _S.KILLING, _S.UNREACHABLE, _S.DROPPED},
+    _S.RUNNING: _ENDS | {_S.KILLING, _S.UNREACHABLE},
+    _S.KILLING: _ENDS | {_S.UNREACHABLE, _S.DROPPED},
+    _S.UNREACHABLE: _ENDS | {_S.STAGING, _S.STARTING, _S.RUNNING, _S.KILLING, _S.DROPPED},
+}
+
+
+def may_follow(current: TaskState, following: TaskState) -> bool:
+    """Say whether a task may go from one state to another; staying is not a move."""
+    return following in TRANSITIONS.get(current, frozenset())
+
+
+class StatusSource(IntEnum):
+    """Who made a status; mirrors `bursar.v1.StatusSource`."""
+
+    UNSPECIFIED = 0
+    MASTER = 1
+    AGENT = 2
+
+
+class StatusReason(IntEnum):
+    """Why a task is in its state; mirrors `bursar.v1.StatusReason`."""
+
+    UNSPECIFIED = 0
+    COMMAND_EXITED = 1
+    KILLED_BY_FRAMEWORK = 2
+    KILLED_BY_OPERATOR = 3
+    FRAMEWORK_REMOVED = 4
+    KILLED_DURING_LAUNCH = 5
+    LAUNCH_FAILED = 6
+    IMAGE_NOT_FOUND = 7
+    MEM_LIMIT = 8
+    AGENT_REBOOTED = 9
+    CONTAINER_LOST = 10
+    ENGINE_LOST = 11
+    DEVICES_CHANGED = 12
+    AGENT_UNREACHABLE = 13
+    AGENT_REREGISTERED = 14
+    LAUNCH_TIMEOUT = 15
+    INVALID_OFFERS = 16
+    RECONCILIATION = 17
+    AGENT_REFUSED = 18
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentVariable:
+    """Mirrors `bursar.v1.EnvironmentVariable`."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What to run and what it needs; mirrors `bursar.v1.TaskSpec`."""
+
+    task_id: TaskId
+    name: str = ""
+    agent_id: AgentId = AgentId("")
+    command: tuple[str, ...] = ()
+    image: str = ""
+    environment: tuple[EnvironmentVariable, ...] = ()
+    resources: ResourceRequest = ResourceRequest()
+    kill_grace_ms: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AssignedTask:
+    """A task with everything decided; mirrors `bursar.v1.AssignedTask`."""
+
+    framework_id: FrameworkId
+    role: str
+    spec: TaskSpec
+    resources: tuple[ReservedResources, ...]
+    launched_at_ms: int = 0
+
+    @property
+    def device_uuids(self) -> tuple[DeviceUuid, ...]:
+        """All devices, sorted."""
+        return tuple(sorted(uuid for part in self.resources for uuid in part.resources.devices))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStatus:
+    """One report about a task; mirrors `bursar.v1.TaskStatus`."""
+
+    task_id: TaskId
+    framework_id: FrameworkId
+    agent_id: AgentId
+    state: TaskState
+    reason: StatusReason = StatusReason.UNSPECIFIED
+    source: StatusSource = StatusSource.UNSPECIFIED
+    message: str = ""
+    #: Empty for answers of a reconciliation; others are repeated until acknowledged.
+    update_id: str = ""
+    timestamp_ms: int = 0
+    exit_code: int | None = None
+    device_uuids: tuple[DeviceUuid, ...] = ()
+
+
+#: Set by the agent for every task; a user's own values for these names are dropped.
+PINNING_VARIABLES = frozenset(
+    {
+        "CUDA_VISIBLE_DEVICES",
+        "NVIDIA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
+        "BURSAR_TASK_ID",
+        "BURSAR_SANDBOX",
+        "BURSAR_DEVICES_FILE",
+    }
+)
+
+
+def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
+    """Say what is wrong with a task as (field, problem), whatever the cluster; or nothing. TSK-2, GPU-1."""
+    if problem := id_problem(spec.task_id):
+        return "task_id", problem
+    if not spec.command and not spec.image:
+        return "command", "a task needs a command, or an image that has one"
+    for argument in spec.command:
+        if "\x00" in argument:
+            return "command", "an argument must not contain a zero byte"
+    if spec.command and not spec.command[0]:
+        return "command[0]", "the program must not be empty"
+    if "\x00" in spec.image or any(character.isspace() for character in spec.image):
+        return "image", f"{spec.image!r} is not an image name"
+    for variable in spec.environment:
+        if not variable.name or "=" in variable.name or "\x00" in variable.name or "\x00" in variable.value:
+            return "environment", f"{variable.name!r} is not the name of a variable, or its value holds a zero byte"
+    request = spec.resources
+    if len(set(request.devices)) != len(request.devices):
+        return "resources.device_uuids", "a device is named twice"
+    if request.gpus and request.devices and request.gpus != len(request.devices):
+        return "resources.gpus", f"{request.gpus} GPUs are asked for, but {len(request.devices)} are named"
+    for kind, amount in request.scalars.items():
+        if amount < 0:
+            return f"resources.{kind}", "an amount must not be negative"
+        if kind == "gpus":
+            return "resources", "GPUs are whole: use the field gpus"
+    if not request:
+        return "resources", "a task must ask for some resources"
+    if spec.kill_grace_ms is not None and spec.kill_grace_ms < 0:
+        return "kill_grace_ms", "must not be negative"
+    return None

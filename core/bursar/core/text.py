@@ -1,0 +1,289 @@
+"""The text forms of resources, attributes, amounts and durations: the same in flags, commands and output.
+
+Resources: `cpus:8;mem:16GiB;gpus:4;ports:[31000-32000]`; a role in parentheses is a static reservation, `gpus(ml):4`, in double
+quotes where it holds other characters than letters, digits, `.`, `_`, `-`, `/`. A bare number for memory or disk is MiB.
+Numbers are decimal with at most three places. design.md §4, AG-7, AG-8.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from bursar.core.errors import InvalidText
+from bursar.core.resources import (
+    BYTE_KINDS,
+    GPUS,
+    MAX_AMOUNT,
+    MILLI,
+    PORTS,
+    PortRange,
+    Ports,
+    ResourceRequest,
+    Resources,
+    normalize_ports,
+)
+from bursar.core.roles import role_problem
+
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_NUMBER = re.compile(r"([0-9]{1,16})(?:\.([0-9]{1,3}))?")
+_KIND = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
+_PLAIN_ROLE = re.compile(r"[A-Za-z0-9._/*-]+")
+_DURATION_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_DURATION_ALIASES = {"secs": "s", "sec": "s", "mins": "m", "min": "m", "hrs": "h", "hours": "h", "days": "d", "weeks": "w"}
+_DURATION = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))?\s*([A-Za-z]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceText:
+    """One item of a resources text."""
+
+    kind: str
+    #: Role of the static reservation; None is unreserved.
+    role: str | None
+    #: Thousandths or bytes; for `gpus` thousandths too; 0 for ports.
+    amount: int
+    ports: Ports = ()
+
+
+def parse_milli(text: str, what: str) -> int:
+    """Read a decimal number as thousandths.
+
+    Raises InvalidText for signs, exponents, `nan`, `inf`, more than three places, or more than 2^53 after scaling.
+    """
+    match = _NUMBER.fullmatch(text.strip())
+    if not match:
+        raise InvalidText(
+            f"{what}: {text.strip()!r} is not a number",
+            "write a decimal number with at most three places, without sign or exponent, such as 8 or 0.5",
+        )
+    whole, places = match.groups()
+    value = int(whole) * MILLI + int((places or "").ljust(3, "0"))
+    if value > MAX_AMOUNT:
+        raise InvalidText(f"{what}: {text.strip()} is too large", f"at most {MAX_AMOUNT // MILLI}")
+    return value
+
+
+def parse_bytes(text: str, what: str) -> int:
+    """Read an amount of memory or disk as bytes: a number with KiB, MiB, GiB or TiB; a bare number is MiB."""
+    text = text.strip()
+    unit = next((unit for unit in _UNITS if text.endswith(unit)), None)
+    if unit is None and text[-1:].isalpha():
+        raise InvalidText(f"{what}: {text!r} has an unknown unit", "use KiB, MiB, GiB or TiB, or a bare number of MiB")
+    milli = parse_milli(text.removesuffix(unit or ""), what)
+    value = milli * _UNITS[unit or "MiB"] // MILLI
+    if value > MAX_AMOUNT:
+        raise InvalidText(f"{what}: {text} is too large", "at most 8 PiB")
+    return value
+
+
+def parse_amount(kind: str, text: str) -> int:
+    """Read one scalar in the unit of its kind. GPUs must be whole (GPU-1)."""
+    if kind in BYTE_KINDS:
+        return parse_bytes(text, kind)
+    amount = parse_milli(text, kind)
+    if kind == GPUS and amount % MILLI:
+        raise InvalidText(f"gpus: {text.strip()} is not a whole number", "GPUs are granted whole")
+    return amount
+
+
+def parse_ports(text: str) -> Ports:
+    """Read `[31000-32000,33000]`."""
+    inner = text.strip()
+    if not (inner.startswith("[") and inner.endswith("]")):
+        raise InvalidText(f"ports: {text.strip()!r} is not a list of ranges", "write ports:[31000-32000]")
+    ranges: list[PortRange] = []
+    for item in filter(None, (part.strip() for part in inner[1:-1].split(","))):
+        first, dash, last = item.partition("-")
+        if not first.strip().isdecimal() or (dash and not last.strip().isdecimal()):
+            raise InvalidText(f"ports: {item!r} is not a range", "write first-last, such as 31000-32000")
+        span = PortRange(int(first), int(last) if dash else int(first))
+        if not 1 <= span.first <= span.last <= 65535:
+            raise InvalidText(f"ports: {item} is not within 1-65535 in ascending order", "write first-last, such as 31000-32000")
+        ranges.append(span)
+    merged = normalize_ports(ranges)
+    if sum(map(len, merged)) != sum(map(len, ranges)):
+        raise InvalidText(f"ports: ranges of {text.strip()} overlap", "name every port once")
+    return merged
+
+
+def parse_resources(text: str) -> list[ResourceText]:
+    """Read a resources text, item by item and in order. Raises InvalidText.
+
+    One kind may stand several times under different roles, never twice under one.
+    """
+    items: list[ResourceText] = []
+    seen: set[tuple[str, str | None]] = set()
+    for part in _split(text):
+        head, colon, value = _partition_value(part)
+        if not colon:
+            raise InvalidText(f"resources: {part!r} has no value", "write name:value, such as cpus:8")
+        kind, role = _parse_head(head)
+        if (kind, role) in seen:
+            raise InvalidText(f"resources: {head.strip()} is there twice", "name each kind once per role")
+        seen.add((kind, role))
+        if kind == PORTS:
+            items.append(ResourceText(kind, role, 0, parse_ports(value)))
+        else:
+            items.append(ResourceText(kind, role, parse_amount(kind, value)))
+    return items
+
+
+def parse_request(text: str) -> ResourceRequest:
+    """Read a resources text without roles as a request. Raises InvalidText, also where nothing is asked for."""
+    scalars: dict[str, int] = {}
+    ports: Ports = ()
+    gpus = 0
+    for item in parse_resources(text):
+        if item.role is not None:
+            raise InvalidText(f"resources: {item.kind}({item.role}) names a role", "give the role separately, as --role")
+        if item.kind == PORTS:
+            ports = item.ports
+        elif item.kind == GPUS:
+            gpus = item.amount // MILLI
+        elif item.amount:
+            scalars[item.kind] = item.amount
+    request = ResourceRequest(scalars, ports, gpus)
+    if not request:
+        raise InvalidText(f"resources: {text!r} asks for nothing", "name at least one amount above zero, such as gpus:1")
+    return request
+
+
+def parse_attributes(text: str) -> dict[str, str | int]:
+    """Read `rack:r1;zone:a;gen:3`: a decimal number becomes thousandths, anything else text (AG-7). Raises InvalidText."""
+    result: dict[str, str | int] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(";"))):
+        name, colon, value = part.partition(":")
+        name, value = name.strip(), value.strip()
+        if not colon or not re.fullmatch(r"[A-Za-z0-9_./-]{1,63}", name):
+            raise InvalidText(f"attributes: {part!r} is not name:value", "write rack:r1;zone:a")
+        if name in result:
+            raise InvalidText(f"attributes: {name} is there twice", "name each attribute once")
+        if not value:
+            raise InvalidText(f"attributes: {name} has no value", "write rack:r1;zone:a")
+        result[name] = parse_milli(value, name) if _NUMBER.fullmatch(value) else value
+    return result
+
+
+def parse_duration(text: str, what: str = "duration") -> int:
+    """Read `500ms`, `1s`, `10m`, `1h`, `2d` (and Mesos' `secs`, `mins`, `hrs`, `days`) as milliseconds. Raises InvalidText."""
+    match = _DURATION.fullmatch(text.strip())
+    unit = match and _DURATION_ALIASES.get(match[3], match[3])
+    if not match or unit not in _DURATION_UNITS_MS:
+        raise InvalidText(f"{what}: {text.strip()!r} is not a duration", "write a number and a unit, such as 500ms, 1s, 10m or 2h")
+    milli = int(match[1]) * MILLI + int((match[2] or "").ljust(3, "0"))
+    value = milli * _DURATION_UNITS_MS[unit] // MILLI
+    if value > MAX_AMOUNT // MILLI:
+        raise InvalidText(f"{what}: {text.strip()} is too long", "use a shorter duration")
+    return value
+
+
+def format_duration(milliseconds: int) -> str:
+    """The shortest text that `parse_duration` reads back."""
+    for unit in ("d", "h", "m", "s"):
+        if milliseconds and milliseconds % _DURATION_UNITS_MS[unit] == 0:
+            return f"{milliseconds // _DURATION_UNITS_MS[unit]}{unit}"
+    return f"{milliseconds}ms"
+
+
+def format_milli(amount: int) -> str:
+    """Thousandths as a decimal number without trailing zeros."""
+    whole, places = divmod(amount, MILLI)
+    return f"{whole}.{places:03d}".rstrip("0") if places else str(whole)
+
+
+def format_amount(kind: str, amount: int) -> str:
+    """One scalar as the text that `parse_amount` reads; bytes in the largest unit that has at most three places."""
+    if kind not in BYTE_KINDS:
+        return format_milli(amount)
+    for unit, size in reversed(_UNITS.items()):
+        if amount >= size and amount * MILLI % size == 0:
+            return f"{format_milli(amount * MILLI // size)}{unit}"
+    return f"{format_milli(amount * MILLI // 2**10)}KiB"
+
+
+def format_ports(ports: Ports) -> str:
+    """As `parse_ports` reads it."""
+    return "[" + ",".join(str(r.first) if r.first == r.last else f"{r.first}-{r.last}" for r in ports) + "]"
+
+
+def quote_role(role: str) -> str:
+    """A role as it stands in a resources text."""
+    return role if _PLAIN_ROLE.fullmatch(role) else '"' + role.replace('"', '\\"') + '"'
+
+
+def format_resources(resources: Resources, role: str | None = None) -> str:
+    """As `parse_resources` reads it: cpus, mem, disk, gpus, other kinds, ports."""
+    return _format(resources.scalars, len(resources.devices), resources.ports, role)
+
+
+def format_request(request: ResourceRequest) -> str:
+    """As `parse_request` reads it."""
+    return _format(request.scalars, request.gpu_count, request.ports, None)
+
+
+def _format(scalars: Mapping[str, int], gpus: int, ports: Ports, role: str | None) -> str:
+    suffix = "" if role is None else f"({quote_role(role)})"
+    first = [kind for kind in ("cpus", "mem", "disk") if kind in scalars]
+    others = sorted(kind for kind in scalars if kind not in first)
+    parts = [f"{kind}{suffix}:{format_amount(kind, scalars[kind])}" for kind in first]
+    if gpus:
+        parts.append(f"gpus{suffix}:{gpus}")
+    parts += [f"{kind}{suffix}:{format_amount(kind, scalars[kind])}" for kind in others]
+    if ports:
+        parts.append(f"ports{suffix}:{format_ports(ports)}")
+    return ";".join(parts)
+
+
+def _split(text: str) -> Iterable[str]:
+    """Split at `;` outside double quotes; blank parts are dropped."""
+    part, quoted = "", False
+    for character in text:
+        if character == '"':
+            quoted = not quoted
+        if character == ";" and not quoted:
+            if part.strip():
+                yield part
+            part = ""
+        else:
+            part += character
+    if quoted:
+        raise InvalidText(f"resources: {text!r} has an open quote", 'close it with "')
+    if part.strip():
+        yield part
+
+
+def _partition_value(part: str) -> tuple[str, str, str]:
+    """Split at the first `:` outside double quotes."""
+    quoted = False
+    for index, character in enumerate(part):
+        if character == '"':
+            quoted = not quoted
+        elif character == ":" and not quoted:
+            return part[:index], ":", part[index + 1 :]
+    return part, "", ""
+
+
+def _parse_head(head: str) -> tuple[str, str | None]:
+    """Read `name` or `name(role)`."""
+    head = head.strip()
+    kind, parenthesis, rest = head.partition("(")
+    kind = kind.strip()
+    if not _KIND.fullmatch(kind):
+        raise InvalidText(f"resources: {kind!r} is not a name", "a name has letters, digits, '_', '.', '-' and begins with a letter")
+    if not parenthesis:
+        return kind, None
+    rest = rest.strip()
+    if not rest.endswith(")"):
+        raise InvalidText(f"resources: {head!r} has no closing parenthesis", "write gpus(role):4")
+    role = rest[:-1].strip()
+    if len(role) >= 2 and role.startswith('"') and role.endswith('"'):
+        role = role[1:-1]
+    elif not _PLAIN_ROLE.fullmatch(role):
+        raise InvalidText(
+            f"resources: role {role!r} has characters outside letters, digits, '.', '_', '-', '/'", 'write it in double quotes: gpus("a@b"):4'
+        )
+    if problem := role_problem(role):
+        raise InvalidText(f"resources: {problem}", "see docs/vocabulary.md for role names")
+    return kind, None if role == "*" else role

@@ -1,0 +1,1 @@
+"""The shell that every program shares: driver, outboxes, codec, settings, telemetry, networking."""
