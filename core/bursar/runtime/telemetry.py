@@ -1,0 +1,100 @@
+"""What operators look at: log lines on stderr and metrics over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+import structlog
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+
+from bursar.core.errors import BursarError
+from bursar.runtime.rpc import require_loopback, split_address
+
+
+def configure_logging(program: str, environ: Mapping[str, str] = os.environ) -> None:
+    """One line per event on stderr, `key=value`; JSON where BURSAR_LOG_FORMAT=json; BURSAR_LOG_LEVEL sets the level.
+
+    Lines of libraries that use `logging` come out in the same form, from WARNING on.
+    """
+    as_json = environ.get("BURSAR_LOG_FORMAT", "").lower() == "json"
+    level = logging.getLevelNamesMapping().get(environ.get("BURSAR_LOG_LEVEL", "info").upper(), logging.INFO)
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _name(program),
+        structlog.processors.format_exc_info,
+        structlog.processors.UnicodeDecoder(),
+    ]
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.processors.LogfmtRenderer(
+            key_order=["timestamp", "level", "program", "event"], drop_missing=True
+        )
+    )
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(level, logging.WARNING))
+
+
+def _name(program: str) -> Any:
+    def add(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["program"] = program
+        return event
+
+    return add
+
+
+def logger(**values: object) -> structlog.typing.FilteringBoundLogger:
+    """The log of this program, with values that every line carries."""
+    bound: structlog.typing.FilteringBoundLogger = structlog.get_logger(**values)
+    return bound
+
+
+@dataclass(slots=True)
+class MetricsServer:
+    """Serves `/metrics` from a thread of its own."""
+
+    port: int
+    _server: WSGIServer
+    _thread: Thread
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)
+
+
+def serve_metrics(address: str, program: str, insecure: bool, registry: CollectorRegistry = REGISTRY) -> MetricsServer:
+    """Serve the registry's metrics on `HOST:PORT` (port 0: any).
+
+    Raises BursarError where the address is off loopback without `insecure`, or cannot be bound.
+    """
+    require_loopback(address, insecure, f"{program} (metrics)")
+    host, port = split_address(address)
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BursarError(
+            f"cannot serve metrics on {address}: {reason}",
+            "stop what uses the port, or choose another one with --metrics",
+        ) from error
+    return MetricsServer(server.server_port, server, thread)
