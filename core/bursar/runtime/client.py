@@ -1,0 +1,93 @@
+"""What every client of a master needs: a channel, and refusals as exceptions.
+
+A refused call is a gRPC status whose trailing metadata carries one serialized `bursar.v1.ErrorDetail` under `bursar-error-bin`;
+the status text says the same for people who use a generic tool.
+"""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText
+from bursar.runtime.codec import decode
+from bursar.runtime.rpc import CLIENT_OPTIONS, ERROR_METADATA_KEY
+from bursar.v1 import errors_pb2
+
+DEFAULT_MASTER = "127.0.0.1:5050"
+
+#: Every channel has its own connections, so that a new attempt is not held back by the back-off of an earlier one.
+_CHANNEL_OPTIONS = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+
+_REASONS = {
+    grpc.StatusCode.INVALID_ARGUMENT: ErrorReason.INVALID_ARGUMENT,
+    grpc.StatusCode.OUT_OF_RANGE: ErrorReason.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND: ErrorReason.NOT_FOUND,
+    grpc.StatusCode.UNIMPLEMENTED: ErrorReason.UNSUPPORTED,
+    grpc.StatusCode.INTERNAL: ErrorReason.INTERNAL,
+}
+
+
+class MasterUnreachable(BursarError):
+    """No master answered: the call may be tried again."""
+
+
+def parse_addresses(text: str) -> tuple[str, ...]:
+    """Read `HOST:PORT[,HOST:PORT…]`. Raises InvalidText."""
+    addresses = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not addresses:
+        raise InvalidText("master: no address", f"write HOST:PORT, such as {DEFAULT_MASTER}")
+    for address in addresses:
+        host, colon, port = address.rpartition(":")
+        valid = bool(colon and host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
+        if not valid or any(c.isspace() or c in "/," for c in host) or (":" in host and not host.startswith("[")):
+            raise InvalidText(f"master: {address!r} is not an address", f"write HOST:PORT, such as {DEFAULT_MASTER}")
+    return addresses
+
+
+def connect(address: str) -> grpc.aio.Channel:
+    """A channel to `HOST:PORT`; it connects with its first call."""
+    return grpc.aio.insecure_channel(f"dns:///{address}", options=_CHANNEL_OPTIONS)
+
+
+def error_detail(error: grpc.aio.AioRpcError) -> ErrorDetail | None:
+    """The detail that the peer attached to a status; None where it attached none."""
+    for key, value in error.trailing_metadata() or ():
+        if key == ERROR_METADATA_KEY and isinstance(value, bytes):
+            try:
+                return decode(ErrorDetail, errors_pb2.ErrorDetail.FromString(value))
+            except DecodeError:
+                return None
+    return None
+
+
+def to_bursar_error(error: grpc.aio.AioRpcError, address: str) -> BursarError:
+    """A status as an exception that can be shown; MasterUnreachable where no master has spoken."""
+    detail = error_detail(error)
+    if detail is not None:
+        return BursarError(detail)
+    code, text = error.code(), error.details() or "no reason was given"
+    if code in (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+    ):
+        return unreachable(address, text)
+    return BursarError(
+        ErrorDetail(
+            _REASONS.get(code, ErrorReason.UNSPECIFIED), f"the master at {address} answered {code.name}: {text}"
+        )
+    )
+
+
+def unreachable(address: str, why: str = "") -> MasterUnreachable:
+    """Say that nobody answers at an address."""
+    return MasterUnreachable(
+        ErrorDetail(
+            ErrorReason.UNSPECIFIED,
+            f"no master answers at {address}" + (f": {why}" if why else ""),
+            "start one (bursar-master, or bursar dev for a whole cluster), or name another with --master or BURSAR_MASTER",
+        )
+    )

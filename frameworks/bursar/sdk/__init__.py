@@ -1,0 +1,66 @@
+"""What a framework author imports.
+
+A *framework* states what it wants (`wants`), answers offers with tasks (`on_offer`) and hears what becomes of them (`on_status`):
+
+    from bursar.sdk import Framework, Offer, Status, Task, run
+
+    class Sweep(Framework):
+        role, capabilities = "ml/sweep", {"GPU_RESOURCES"}
+
+        def start(self):
+            self.todo = [Task(["train", f"--lr={lr}"], gpus=1, cpus=4, mem="16GiB") for lr in (1e-2, 1e-3, 1e-4)]
+
+        def wants(self):
+            return [(task, 1) for task in self.todo]
+
+        def on_offer(self, offer):
+            while self.todo and offer.fits(self.todo[-1]):
+                yield self.todo.pop()
+
+        def on_status(self, task, status):
+            if status.retryable:
+                self.todo.append(task)
+            if not self.todo and not self.running:
+                self.stop()
+
+    run(Sweep(), master="127.0.0.1:5050")
+
+Behind it are a pure machine (`machine.py`, with `events.py` and `effects.py`) and a thin shell (`session.py`). Programs with an
+event loop of their own use `FrameworkSession`; operators' tools use `OperatorClient`. Logs go to the logger `bursar.sdk`.
+"""
+
+from bursar.core.devices import Device
+from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText
+from bursar.core.messages.framework import GPU_RESOURCES
+from bursar.core.resources import ResourceRequest
+from bursar.core.tasks import StatusReason, TaskState
+from bursar.runtime.client import MasterUnreachable
+from bursar.sdk.amounts import Amount
+from bursar.sdk.framework import Framework, Want
+from bursar.sdk.offers import Offer
+from bursar.sdk.operator import LogReader, OperatorClient
+from bursar.sdk.session import FrameworkSession, run
+from bursar.sdk.tasks import Status, Task
+
+__all__ = [
+    "GPU_RESOURCES",
+    "Amount",
+    "BursarError",
+    "Device",
+    "ErrorDetail",
+    "ErrorReason",
+    "Framework",
+    "FrameworkSession",
+    "InvalidText",
+    "LogReader",
+    "MasterUnreachable",
+    "Offer",
+    "OperatorClient",
+    "ResourceRequest",
+    "Status",
+    "StatusReason",
+    "Task",
+    "TaskState",
+    "Want",
+    "run",
+]

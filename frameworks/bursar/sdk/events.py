@@ -1,0 +1,118 @@
+"""All that a framework's session can learn. Past tense; nothing else crosses into the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bursar.core.errors import ErrorDetail
+from bursar.core.ids import ConnectionId, OfferId, TaskId
+from bursar.core.machine import Stalled, TimePassed
+from bursar.core.messages.framework import FrameworkEvent, UpdateRef
+from bursar.core.messages.offers import Shape
+from bursar.core.tasks import TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStarted:
+    """The author's `start` has returned; the demand is what `wants` said."""
+
+    shapes: tuple[Shape, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventsReceived:
+    """The master said something."""
+
+    connection: ConnectionId
+    events: tuple[FrameworkEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnded:
+    """A stream is no more; no error means that the master ended it in good order."""
+
+    connection: ConnectionId
+    error: ErrorDetail | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallNotSent:
+    """A call could not be sent at all (too large)."""
+
+    call_id: str
+    error: ErrorDetail
+
+
+@dataclass(frozen=True, slots=True)
+class OfferAnswer:
+    """What the author made of one offer; no tasks: declined."""
+
+    offer_id: OfferId
+    tasks: tuple[TaskSpec, ...] = ()
+    #: None: the default of 5 s.
+    refuse_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OffersAnswered:
+    """The author's `on_offer` has returned, for each of these."""
+
+    answers: tuple[OfferAnswer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StatusesHandled:
+    """The author's `on_status` has returned, for each of these."""
+
+    updates: tuple[UpdateRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DemandStated:
+    """The author wants something else than before."""
+
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KillRequested:
+    """The author wants a task to end."""
+
+    task_id: TaskId
+    grace_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SuppressRequested:
+    """The author wants no offers for these roles (empty: all)."""
+
+    roles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReviveRequested:
+    """The author wants offers for these roles (empty: all), and filters forgotten."""
+
+    roles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The author is done: unregister."""
+
+
+Event = (
+    SessionStarted
+    | EventsReceived
+    | StreamEnded
+    | CallNotSent
+    | OffersAnswered
+    | StatusesHandled
+    | DemandStated
+    | KillRequested
+    | SuppressRequested
+    | ReviveRequested
+    | StopRequested
+    | TimePassed
+    | Stalled
+)

@@ -1,0 +1,160 @@
+"""What an author writes: a subclass of `Framework`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from bursar.core.errors import BursarError, ErrorDetail, InvalidText
+from bursar.core.messages.offers import Shape
+from bursar.core.resources import ResourceRequest
+from bursar.core.roles import DEFAULT_ROLE, role_problem
+from bursar.sdk.amounts import Amount, request_from
+from bursar.sdk.offers import Offer
+from bursar.sdk.tasks import Status, Task
+
+if TYPE_CHECKING:
+    from bursar.sdk.session import FrameworkSession
+
+log = logging.getLogger("bursar.sdk")
+
+WantedShape = Mapping[str, Amount] | Task | ResourceRequest
+"""`{"cpus": 4, "mem": "16GiB", "gpus": 1}`, or a task that needs as much."""
+Want = tuple[WantedShape, int] | tuple[WantedShape, int, str]
+"""A shape, how many of it, and for which role where the framework has several."""
+
+
+class Framework:
+    """A client that accepts offers and owns tasks. Override what you need; every method is called in the event loop and should
+    return quickly. An exception that leaves one of them ends `run`, which raises it; the tasks then go on for `failover_timeout`.
+
+    Done by the SDK: offers that are not answered are declined, statuses acknowledged once `on_status` has returned, connections
+    opened again with the same id, the demand repeated, lost answers asked for, tasks reconciled.
+    """
+
+    #: For people; the class name where empty.
+    name: str = ""
+    #: The role, or several.
+    role: str = DEFAULT_ROLE
+    roles: tuple[str, ...] = ()
+    #: What the framework understands; `GPU_RESOURCES` lets it see agents with GPUs.
+    capabilities: Iterable[str] = ()
+    #: How long tasks live on without the framework: seconds, or a text such as `10m`. 0: they end with the connection.
+    failover_timeout: float | str = 60
+    #: Give the id of an earlier life to take its tasks over; made by the SDK where empty.
+    framework_id: str = ""
+    webui_url: str = ""
+    labels: Mapping[str, str] = {}
+
+    _session: FrameworkSession | None = None
+
+    # --- override ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Prepare: called once, before the first connection."""
+
+    def wants(self) -> Iterable[Want] | None:
+        """Say everything that is wanted now: `[(shape, count), …]`. None: no demand stated, every offer is welcome.
+
+        Asked again after every other call: say what is true, the SDK sends what changed.
+        """
+        return None
+
+    def on_offer(self, offer: Offer) -> Iterable[Task] | None:
+        """Return or yield the tasks to launch on an offer; what is left of it is declined."""
+        return None
+
+    def on_status(self, task: Task, status: Status) -> None:
+        """Hear where a task is. It is acknowledged once this returns; a repetition is not delivered again."""
+
+    def on_launched(self, task: Task) -> None:
+        """Hear that the master took a task, durably: it happens, or its end is reported."""
+
+    def on_refused(self, task: Task, error: ErrorDetail) -> None:
+        """Hear that the master did not take a task: it never ran. Without an override `on_status` hears it as DROPPED
+        (another offer may do: `status.retryable`) or ERROR (the task itself is wrong).
+        """
+        self.on_status(task, task.status)
+
+    def on_rescinded(self, offer_id: str, reason: str) -> None:
+        """Hear that an offer is void. Nothing to do: the SDK never holds one back."""
+
+    def on_subscribed(self, again: bool) -> None:
+        """Hear that the framework is registered, or registered again."""
+
+    def on_disconnected(self, error: ErrorDetail) -> None:
+        """Hear that the master is away. Nothing to do: the SDK tries again."""
+
+    def on_agent_failure(self, agent_id: str, message: str) -> None:
+        """Hear that an agent left; its tasks have statuses of their own."""
+
+    # --- use --------------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> Mapping[str, Task]:
+        """Tasks by id, from the moment they are yielded until their end was reported."""
+        return self._session.running if self._session is not None else {}
+
+    def stop(self) -> None:
+        """Unregister: tasks that still run end, and `run` returns. From any thread."""
+        self._bound().stop()
+
+    def kill(self, task: Task | str, grace_ms: int | None = None) -> None:
+        """End a task: SIGTERM, grace, SIGKILL; its status tells the outcome. From any thread."""
+        self._bound().kill(task if isinstance(task, str) else task.id, grace_ms)
+
+    def suppress(self, *roles: str) -> None:
+        """Want no offers for these roles (none: all). From any thread."""
+        self._bound().suppress(*roles)
+
+    def revive(self, *roles: str) -> None:
+        """Want offers for these roles again (none: all), also of what was declined a moment ago. From any thread."""
+        self._bound().revive(*roles)
+
+    def update(self) -> None:
+        """Have `wants` asked again: call this after a change that no other method saw. From any thread."""
+        self._bound().update()
+
+    def _bound(self) -> FrameworkSession:
+        if self._session is None:
+            raise BursarError("the framework does not run", "call this after run(framework) has begun")
+        return self._session
+
+
+def all_roles(framework: Framework) -> tuple[str, ...]:
+    """The roles of a framework. Raises InvalidText."""
+    if isinstance(framework.roles, str):
+        raise InvalidText(
+            f"roles: {framework.roles!r} is one text", "write role = ... for one role, or a tuple of roles"
+        )
+    roles = tuple(framework.roles) or (framework.role,)
+    for role in roles:
+        if problem := role_problem(role):
+            raise InvalidText(problem, "see docs/vocabulary.md for role names")
+    if len(set(roles)) != len(roles):
+        raise InvalidText(f"roles: {', '.join(roles)} names one twice", "name each role once")
+    return roles
+
+
+def stated_demand(framework: Framework, roles: tuple[str, ...]) -> tuple[Shape, ...] | None:
+    """What `wants` says, as shapes. Raises InvalidText."""
+    wants = framework.wants()
+    if wants is None:
+        return None
+    shapes: dict[tuple[str, ResourceRequest], int] = {}
+    for want in wants:
+        wanted, count, role = want if len(want) == 3 else (*want, roles[0])
+        if role not in roles:
+            raise InvalidText(f"wants: {role!r} is not a role of this framework", f"use one of {', '.join(roles)}")
+        if count < 0:
+            raise InvalidText(f"wants: the count {count} is negative", "return 0 or more")
+        if isinstance(wanted, Task):
+            wanted = wanted.request
+        elif not isinstance(wanted, ResourceRequest):
+            wanted = request_from(wanted)
+        if not wanted:
+            raise InvalidText("wants: a shape asks for nothing", "name at least one amount above zero, such as cpus=1")
+        if count:
+            shapes[role, wanted] = shapes.get((role, wanted), 0) + count
+    return tuple(Shape(role, wanted, count) for (role, wanted), count in shapes.items())

@@ -1,0 +1,564 @@
+"""The conversation of one framework with its master, as a pure machine.
+
+Phases: *waiting* (between two attempts), *connecting* (Subscribe is on its way), *subscribed*, *ended*. Whatever breaks leads back to
+*waiting*, with a back-off that doubles to two seconds; after each return the machine asks what became of calls whose answers
+were lost, repeats kills, and reconciles its tasks with a truncated back-off (RC-3). Nothing here reads a clock or a socket.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from bursar.core.clock import Deadlines, Instant
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import AgentId, ConnectionId, OfferId, TaskId
+from bursar.core.machine import Stalled, TimePassed
+from bursar.core.messages.framework import (
+    Acknowledge,
+    AgentFailure,
+    FrameworkCall,
+    FrameworkEvent,
+    FrameworkHeartbeat,
+    FrameworkInfo,
+    Kill,
+    LookupCalls,
+    LookupResults,
+    MasterHeartbeat,
+    Offers,
+    Reconcile,
+    Rescind,
+    Revive,
+    StatusUpdates,
+    StreamError,
+    Subscribe,
+    Subscribed,
+    Suppress,
+    Teardown,
+    UpdateDemand,
+    UpdateRef,
+)
+from bursar.core.messages.offers import (
+    Accept,
+    AgentDescription,
+    CallResult,
+    Decline,
+    Demand,
+    Filters,
+    Launch,
+    Offer,
+    Operation,
+    Shape,
+)
+from bursar.core.tasks import TaskSpec, TaskState, TaskStatus
+from bursar.sdk import effects, events
+from bursar.sdk.effects import Effect
+
+#: Between two attempts, and per attempt.
+BACKOFF_MIN_MS, BACKOFF_MAX_MS, ATTEMPT_MS = 100, 2_000, 5_000
+#: A master that missed so many heartbeats is given up.
+MISSED_HEARTBEATS = 3
+#: Explicit reconciliation: repeated for tasks without an answer; everything is compared every quarter of an hour (RC-3).
+RECONCILE_MIN_MS, RECONCILE_MAX_MS, RECONCILE_ALL_MS = 1_000, 60_000, 900_000
+#: An accept without an answer is asked for after so long.
+LOOKUP_MS = 30_000
+#: How long unregistering is tried.
+STOP_MS = 10_000
+#: The master ends the stream after Teardown; if it does not, that is good enough.
+TEARDOWN_MS = 3_000
+#: Ids of one call at most, so that no message grows beyond its limit.
+MAX_IDS = 1_000
+#: Ended tasks whose late repetitions are recognised.
+MAX_ENDED = 10_000
+
+#: Refusals that another attempt cannot mend.
+FATAL_REASONS = frozenset(
+    {
+        ErrorReason.INVALID_ARGUMENT,
+        ErrorReason.CLUSTER_MISMATCH,
+        ErrorReason.SUPERSEDED,
+        ErrorReason.FRAMEWORK_REMOVED,
+        ErrorReason.NOT_SUBSCRIBED,
+        ErrorReason.UNSUPPORTED,
+    }
+)
+NEVER_SENT = ErrorDetail(
+    ErrorReason.INVALID_OFFERS,
+    "the connection broke before the master took the launch",
+    "it never ran: launch it on another offer",
+)
+
+
+class Phase(Enum):
+    """Where the conversation is."""
+
+    WAITING = auto()
+    CONNECTING = auto()
+    SUBSCRIBED = auto()
+    ENDED = auto()
+
+
+class Timer(Enum):
+    """What the machine waits for."""
+
+    FIRST_SUBSCRIBE = auto()
+    ATTEMPT = auto()
+    RETRY = auto()
+    HEARTBEAT = auto()
+    SILENCE = auto()
+    RECONCILE = auto()
+    RECONCILE_ALL = auto()
+    LOOKUP = auto()
+    STOP = auto()
+    TEARDOWN = auto()
+
+
+@dataclass(slots=True)
+class TrackedTask:
+    """A task that has not ended, as far as this framework knows."""
+
+    state: TaskState = TaskState.STAGING
+    #: The accept that carries it, while unanswered.
+    call_id: str | None = None
+    #: Updates that the author has seen.
+    seen: set[str] = field(default_factory=set)
+
+
+class SessionMachine:
+    """One life of one framework process.
+
+    Invariants (`check`): offers are held only while subscribed; a task with a `call_id` belongs to exactly that pending accept;
+    no task is both tracked and ended.
+    """
+
+    def __init__(
+        self,
+        info: FrameworkInfo,
+        addresses: tuple[str, ...],
+        *,
+        resume: bool = False,
+        first_subscribe_ms: int | None = None,
+    ) -> None:
+        """`resume`: the framework may have tasks of an earlier life. `first_subscribe_ms`: give up if no master is found."""
+        self.info = info
+        self.addresses = addresses
+        self.phase = Phase.WAITING
+        self.cluster_id = ""
+        self.demand = Demand()
+        self.tasks: dict[TaskId, TrackedTask] = {}
+        self._resume = resume
+        self._first_subscribe_ms = first_subscribe_ms
+        self._timers: Deadlines[Timer] = Deadlines()
+        self._connection = ConnectionId(0)
+        #: Attempts since the last success, and the address that the next one goes to.
+        self._attempts = 0
+        self._address = 0
+        self._was_subscribed = False
+        self._last_error = ErrorDetail(ErrorReason.UNSPECIFIED, "no master was found")
+        self._heartbeat_ms = 15_000
+        self._suppressed: set[str] = set()
+        self._offers: dict[OfferId, Offer] = {}
+        self._descriptions: dict[AgentId, AgentDescription] = {}
+        #: call id → operation id → task.
+        self._pending: dict[str, dict[str, TaskId]] = {}
+        self._calls = 0
+        #: Tasks that should end, until they have.
+        self._kills: dict[TaskId, int | None] = {}
+        #: Tasks without an answer, and how often they were asked for.
+        self._unreconciled: set[TaskId] = set()
+        self._reconcile_ms = RECONCILE_MIN_MS
+        self._ended: OrderedDict[TaskId, None] = OrderedDict()
+        self._stopping = False
+        self._torn_down = False
+        self._out: list[Effect] = []
+
+    # --- the machine protocol --------------------------------------------------------------------------------------
+
+    def step(self, event: events.Event, now: Instant) -> list[Effect]:
+        """Handle one event."""
+        if self.phase is Phase.ENDED:
+            return []
+        ms = now.monotonic_ms
+        match event:
+            case events.EventsReceived(connection, received):
+                if connection == self._connection and self.phase is Phase.SUBSCRIBED:
+                    self._timers.set(Timer.SILENCE, ms + MISSED_HEARTBEATS * self._heartbeat_ms)
+                for item in received:
+                    if connection == self._connection and self.phase in (Phase.CONNECTING, Phase.SUBSCRIBED):
+                        self._on_master_event(item, ms)
+            case events.OffersAnswered(answers):
+                self._answer_offers(answers, ms)
+            case events.StatusesHandled(updates):
+                if updates:
+                    self._send(Acknowledge(updates))
+            case events.StreamEnded():
+                if event.connection == self._connection and self.phase is not Phase.WAITING:
+                    self._on_stream_ended(event, ms)
+            case TimePassed():
+                for timer in self._timers.pop_due(ms):
+                    self._on_timer(timer, ms)
+            case Stalled(by_ms):
+                self._timers.shift(by_ms)
+            case events.DemandStated(shapes):
+                self._state_demand(shapes)
+            case events.KillRequested(task_id, grace_ms):
+                if task_id in self.tasks:
+                    self._kills[task_id] = grace_ms
+                    self._send(Kill(task_id, grace_ms))
+            case events.CallNotSent(call_id, error):
+                self._on_result(CallResult(call_id, error=error))
+            case events.SuppressRequested(roles):
+                self._suppressed |= set(roles or self.info.roles)
+                self._send(Suppress(roles))
+            case events.ReviveRequested(roles):
+                self._suppressed -= set(roles or self.info.roles)
+                self._send(Revive(roles))
+            case events.StopRequested():
+                self._stop(ms)
+            case events.SessionStarted(shapes):
+                if shapes is not None:
+                    self.demand = Demand(1, shapes)
+                if self._first_subscribe_ms is not None:
+                    self._timers.set(Timer.FIRST_SUBSCRIBE, ms + self._first_subscribe_ms)
+                self._open(ms)
+        out, self._out = self._out, []
+        return out
+
+    def next_deadline_ms(self) -> int | None:
+        """When TimePassed is due."""
+        return self._timers.next_ms()
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        assert self.phase is Phase.SUBSCRIBED or not self._offers, "offers without a subscription"
+        for call_id, operations in self._pending.items():
+            for task_id in operations.values():
+                assert self.tasks[task_id].call_id == call_id, f"{task_id} is not of call {call_id}"
+        for task_id, task in self.tasks.items():
+            assert task.call_id is None or task.call_id in self._pending, f"{task_id} waits for an unknown call"
+            assert not task.state.is_terminal, f"{task_id} has ended and is tracked"
+            assert task_id not in self._ended, f"{task_id} has ended and is tracked"
+        assert self._kills.keys() <= self.tasks.keys(), "a task is to end that is not there"
+        assert self._unreconciled <= self.tasks.keys(), "a task is asked for that is not there"
+
+    # --- connecting ------------------------------------------------------------------------------------------------
+
+    def _open(self, ms: int) -> None:
+        self._connection = ConnectionId(self._connection + 1)
+        self.phase = Phase.CONNECTING
+        self._torn_down = False
+        address = self.addresses[self._address % len(self.addresses)]
+        self._out.append(effects.OpenStream(self._connection, address))
+        subscribe = Subscribe(self.info, self.cluster_id, tuple(sorted(self._suppressed)), self.demand)
+        self._out.append(effects.SendCalls(self._connection, (subscribe,)))
+        self._timers.set(Timer.ATTEMPT, ms + ATTEMPT_MS)
+
+    def _reconnect(self, error: ErrorDetail, ms: int) -> None:
+        """Leave the connection and try again later; offers are void, everything else stays."""
+        was_subscribed = self.phase is Phase.SUBSCRIBED
+        self._last_error = error
+        self._out.append(effects.CloseStream(self._connection))
+        self.phase = Phase.WAITING
+        self._offers.clear()
+        self._descriptions.clear()
+        for timer in Timer:
+            if timer not in (Timer.STOP, Timer.FIRST_SUBSCRIBE):
+                self._timers.cancel(timer)
+        if was_subscribed:
+            self._out.append(effects.DeliverDisconnected(error))
+        if self._stopping and not self._was_subscribed:
+            self._end(None)
+            return
+        if not was_subscribed:
+            self._address += 1
+        delay = min(BACKOFF_MAX_MS, BACKOFF_MIN_MS << min(self._attempts, 10))
+        self._attempts += 1
+        self._timers.set(Timer.RETRY, ms + delay)
+
+    def _on_stream_ended(self, event: events.StreamEnded, ms: int) -> None:
+        if self._torn_down and event.error is None:
+            self._end(None)
+        elif event.error is not None and event.error.reason in FATAL_REASONS:
+            self._on_fatal(event.error)
+        else:
+            self._reconnect(event.error or ErrorDetail(ErrorReason.UNSPECIFIED, "the master ended the connection"), ms)
+
+    def _on_fatal(self, error: ErrorDetail) -> None:
+        gone = self._stopping and error.reason is ErrorReason.FRAMEWORK_REMOVED
+        self._end(None if gone else error)
+
+    def _end(self, error: ErrorDetail | None, unreachable: bool = False) -> None:
+        self._out.append(effects.CloseStream(self._connection))
+        self.phase = Phase.ENDED
+        self._offers.clear()
+        for timer in Timer:
+            self._timers.cancel(timer)
+        self._out.append(effects.End(error, unreachable))
+
+    def _stop(self, ms: int) -> None:
+        if self._stopping:
+            return
+        self._stopping = True
+        self._timers.set(Timer.STOP, ms + STOP_MS)
+        if self.phase is Phase.SUBSCRIBED:
+            self._tear_down(ms)
+        elif self.phase is Phase.WAITING and not self._was_subscribed:
+            self._end(None)
+
+    def _tear_down(self, ms: int) -> None:
+        self._offers.clear()
+        self._send(Teardown())
+        self._torn_down = True
+        self._out.append(effects.EndCalls(self._connection))
+        self._timers.set(Timer.TEARDOWN, ms + TEARDOWN_MS)
+
+    def _on_timer(self, timer: Timer, ms: int) -> None:
+        if self.phase is Phase.ENDED:
+            return
+        match timer:
+            case Timer.RETRY:
+                self._open(ms)
+            case Timer.ATTEMPT:
+                self._reconnect(ErrorDetail(ErrorReason.SILENT, "the master does not answer Subscribe"), ms)
+            case Timer.HEARTBEAT:
+                self._send(FrameworkHeartbeat(self.demand))
+                self._timers.set(Timer.HEARTBEAT, ms + self._heartbeat_ms)
+            case Timer.SILENCE:
+                self._reconnect(ErrorDetail(ErrorReason.SILENT, "the master is silent"), ms)
+            case Timer.RECONCILE:
+                self._reconcile(ms)
+            case Timer.RECONCILE_ALL:
+                self._send(Reconcile())
+                self._begin_reconciliation(ms)
+            case Timer.LOOKUP:
+                self._look_up(ms)
+            case Timer.FIRST_SUBSCRIBE:
+                self._end(self._last_error, unreachable=True)
+            case Timer.TEARDOWN:
+                self._end(None)
+            case Timer.STOP:
+                self._end(
+                    ErrorDetail(
+                        self._last_error.reason,
+                        f"the framework could not be unregistered: {self._last_error.message}",
+                        "its tasks end with its failover timeout; bursar framework teardown ends them at once",
+                    )
+                )
+
+    # --- what the master says --------------------------------------------------------------------------------------
+
+    def _on_master_event(self, event: FrameworkEvent, ms: int) -> None:
+        match event:
+            case Subscribed():
+                self._on_subscribed(event, ms)
+            case StreamError(error):
+                if error.reason in FATAL_REASONS:
+                    self._on_fatal(error)
+                else:
+                    self._reconnect(error, ms)
+            case _ if self.phase is not Phase.SUBSCRIBED or self._torn_down:
+                pass
+            case Offers(descriptions, offers):
+                self._on_offers(descriptions, offers)
+            case StatusUpdates(statuses):
+                self._on_statuses(statuses)
+            case CallResult():
+                self._on_result(event)
+            case LookupResults(results):
+                for result in results:
+                    self._on_result(result)
+            case Rescind(offer_ids, reason):
+                for offer_id in offer_ids:
+                    self._offers.pop(offer_id, None)
+                self._out.append(effects.DeliverRescind(offer_ids, reason))
+            case AgentFailure(agent_id, message):
+                self._out.append(effects.DeliverAgentFailure(agent_id, message))
+            case MasterHeartbeat():
+                pass
+
+    def _on_subscribed(self, event: Subscribed, ms: int) -> None:
+        again = self._was_subscribed
+        self.phase = Phase.SUBSCRIBED
+        self._was_subscribed = True
+        self._attempts = 0
+        self.cluster_id = event.cluster_id
+        self._heartbeat_ms = max(100, event.heartbeat_interval_ms or 15_000)
+        for timer in (Timer.ATTEMPT, Timer.FIRST_SUBSCRIBE):
+            self._timers.cancel(timer)
+        self._timers.set(Timer.HEARTBEAT, ms + self._heartbeat_ms)
+        self._timers.set(Timer.SILENCE, ms + MISSED_HEARTBEATS * self._heartbeat_ms)
+        self._timers.set(Timer.RECONCILE_ALL, ms + RECONCILE_ALL_MS)
+        self._out.append(effects.DeliverSubscribed(event.cluster_id, again))
+        if self._stopping:
+            self._tear_down(ms)
+            return
+        self._look_up(ms)
+        for task_id, grace_ms in self._kills.items():
+            self._send(Kill(task_id, grace_ms))
+        if self._resume and not again:
+            self._send(Reconcile())
+        self._begin_reconciliation(ms)
+
+    def _on_offers(self, descriptions: tuple[AgentDescription, ...], offers: tuple[Offer, ...]) -> None:
+        for description in descriptions:
+            self._descriptions[description.agent_id] = description
+        known, strange = [], []
+        for offer in offers:
+            found = self._descriptions.get(offer.agent_id)
+            if found is None:
+                strange.append(offer.offer_id)
+                continue
+            self._offers[offer.offer_id] = offer
+            known.append((offer, found))
+        if strange:
+            self._send(Decline(tuple(strange)))
+        if known:
+            self._out.append(effects.DeliverOffers(tuple(known)))
+
+    def _on_statuses(self, statuses: tuple[TaskStatus, ...]) -> None:
+        news: list[TaskStatus] = []
+        repeated: list[UpdateRef] = []
+        for status in statuses:
+            self._unreconciled.discard(status.task_id)
+            task = self.tasks.get(status.task_id)
+            if status.task_id in self._ended:
+                if status.update_id:
+                    repeated.append(UpdateRef(status.task_id, status.update_id))
+                continue
+            if task is None:
+                if not status.update_id and status.state in (TaskState.UNKNOWN, TaskState.UNSPECIFIED):
+                    continue
+                task = self.tasks[status.task_id] = TrackedTask(TaskState.UNSPECIFIED)
+            if status.update_id:
+                if status.update_id in task.seen:
+                    repeated.append(UpdateRef(status.task_id, status.update_id))
+                    continue
+                task.seen.add(status.update_id)
+            elif status.state is task.state or (task.call_id is not None and status.state is TaskState.UNKNOWN):
+                continue
+            self._settle(status.task_id, task)
+            task.state = status.state
+            if status.state.is_terminal or status.state is TaskState.UNKNOWN:
+                self._forget(status.task_id)
+            news.append(status)
+        if repeated:
+            self._send(Acknowledge(tuple(repeated)))
+        if news:
+            self._out.append(effects.DeliverStatuses(tuple(news)))
+
+    def _settle(self, task_id: TaskId, task: TrackedTask) -> None:
+        """A status came before the answer of the accept: it was taken."""
+        if task.call_id is None:
+            return
+        operations = self._pending[task.call_id]
+        for operation_id, other in list(operations.items()):
+            if other == task_id:
+                del operations[operation_id]
+        if not operations:
+            del self._pending[task.call_id]
+        task.call_id = None
+        self._out.append(effects.DeliverLaunched((task_id,)))
+
+    def _forget(self, task_id: TaskId) -> None:
+        self.tasks.pop(task_id, None)
+        self._kills.pop(task_id, None)
+        self._unreconciled.discard(task_id)
+        self._ended[task_id] = None
+        if len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+
+    # --- what the author says --------------------------------------------------------------------------------------
+
+    def _answer_offers(self, answers: Iterable[events.OfferAnswer], ms: int) -> None:
+        declined: dict[int | None, list[OfferId]] = {}
+        for answer in answers:
+            offer = self._offers.pop(answer.offer_id, None)
+            if offer is None:
+                for spec in answer.tasks:
+                    self._out.append(effects.DeliverRefusal(spec.task_id, NEVER_SENT))
+            elif answer.tasks:
+                self._accept(offer, answer.tasks, answer.refuse_ms)
+            else:
+                declined.setdefault(answer.refuse_ms, []).append(answer.offer_id)
+        for refuse_ms, offer_ids in declined.items():
+            self._send(Decline(tuple(offer_ids), Filters(refuse_ms)))
+        if self._pending and Timer.LOOKUP not in self._timers:
+            self._timers.set(Timer.LOOKUP, ms + LOOKUP_MS)
+
+    def _accept(self, offer: Offer, tasks: tuple[TaskSpec, ...], refuse_ms: int | None) -> None:
+        """One operation per task, so that a refusal names the one to blame."""
+        self._calls += 1
+        call_id = f"{self.info.incarnation}-{self._calls}"
+        operations = []
+        for index, spec in enumerate(tasks):
+            operation_id = f"{call_id}-{index}"
+            operations.append(Operation(operation_id, Launch((spec,))))
+            self._pending.setdefault(call_id, {})[operation_id] = spec.task_id
+            self._ended.pop(spec.task_id, None)
+            self.tasks[spec.task_id] = TrackedTask(TaskState.UNSPECIFIED, call_id)
+        self._send(Accept(call_id, (offer.offer_id,), tuple(operations), Filters(refuse_ms)))
+
+    def _on_result(self, result: CallResult) -> None:
+        operations = self._pending.pop(result.call_id, None)
+        if operations is None:
+            return
+        errors = {item.operation_id: item.error for item in result.operations if item.error is not None}
+        launched = []
+        for operation_id, task_id in operations.items():
+            error = NEVER_SENT if result.unknown else errors.get(operation_id) or result.error
+            if error is not None:
+                self.tasks.pop(task_id, None)
+                self._kills.pop(task_id, None)
+                self._out.append(effects.DeliverRefusal(task_id, error))
+            else:
+                self.tasks[task_id].call_id = None
+                self.tasks[task_id].state = TaskState.STAGING
+                launched.append(task_id)
+        if launched:
+            self._out.append(effects.DeliverLaunched(tuple(launched)))
+        if not self._pending:
+            self._timers.cancel(Timer.LOOKUP)
+
+    def _state_demand(self, shapes: tuple[Shape, ...]) -> None:
+        """A new version; where something more is wanted, filters of earlier declines must not stand in its way."""
+        before = {(shape.role, shape.resources): shape.count for shape in self.demand.shapes}
+        more = {shape.role for shape in shapes if shape.count > before.get((shape.role, shape.resources), 0)}
+        stated = self.demand.version > 0
+        self.demand = Demand(self.demand.version + 1, shapes)
+        self._send(UpdateDemand(self.demand))
+        roles = tuple(sorted(more - self._suppressed))
+        if roles and stated:
+            self._send(Revive(roles))
+
+    # --- after a return --------------------------------------------------------------------------------------------
+
+    def _look_up(self, ms: int) -> None:
+        if not self._pending:
+            return
+        call_ids = list(self._pending)
+        for start in range(0, len(call_ids), MAX_IDS):
+            self._send(LookupCalls(tuple(call_ids[start : start + MAX_IDS])))
+        self._timers.set(Timer.LOOKUP, ms + LOOKUP_MS)
+
+    def _begin_reconciliation(self, ms: int) -> None:
+        self._unreconciled = {task_id for task_id, task in self.tasks.items() if task.call_id is None}
+        self._reconcile_ms = RECONCILE_MIN_MS
+        self._timers.set(Timer.RECONCILE_ALL, ms + RECONCILE_ALL_MS)
+        self._reconcile(ms)
+
+    def _reconcile(self, ms: int) -> None:
+        """Ask for those without an answer (their agents may still be on their way back), ever more slowly."""
+        if not self._unreconciled:
+            return
+        task_ids = sorted(self._unreconciled)
+        for start in range(0, len(task_ids), MAX_IDS):
+            self._send(Reconcile(tuple(task_ids[start : start + MAX_IDS])))
+        self._timers.set(Timer.RECONCILE, ms + self._reconcile_ms)
+        self._reconcile_ms = min(RECONCILE_MAX_MS, 2 * self._reconcile_ms)
+
+    def _send(self, call: FrameworkCall) -> None:
+        """Send while subscribed; what is lost otherwise is said again after the return."""
+        if self.phase is Phase.SUBSCRIBED and not self._torn_down:
+            self._out.append(effects.SendCalls(self._connection, (call,)))

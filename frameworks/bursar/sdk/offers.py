@@ -1,0 +1,120 @@
+"""An offer as an author sees it: what is left shrinks with every task that is yielded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bursar.core.devices import Device
+from bursar.core.errors import BursarError, ErrorDetail, ErrorReason
+from bursar.core.messages import offers as messages
+from bursar.core.resources import CPUS, MEM, MILLI, ResourceRequest, Resources, sum_resources
+from bursar.core.text import format_resources
+from bursar.sdk.amounts import Amount, request
+from bursar.sdk.tasks import Task
+
+
+class Offer:
+    """Resources of one agent, promised to this framework until the author's answer."""
+
+    def __init__(self, offer: messages.Offer, description: messages.AgentDescription) -> None:
+        self.id = str(offer.offer_id)
+        #: In which of the framework's roles.
+        self.role = offer.role
+        self.agent_id = str(offer.agent_id)
+        self.hostname = description.hostname
+        #: name → text or number.
+        self.attributes: Mapping[str, str | float] = {
+            name: value if isinstance(value, str) else value / MILLI for name, value in description.attributes.items()
+        }
+        #: `docker` or `process`.
+        self.runtime = description.runtime
+        #: Whether a task without an image can run there.
+        self.runs_without_image = description.runs_without_image
+        self._left: Resources = sum_resources(part.resources for part in offer.resources)
+        offered = self._left.devices
+        by_uuid = {device.uuid: device for device in description.devices}
+        #: The GPUs of the offer, taken ones included. Which of them a task gets is the master's choice, unless it names them.
+        self.devices: tuple[Device, ...] = tuple(
+            by_uuid.get(uuid) or Device(uuid, "gpus")
+            for uuid in sorted(offered, key=lambda u: (by_uuid[u].index if u in by_uuid else 1 << 30, u))
+        )
+        #: GPUs taken by number: they are any of those left.
+        self._counted_gpus = 0
+
+    def __repr__(self) -> str:
+        return f"<Offer {self.id} of {self.hostname or self.agent_id}: {self.text}>"
+
+    @property
+    def cpus(self) -> float:
+        """CPUs left."""
+        return self._left.scalars.get(CPUS, 0) / MILLI
+
+    @property
+    def mem_bytes(self) -> int:
+        """Memory left."""
+        return self._left.scalars.get(MEM, 0)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs left."""
+        return len(self._left.devices) - self._counted_gpus
+
+    @property
+    def text(self) -> str:
+        """What is left, for people: `cpus:8;mem:16GiB;gpus:4`."""
+        text = format_resources(Resources(self._left.scalars, self._left.ports))
+        parts = [text] if text else []
+        return ";".join([*parts, f"gpus:{self.gpus}"] if self.gpus else parts) or "nothing"
+
+    def amount(self, kind: str) -> float:
+        """What is left of any other kind."""
+        return self._left.amount(kind) / MILLI
+
+    def fits(
+        self,
+        task: Task | ResourceRequest | None = None,
+        *,
+        cpus: Amount = 0,
+        mem: Amount = 0,
+        gpus: Amount = 0,
+        disk: Amount = 0,
+        **custom: Amount,
+    ) -> bool:
+        """Say whether what is left is enough for a task, or for these amounts. A task's image must be runnable there too.
+
+        Raises InvalidText.
+        """
+        wanted = request(cpus, mem, gpus, disk, custom=custom)
+        if isinstance(task, Task):
+            return self.image_problem(task) == "" and self._fits(task.request)
+        return self._fits(task if task is not None else wanted)
+
+    def image_problem(self, task: Task) -> str:
+        """Say why the agent cannot run a task's image, or its having none; empty where it can."""
+        where = self.hostname or self.agent_id
+        if task.image and self.runtime == "process":
+            return f"{where} runs plain processes, no images"
+        if not task.image and not self.runs_without_image:
+            return f"{where} runs containers and has no default image, and the task names none"
+        return ""
+
+    def take(self, task: Task) -> None:
+        """For the session: subtract a task. Raises BursarError where it does not fit, by the author's mistake."""
+        if not self._fits(task.request):
+            lacking = (
+                "; ".join(task.request.shortfall(self._left))
+                or f"gpus: {task.request.gpu_count} wanted, {self.gpus} left"
+            )
+            raise BursarError(
+                ErrorDetail(
+                    ErrorReason.TASK_INVALID,
+                    f"task {task.name or task.command!r} does not fit what is left of offer {self.id}: {lacking}",
+                    "ask offer.fits(...) before yielding a task",
+                )
+            )
+        wanted = task.request
+        self._left = self._left - Resources(wanted.scalars, wanted.ports, frozenset(wanted.devices))
+        self._counted_gpus += wanted.gpu_count - len(wanted.devices)
+
+    def _fits(self, wanted: ResourceRequest) -> bool:
+        return wanted.gpu_count <= self.gpus and wanted.fits_in(self._left)

@@ -1,0 +1,285 @@
+"""The operators' side: every call of OperatorService, with paging, patience and repeats that do no harm."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from bursar.core.errors import BursarError, ErrorReason
+from bursar.core.resources import ResourceRequest
+from bursar.runtime.client import MasterUnreachable, connect, to_bursar_error, unreachable
+from bursar.runtime.codec import encode_request
+from bursar.sdk.session import masters
+from bursar.v1 import agent_service_pb2, operator_service_pb2, operator_service_pb2_grpc
+
+#: Between two attempts.
+_RETRY_S = 0.1
+_PAGE_SIZE = 500
+
+
+class OperatorClient:
+    """Calls of OperatorService; use it as `async with`. Answers are messages of `bursar.v1`.
+
+    Every method waits up to `timeout_s` for a master and raises MasterUnreachable then; a refusal raises BursarError with its detail.
+    An argument that names something takes what the CLI takes: an id, a unique prefix, an agent's hostname, `FRAMEWORK_ID/TASK_ID`.
+    """
+
+    def __init__(self, master: str | Iterable[str] | None = None, *, timeout_s: float = 10) -> None:
+        """`master` as in `run`. Raises InvalidText."""
+        self.addresses = masters(master)
+        self.timeout_s = timeout_s
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._current = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for channel in self._channels.values():
+            await channel.close()
+        self._channels.clear()
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+
+    async def master(self) -> operator_service_pb2.MasterView:
+        """The master itself."""
+        return (await self._call("GetMaster", operator_service_pb2.GetMasterRequest())).master  # type: ignore[no-any-return]
+
+    async def agents(self) -> list[operator_service_pb2.AgentView]:
+        """All agents."""
+        return await self._all("Agents", "agents")
+
+    async def agent(self, agent: str) -> operator_service_pb2.AgentView:
+        """One agent."""
+        request = operator_service_pb2.GetAgentRequest(agent=agent)
+        return (await self._call("GetAgent", request)).agent  # type: ignore[no-any-return]
+
+    async def frameworks(self) -> list[operator_service_pb2.FrameworkView]:
+        """All frameworks."""
+        return await self._all("Frameworks", "frameworks")
+
+    async def framework(self, framework: str) -> operator_service_pb2.FrameworkView:
+        """One framework."""
+        request = operator_service_pb2.GetFrameworkRequest(framework=framework)
+        return (await self._call("GetFramework", request)).framework  # type: ignore[no-any-return]
+
+    async def roles(self) -> list[operator_service_pb2.RoleView]:
+        """All roles that are in use."""
+        return await self._all("Roles", "roles")
+
+    async def offers(self) -> list[operator_service_pb2.OfferView]:
+        """All outstanding offers."""
+        return await self._all("Offers", "offers")
+
+    async def tasks(self, framework: str = "", *, ended: bool = False) -> list[operator_service_pb2.TaskView]:
+        """Tasks, of one framework or of all; also those that have ended where `ended`."""
+        return await self._all("Tasks", "tasks", framework=framework, all=ended)
+
+    async def task(self, task: str) -> operator_service_pb2.TaskView:
+        """One task."""
+        return (await self._call("GetTask", operator_service_pb2.GetTaskRequest(task=task))).task  # type: ignore[no-any-return]
+
+    async def devices(self, agent: str = "") -> list[operator_service_pb2.DeviceView]:
+        """Devices, of one agent or of all."""
+        return await self._all("Devices", "devices", agent=agent)
+
+    async def reservations(self) -> list[operator_service_pb2.ReservationView]:
+        """All reservations."""
+        return await self._all("Reservations", "reservations")
+
+    async def flags(self) -> list[operator_service_pb2.FlagView]:
+        """All flags of the master."""
+        return await self._all("Flags", "flags")
+
+    async def flag(self, name: str) -> operator_service_pb2.FlagView:
+        """One flag."""
+        return (await self._call("GetFlag", operator_service_pb2.GetFlagRequest(name=name))).flag  # type: ignore[no-any-return]
+
+    async def explain_framework(self, framework: str) -> operator_service_pb2.ExplainFrameworkResponse:
+        """Why a framework is (not) offered what it wants."""
+        request = operator_service_pb2.ExplainFrameworkRequest(framework=framework)
+        return await self._call("ExplainFramework", request)  # type: ignore[no-any-return]
+
+    # --- ordering --------------------------------------------------------------------------------------------------
+
+    async def teardown_framework(self, framework: str) -> operator_service_pb2.FrameworkView:
+        """End a framework and all its tasks; its id can never come back."""
+        request = operator_service_pb2.TeardownFrameworkRequest(request_id=_fresh_id(), framework=framework)
+        return (await self._call("TeardownFramework", request)).framework  # type: ignore[no-any-return]
+
+    async def kill_task(self, task: str, grace_ms: int | None = None) -> operator_service_pb2.TaskView:
+        """End a task: SIGTERM, grace, SIGKILL. Answers at once."""
+        request = operator_service_pb2.KillTaskRequest(request_id=_fresh_id(), task=task, grace_ms=grace_ms)
+        return (await self._call("KillTask", request)).task  # type: ignore[no-any-return]
+
+    async def reserve(
+        self, agent: str, role: str, resources: ResourceRequest, labels: Mapping[str, str] | None = None
+    ) -> operator_service_pb2.ReservationView:
+        """Keep resources of an agent for a role; the answer names the devices that were picked."""
+        request = operator_service_pb2.ReserveResourcesRequest(
+            request_id=_fresh_id(), agent=agent, role=role, resources=encode_request(resources), labels=labels or {}
+        )
+        return (await self._call("ReserveResources", request)).reservation  # type: ignore[no-any-return]
+
+    async def unreserve(
+        self, agent: str, role: str, resources: ResourceRequest, labels: Mapping[str, str] | None = None
+    ) -> operator_service_pb2.ReservationView:
+        """Give reserved resources back; only what no task holds."""
+        request = operator_service_pb2.UnreserveResourcesRequest(
+            request_id=_fresh_id(), agent=agent, role=role, resources=encode_request(resources), labels=labels or {}
+        )
+        return (await self._call("UnreserveResources", request)).reservation  # type: ignore[no-any-return]
+
+    async def set_flag(self, name: str, value: str) -> operator_service_pb2.SetFlagResponse:
+        """Change a flag at run time; offers that it forbids are rescinded before this returns."""
+        request = operator_service_pb2.SetFlagRequest(request_id=_fresh_id(), name=name, value=value)
+        return await self._call("SetFlag", request)  # type: ignore[no-any-return]
+
+    async def unset_flag(self, name: str) -> operator_service_pb2.UnsetFlagResponse:
+        """Undo a change at run time."""
+        request = operator_service_pb2.UnsetFlagRequest(request_id=_fresh_id(), name=name)
+        return await self._call("UnsetFlag", request)  # type: ignore[no-any-return]
+
+    # --- streams ---------------------------------------------------------------------------------------------------
+
+    async def read_task_log(
+        self, task: str, *, follow: bool = False, tail_bytes: int | None = None
+    ) -> AsyncIterator[agent_service_pb2.LogChunk]:
+        """A task's outputs, once; `LogReader` is the one that survives interruptions. Raises BursarError."""
+        address = self.addresses[self._current]
+        request = operator_service_pb2.ReadTaskLogRequest(task=task, follow=follow, tail_bytes=tail_bytes)
+        try:
+            async for response in self._stub(address).ReadTaskLog(request):
+                yield response.chunk
+        except grpc.aio.AioRpcError as error:
+            raise to_bursar_error(error, address) from None
+
+    async def watch(self) -> AsyncIterator[operator_service_pb2.ClusterEvent]:
+        """What happens in the cluster, from now on. Raises BursarError."""
+        address = self.addresses[self._current]
+        try:
+            async for response in self._stub(address).Watch(operator_service_pb2.WatchRequest()):
+                for event in response.events:
+                    yield event
+        except grpc.aio.AioRpcError as error:
+            raise to_bursar_error(error, address) from None
+
+    # --- how -------------------------------------------------------------------------------------------------------
+
+    def _stub(self, address: str) -> Any:
+        if address not in self._channels:
+            self._channels[address] = connect(address)
+        return operator_service_pb2_grpc.OperatorServiceStub(self._channels[address])
+
+    async def _call(self, method: str, request: Any) -> Any:
+        """Call until a master answers; a repeat is harmless, because reading is and orders carry a `request_id`."""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            address = self.addresses[self._current]
+            left = deadline - time.monotonic()
+            try:
+                return await getattr(self._stub(address), method)(request, timeout=max(0.1, left))
+            except grpc.aio.AioRpcError as error:
+                problem = to_bursar_error(error, address)
+                away = isinstance(problem, MasterUnreachable) or problem.detail.reason is ErrorReason.SHUTTING_DOWN
+                if not away:
+                    raise problem from None
+            self._current = (self._current + 1) % len(self.addresses)
+            if time.monotonic() + _RETRY_S >= deadline:
+                raise unreachable(",".join(self.addresses), f"tried for {self.timeout_s:g} s") from None
+            await asyncio.sleep(_RETRY_S)
+
+    async def _all(self, noun: str, field: str, **fields: Any) -> list[Any]:
+        """All pages of a list."""
+        items: list[Any] = []
+        token = ""
+        while True:
+            page = operator_service_pb2.Page(page_size=_PAGE_SIZE, page_token=token)
+            request = getattr(operator_service_pb2, f"List{noun}Request")(page=page, **fields)
+            response = await self._call(f"List{noun}", request)
+            items += getattr(response, field)
+            token = response.next_page_token
+            if not token:
+                return items
+
+
+def _fresh_id() -> str:
+    return str(uuid.uuid4())
+
+
+@dataclass
+class LogReader:
+    """A task's outputs to the end, over interruptions, each byte once.
+
+    The place in each output is counted, skipped bytes included; after an interruption the log is read from its start again and
+    what was seen is left out.
+    """
+
+    client: OperatorClient
+    task: str
+    #: Called with 1 for stdout or 2 for stderr; what it returns is awaited before more is read.
+    write: Callable[[int, bytes], Awaitable[None]]
+    #: Told of bytes that are no longer kept: output, number.
+    on_skipped: Callable[[int, int], None] = lambda stream, count: None
+    #: Place in each output.
+    positions: dict[int, int] = field(default_factory=lambda: {1: 0, 2: 0})
+
+    async def read(self, *, follow: bool = False, tail_bytes: int | None = None) -> None:
+        """Read once, from the places reached; returns when the master says that this is all. Raises BursarError."""
+        places = {1: 0, 2: 0}
+        first = self.positions == {1: 0, 2: 0}
+        async for chunk in self.client.read_task_log(
+            self.task, follow=follow, tail_bytes=tail_bytes if first else None
+        ):
+            stream = 2 if chunk.stream == agent_service_pb2.LOG_STREAM_STDERR else 1
+            start = places[stream] + chunk.skipped_bytes
+            places[stream] = start + len(chunk.data)
+            seen = self.positions[stream]
+            if start > seen:
+                if not (first and tail_bytes is not None):
+                    self.on_skipped(stream, start - seen)
+                seen = start
+            fresh = chunk.data[seen - start :]
+            self.positions[stream] = max(seen, places[stream])
+            if fresh:
+                await self.write(stream, fresh)
+
+    async def follow(self, *, tail_bytes: int | None = None, patience_s: float = 60) -> None:
+        """Read until the task has ended and all was read; interruptions of up to `patience_s` are waited out. Raises BursarError."""
+        lost_at: float | None = None
+        while True:
+            before = dict(self.positions)
+            try:
+                await self.read(follow=True, tail_bytes=tail_bytes)
+                return
+            except BursarError as error:
+                if self.positions != before:
+                    lost_at = None
+                lost_at = lost_at or time.monotonic()
+                if not _passes(error) or time.monotonic() - lost_at > patience_s:
+                    raise
+            await asyncio.sleep(0.3)
+
+
+def _passes(error: BursarError) -> bool:
+    """Whether a log may be had later: the master or the agent is away for a moment."""
+    return isinstance(error, MasterUnreachable) or error.detail.reason in (
+        ErrorReason.AGENT_UNAVAILABLE,
+        ErrorReason.SHUTTING_DOWN,
+        ErrorReason.SILENT,
+        ErrorReason.TOO_SLOW,
+    )

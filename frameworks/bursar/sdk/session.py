@@ -1,0 +1,362 @@
+"""The shell around the session machine: one gRPC stream, the clock, and the author's methods."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from bursar.core.clock import Instant
+from bursar.core.errors import BursarError, ErrorDetail, ErrorReason
+from bursar.core.ids import ConnectionId, FrameworkId, OfferId, TaskId, id_problem
+from bursar.core.machine import Stalled, TimePassed
+from bursar.core.messages.framework import FrameworkCall, FrameworkInfo, UpdateRef
+from bursar.core.messages.offers import Accept, Shape
+from bursar.core.tasks import TaskSpec
+from bursar.runtime.client import (
+    DEFAULT_MASTER,
+    connect,
+    parse_addresses,
+    to_bursar_error,
+    unreachable,
+)
+from bursar.runtime.codec import unwrap, wrap
+from bursar.runtime.outbox import MAX_MESSAGE_BYTES, Outbox
+from bursar.sdk import effects, events
+from bursar.sdk.amounts import seconds_to_ms
+from bursar.sdk.framework import Framework, all_roles, stated_demand
+from bursar.sdk.machine import SessionMachine
+from bursar.sdk.offers import Offer
+from bursar.sdk.tasks import Status, Task
+from bursar.v1 import framework_service_pb2, framework_service_pb2_grpc
+
+log = logging.getLogger("bursar.sdk")
+
+#: Calls that wait for a master that does not read.
+OUTBOX_CAPACITY = 100_000
+#: Lateness of the event loop that counts as a stall: an author's method blocked it, or the machine was suspended.
+STALL_MS = 2_000
+#: What an encoded batch may add to a call without passing the limit of a message.
+_ENVELOPE_BYTES = 64
+
+
+def masters(master: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Addresses of the masters: given, from BURSAR_MASTER, or on this machine. Raises InvalidText."""
+    if master is None:
+        master = os.environ.get("BURSAR_MASTER") or DEFAULT_MASTER
+    return parse_addresses(master if isinstance(master, str) else ",".join(master))
+
+
+def run(
+    framework: Framework, master: str | Iterable[str] | None = None, *, connect_timeout: float | str | None = None
+) -> None:
+    """Run a framework until it calls `stop`. Raises BursarError where the cluster will not have it, or what the author raised.
+
+    `master`: `HOST:PORT[,HOST:PORT…]`; BURSAR_MASTER, then 127.0.0.1:5050 where it is not given.
+    `connect_timeout`: how long to look for a master (seconds, or a text such as `10s`); without end where it is not given.
+    """
+    asyncio.run(FrameworkSession(framework, master, connect_timeout=connect_timeout).run())
+
+
+class FrameworkSession:
+    """One life of a framework, for programs that have an event loop of their own."""
+
+    def __init__(
+        self,
+        framework: Framework,
+        master: str | Iterable[str] | None = None,
+        *,
+        connect_timeout: float | str | None = None,
+    ) -> None:
+        """See `run`. Raises BursarError where the framework's attributes are not valid."""
+        self.framework = framework
+        self.addresses = masters(master)
+        self.roles = all_roles(framework)
+        self.incarnation = uuid.uuid4().hex
+        resume = bool(framework.framework_id)
+        self.framework_id = framework.framework_id or str(uuid.uuid4())
+        if problem := id_problem(self.framework_id):
+            raise BursarError(f"framework_id: {problem}", "leave it empty, or give the id of an earlier life")
+        if isinstance(framework.capabilities, str):
+            raise BursarError(
+                "capabilities: one text, where several are expected", "write capabilities = {'GPU_RESOURCES'}"
+            )
+        info = FrameworkInfo(
+            FrameworkId(self.framework_id),
+            self.incarnation,
+            framework.name or type(framework).__name__,
+            self.roles,
+            tuple(sorted(set(framework.capabilities))),
+            seconds_to_ms(framework.failover_timeout, "failover_timeout"),
+            socket.gethostname(),
+            framework.webui_url,
+            dict(framework.labels),
+        )
+        first_ms = None if connect_timeout is None else seconds_to_ms(connect_timeout, "connect_timeout")
+        self._machine = SessionMachine(info, self.addresses, resume=resume, first_subscribe_ms=first_ms)
+        self._tasks: dict[str, Task] = {}
+        #: Tasks by id, from being yielded until their end was reported.
+        self.running: Mapping[str, Task] = MappingProxyType(self._tasks)
+        self._launches = 0
+        self._inbox: deque[events.Event] = deque()
+        self._wake = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
+        self._streams: dict[ConnectionId, _Stream] = {}
+        self._shapes: tuple[Shape, ...] | None = None
+        self._stopping = False
+        self._ended: effects.End | None = None
+        framework._session = self
+
+    @property
+    def cluster_id(self) -> str:
+        """Of the cluster that the framework is registered with; empty before."""
+        return self._machine.cluster_id
+
+    # --- from any thread -------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Unregister and end `run`."""
+        self._stopping = True
+        self.post(events.StopRequested())
+
+    def kill(self, task_id: str, grace_ms: int | None = None) -> None:
+        """End a task."""
+        self.post(events.KillRequested(TaskId(task_id), grace_ms))
+
+    def suppress(self, *roles: str) -> None:
+        """Want no offers for these roles (none: all)."""
+        self.post(events.SuppressRequested(roles))
+
+    def revive(self, *roles: str) -> None:
+        """Want offers for these roles again (none: all)."""
+        self.post(events.ReviveRequested(roles))
+
+    def update(self) -> None:
+        """Have `wants` asked again."""
+        self.post(TimePassed())
+
+    def post(self, event: events.Event) -> None:
+        """Put an event into the inbox."""
+        self._inbox.append(event)
+        if self._loop is None or threading.get_ident() == self._thread:
+            self._wake.set()
+        else:
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until `stop`; see `bursar.sdk.run`. Cancelling it leaves the tasks running for the failover timeout."""
+        if self._loop is not None:
+            raise BursarError("a session runs once", "make a new one")
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        try:
+            self.framework.start()
+            self._shapes = stated_demand(self.framework, self.roles)
+            self._inbox.appendleft(events.SessionStarted(self._shapes))
+            while self._ended is None:
+                await self._wait()
+                self._turn()
+        finally:
+            for stream in list(self._streams.values()):
+                stream.close()
+            await asyncio.gather(*(stream.task for stream in self._streams.values()), return_exceptions=True)
+        self._raise(self._ended)
+
+    def _raise(self, end: effects.End) -> None:
+        if end.unreachable:
+            raise unreachable(",".join(self.addresses), end.error.message if end.error else "")
+        if end.error is not None:
+            raise BursarError(end.error)
+
+    async def _wait(self) -> None:
+        """Until something is in the inbox or a deadline has come; what waits in the inbox goes first."""
+        due = self._machine.next_deadline_ms()
+        if not self._inbox:
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(
+                    self._wake.wait(), None if due is None else max(0, due - _now().monotonic_ms) / 1000
+                )
+            except TimeoutError:
+                pass
+        if due is not None and not self._inbox:
+            late = _now().monotonic_ms - due
+            # After a stall, what the master said meanwhile is still in the sockets: read it before it is found silent.
+            self._inbox.append(Stalled(late + 1000) if late > STALL_MS else TimePassed())
+
+    def _turn(self) -> None:
+        while self._inbox and self._ended is None:
+            for effect in self._machine.step(self._inbox.popleft(), _now()):
+                self._perform(effect)
+            if not self._inbox:
+                self._ask_for_demand()
+
+    def _ask_for_demand(self) -> None:
+        if self._ended is not None or self._stopping:
+            return
+        shapes = stated_demand(self.framework, self.roles)
+        if shapes is None:
+            shapes = self._shapes and ()
+        if shapes is not None and shapes != self._shapes:
+            self._shapes = shapes
+            self._inbox.append(events.DemandStated(shapes))
+
+    def _perform(self, effect: effects.Effect) -> None:
+        framework = self.framework
+        match effect:
+            case effects.SendCalls(connection, calls):
+                for call in calls:
+                    self._send(connection, call)
+            case effects.DeliverOffers(offers):
+                self._inbox.appendleft(events.OffersAnswered(tuple(self._answer(Offer(*item)) for item in offers)))
+            case effects.DeliverStatuses(statuses):
+                for report in statuses:
+                    self._deliver_status(report.task_id, Status.reported(report))
+                refs = tuple(UpdateRef(report.task_id, report.update_id) for report in statuses if report.update_id)
+                self._inbox.appendleft(events.StatusesHandled(refs))
+            case effects.DeliverLaunched(task_ids):
+                for task_id in task_ids:
+                    if task_id in self._tasks:
+                        framework.on_launched(self._tasks[task_id])
+            case effects.DeliverRefusal(task_id, error):
+                task = self._tasks.pop(task_id, None)
+                if task is not None:
+                    task.status = Status.refused(error)
+                    framework.on_refused(task, error)
+            case effects.DeliverSubscribed(cluster_id, again):
+                log.info(
+                    "%s with cluster %s as %s",
+                    "registered again" if again else "registered",
+                    cluster_id,
+                    self.framework_id,
+                )
+                framework.on_subscribed(again)
+            case effects.DeliverDisconnected(error):
+                log.warning("the master is away, trying again: %s", error)
+                framework.on_disconnected(error)
+            case effects.DeliverRescind(offer_ids, reason):
+                for offer_id in offer_ids:
+                    framework.on_rescinded(offer_id, reason)
+            case effects.DeliverAgentFailure(agent_id, message):
+                framework.on_agent_failure(agent_id, message)
+            case effects.OpenStream(connection, address):
+                self._streams[connection] = _Stream(self, connection, address)
+            case effects.CloseStream(connection):
+                if connection in self._streams:
+                    self._streams[connection].close()
+            case effects.EndCalls(connection):
+                if connection in self._streams:
+                    self._streams[connection].outbox.close()
+            case effects.End():
+                self._ended = effect
+
+    def _answer(self, offer: Offer) -> events.OfferAnswer:
+        """Ask the author; what is yielded is taken from the offer before the author goes on."""
+        specs: list[TaskSpec] = []
+        if not self._stopping:
+            for task in self.framework.on_offer(offer) or ():
+                specs.append(self._take(offer, task))
+        return events.OfferAnswer(OfferId(offer.id), tuple(specs))
+
+    def _take(self, offer: Offer, task: Task) -> TaskSpec:
+        if task.id in self._tasks:
+            raise BursarError(
+                f"task {task.id} is launched already and has not ended", "make a new Task for each launch"
+            )
+        offer.take(task)
+        self._launches += 1
+        spec = task.prepare(f"{self.incarnation[:12]}-{self._launches}")
+        task.agent_id, task.hostname, task.role = offer.agent_id, offer.hostname, offer.role
+        self._tasks[task.id] = task
+        return spec
+
+    def _deliver_status(self, task_id: str, status: Status) -> None:
+        task = self._tasks.get(task_id)
+        if task is None:
+            # Of an earlier life: nothing but its id is known here.
+            task = Task(("unknown",), id=task_id)
+            task.agent_id = status.agent_id
+            self._tasks[task_id] = task
+        task.status = status
+        if status.terminal:
+            del self._tasks[task_id]
+        self.framework.on_status(task, status)
+
+    def _send(self, connection: ConnectionId, call: FrameworkCall) -> None:
+        stream = self._streams.get(connection)
+        if stream is None:
+            return
+        message = wrap("FrameworkCall", call)
+        size = message.ByteSize()
+        if size <= MAX_MESSAGE_BYTES - _ENVELOPE_BYTES:
+            stream.outbox.put(message)
+            return
+        error = ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"{type(call).__name__} is too large: {size} bytes, a message holds {MAX_MESSAGE_BYTES}",
+            "launch fewer or smaller tasks at once; large inputs belong into files or images",
+        )
+        if isinstance(call, Accept):
+            log.error("not sent: %s", error)
+            self._inbox.append(events.CallNotSent(call.call_id, error))
+        else:
+            raise BursarError(error)
+
+    def closed(self, stream: _Stream) -> None:
+        """For the stream: it is gone."""
+        self._streams.pop(stream.connection, None)
+
+
+class _Stream:
+    """One gRPC stream: an outbox that is written, a reader that posts."""
+
+    def __init__(self, session: FrameworkSession, connection: ConnectionId, address: str) -> None:
+        self.connection = connection
+        self._session = session
+        self._address = address
+        self.outbox: Outbox[Any] = Outbox(OUTBOX_CAPACITY, self.close)
+        self.task = asyncio.get_running_loop().create_task(self._run())
+
+    def close(self) -> None:
+        self.outbox.close()
+        self.task.cancel()
+
+    async def _run(self) -> None:
+        session, connection = self._session, self.connection
+        error: ErrorDetail | None = None
+        try:
+            async with connect(self._address) as channel:
+                stub = framework_service_pb2_grpc.FrameworkServiceStub(channel)
+                async for response in stub.Connect(self._requests()):
+                    received = (unwrap("FrameworkEvent", event) for event in response.events)
+                    session.post(
+                        events.EventsReceived(connection, tuple(event for event in received if event is not None))
+                    )
+        except grpc.aio.AioRpcError as problem:
+            error = to_bursar_error(problem, self._address).detail
+        except asyncio.CancelledError:
+            error = ErrorDetail(ErrorReason.TOO_SLOW, "the connection was given up")
+        finally:
+            session.closed(self)
+            session.post(events.StreamEnded(connection, error))
+
+    async def _requests(self) -> Any:
+        while batch := await self.outbox.next_batch():
+            yield framework_service_pb2.FrameworkServiceConnectRequest(calls=batch)
+
+
+def _now() -> Instant:
+    return Instant(time.monotonic_ns() // 1_000_000, time.time_ns() // 1_000_000)

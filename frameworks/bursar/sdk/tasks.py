@@ -1,0 +1,155 @@
+"""What an author launches, and what is reported about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
+from bursar.core.ids import AgentId, TaskId
+from bursar.core.resources import ResourceRequest
+from bursar.core.tasks import EnvironmentVariable, StatusReason, TaskSpec, TaskState, TaskStatus, spec_problem
+from bursar.sdk.amounts import Amount, request
+
+#: Ends that the command has no part in: another try elsewhere may well succeed.
+_NOT_THE_COMMANDS_FAULT = frozenset(
+    {
+        StatusReason.AGENT_REBOOTED,
+        StatusReason.CONTAINER_LOST,
+        StatusReason.ENGINE_LOST,
+        StatusReason.DEVICES_CHANGED,
+        StatusReason.AGENT_UNREACHABLE,
+        StatusReason.LAUNCH_TIMEOUT,
+        StatusReason.INVALID_OFFERS,
+    }
+)
+_LOST_STATES = frozenset({TaskState.DROPPED, TaskState.GONE, TaskState.GONE_BY_OPERATOR, TaskState.UNKNOWN})
+#: Refusals that say nothing about the task itself.
+_NOT_THE_TASKS_FAULT = frozenset(
+    {
+        ErrorReason.UNSPECIFIED,
+        ErrorReason.INVALID_OFFERS,
+        ErrorReason.CALL_REFUSED,
+        ErrorReason.AGENT_UNAVAILABLE,
+        ErrorReason.SHUTTING_DOWN,
+        ErrorReason.RESOURCES_IN_USE,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a task is."""
+
+    state: TaskState
+    reason: StatusReason = StatusReason.UNSPECIFIED
+    #: For people.
+    message: str = ""
+    #: Of the command, once it ran to an end; 128 + N stands for signal N.
+    exit_code: int | None = None
+    #: The GPUs that it holds or held.
+    device_uuids: tuple[str, ...] = ()
+    agent_id: str = ""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing can follow."""
+        return self.state.is_terminal or self.state is TaskState.UNKNOWN
+
+    @property
+    def ok(self) -> bool:
+        """Whether the command ended with exit code 0."""
+        return self.state is TaskState.FINISHED
+
+    @property
+    def retryable(self) -> bool:
+        """Whether it ended for a reason that another try may escape: it never ran, or what ran it broke."""
+        return self.state in _LOST_STATES or (self.terminal and not self.ok and self.reason in _NOT_THE_COMMANDS_FAULT)
+
+    @classmethod
+    def reported(cls, status: TaskStatus) -> Status:
+        """What the cluster reported."""
+        return cls(
+            status.state,
+            status.reason,
+            status.message,
+            status.exit_code,
+            tuple(status.device_uuids),
+            str(status.agent_id),
+        )
+
+    @classmethod
+    def refused(cls, error: ErrorDetail) -> Status:
+        """A launch that the master did not take: DROPPED where another offer may do, ERROR where the task itself is wrong."""
+        if error.reason in _NOT_THE_TASKS_FAULT:
+            return cls(TaskState.DROPPED, StatusReason.INVALID_OFFERS, str(error))
+        return cls(TaskState.ERROR, message=str(error))
+
+
+@dataclass(eq=False)
+class Task:
+    """One task: yield it from `Framework.on_offer`. Compared by identity. Raises InvalidText where it can never be right."""
+
+    #: The program and its arguments; one text is given to `sh -c`.
+    command: Sequence[str] | str = ()
+    name: str = ""
+    #: Empty: the agent's default image where it runs containers, none where it runs processes.
+    image: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    cpus: Amount = 1
+    mem: Amount = "128MiB"
+    gpus: Amount = 0
+    disk: Amount = 0
+    #: `[31000-31002]`: these very ports.
+    ports: str = ""
+    #: These very GPUs, by uuid.
+    devices: Sequence[str] = ()
+    #: Amounts of other kinds.
+    custom: Mapping[str, Amount] = field(default_factory=dict)
+    #: From SIGTERM to SIGKILL.
+    kill_grace_ms: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    #: The author's own; Bursar does not look at it.
+    data: Any = None
+    #: Unique among all tasks that the framework ever had; made by the SDK, anew for each launch, where it is left empty.
+    id: str = ""
+
+    #: Set by the SDK: where it was launched, and the last status that was reported.
+    agent_id: str = field(default="", init=False)
+    hostname: str = field(default="", init=False)
+    role: str = field(default="", init=False)
+    status: Status = field(default=Status(TaskState.UNSPECIFIED), init=False)
+
+    def __post_init__(self) -> None:
+        self._id_is_ours = not self.id
+        #: What it needs, exact.
+        self.request: ResourceRequest = request(
+            self.cpus, self.mem, self.gpus, self.disk, self.ports, tuple(self.devices), self.custom
+        )
+        problem = spec_problem(self._spec(self.id or "unnamed"))
+        if problem is not None:
+            raise InvalidText(
+                f"task {self.name or self.id or '(unnamed)'}: {problem[0]}: {problem[1]}", "correct the task"
+            )
+
+    def prepare(self, fresh_id: str) -> TaskSpec:
+        """For the session: the specification to launch, under a fresh id unless the author chose one."""
+        if self._id_is_ours:
+            self.id = fresh_id
+        self.status = Status(TaskState.UNSPECIFIED)
+        return self._spec(self.id)
+
+    def _spec(self, task_id: str) -> TaskSpec:
+        command = ("sh", "-c", self.command) if isinstance(self.command, str) and self.command else tuple(self.command)
+        return TaskSpec(
+            TaskId(task_id),
+            self.name,
+            AgentId(""),
+            command,
+            self.image,
+            tuple(EnvironmentVariable(name, value) for name, value in self.env.items()),
+            self.request,
+            self.kill_grace_ms,
+            dict(self.labels),
+        )
