@@ -1,0 +1,107 @@
+"""Pinning: the complete environment of a task, so that it sees exactly the devices it was granted.
+
+Pure: what is written here does not depend on the machine. In `docker` the sandbox is mounted at `CONTAINER_SANDBOX` and the
+variables name the paths inside the container; in `process` they name the paths of the host.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from bursar.core.devices import Device
+from bursar.core.ids import DeviceUuid, TaskId
+from bursar.core.tasks import PINNING_VARIABLES, AssignedTask, EnvironmentVariable
+
+#: Where a container sees its sandbox.
+CONTAINER_SANDBOX = "/mnt/bursar/sandbox"
+#: Name of the devices file in the sandbox.
+DEVICES_FILE = "bursar-devices.json"
+
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_DEFAULT_LANG = "C.UTF-8"
+
+
+def visible_devices(uuids: Sequence[str]) -> dict[str, str]:
+    """The variables by which CUDA and the NVIDIA container runtime choose; without devices both see none."""
+    joined = ",".join(uuids)
+    return {"CUDA_VISIBLE_DEVICES": joined, "NVIDIA_VISIBLE_DEVICES": joined or "void"}
+
+
+def granted_devices(task: AssignedTask, known: Mapping[DeviceUuid, Device]) -> tuple[Device, ...]:
+    """The devices of a task in the order granted: as its specification named them, the others by index.
+
+    Raises KeyError for a device that this agent does not have.
+    """
+    named = {uuid: position for position, uuid in enumerate(task.spec.resources.devices)}
+    devices = [known[uuid] for uuid in task.device_uuids]
+    devices.sort(key=lambda device: (named.get(device.uuid, len(named)), device.index, device.uuid))
+    return tuple(devices)
+
+
+def sandbox_as_seen(runtime: str, sandbox: Path) -> str:
+    """Path of the sandbox as the task sees it."""
+    return CONTAINER_SANDBOX if runtime == "docker" else str(sandbox)
+
+
+def task_environment(
+    *,
+    task_id: TaskId,
+    variables: Iterable[EnvironmentVariable],
+    granted: Sequence[Device],
+    runtime: str,
+    sandbox: Path,
+    agent_environment: Mapping[str, str],
+    decoration: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Everything that stands in the environment of a task, and nothing else of the agent's.
+
+    `agent_environment` is read for `PATH` and `LANG` only, and only for a `process` task; a container has those of its
+    image. The user's own variables win over these and over `decoration`, never over PINNING_VARIABLES.
+    """
+    seen = sandbox_as_seen(runtime, sandbox)
+    result: dict[str, str] = {}
+    if runtime != "docker":
+        result["PATH"] = agent_environment.get("PATH") or _DEFAULT_PATH
+        result["HOME"] = seen
+        result["LANG"] = agent_environment.get("LANG") or _DEFAULT_LANG
+    result.update(decoration or {})
+    result.update((variable.name, variable.value) for variable in variables if variable.name not in PINNING_VARIABLES)
+    result.update(visible_devices([device.uuid for device in granted]))
+    result["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    result["BURSAR_TASK_ID"] = task_id
+    result["BURSAR_SANDBOX"] = seen
+    result["BURSAR_DEVICES_FILE"] = f"{seen}/{DEVICES_FILE}"
+    return result
+
+
+def devices_file_content(granted: Sequence[Device]) -> str:
+    """The JSON of `BURSAR_DEVICES_FILE`: a list in the order granted, one object per device, keys in snake_case.
+
+    `links` names granted devices only: a task learns nothing of the others (F108-10).
+    """
+    mine = {device.uuid for device in granted}
+    return (
+        json.dumps(
+            [
+                {
+                    "uuid": device.uuid,
+                    "kind": device.kind,
+                    "model": device.model,
+                    "mem_bytes": device.mem_bytes,
+                    "index": device.index,
+                    "numa_node": device.numa_node,
+                    "pci_address": device.pci_address,
+                    "links": [
+                        {"peer_uuid": link.peer_uuid, "kind": link.kind, "strength": link.strength}
+                        for link in device.links
+                        if link.peer_uuid in mine
+                    ],
+                }
+                for device in granted
+            ],
+            indent=2,
+        )
+        + "\n"
+    )
