@@ -1,0 +1,201 @@
+"""What this machine has, and what of it the operator wants to be offered (`--resources`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from bursar.core.devices import Device
+from bursar.core.errors import InvalidText
+from bursar.core.ids import DeviceUuid
+from bursar.core.resources import (
+    CPUS,
+    DISK,
+    GPUS,
+    MEM,
+    MILLI,
+    PORTS,
+    UNRESERVED,
+    PortRange,
+    Ports,
+    Reservation,
+    ReservationType,
+    ReservedResources,
+    Resources,
+    Stack,
+    add_holdings,
+    intersect_ports,
+    to_reserved,
+)
+from bursar.core.text import ResourceText, format_amount, parse_resources
+
+DEFAULT_PORTS: Ports = (PortRange(31000, 32000),)
+#: Memory that is left to the system and to the agent, at most half of what there is.
+SYSTEM_RESERVE_MEM_BYTES = 2**30
+#: Disk that is left, at most half of what there is.
+SYSTEM_RESERVE_DISK_BYTES = 5 * 2**30
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class HostResources:
+    """What a machine has."""
+
+    cpus_milli: int
+    #: All memory; the system's reserve is taken off when it is offered.
+    mem_bytes: int
+    #: Size of the file system of the work directory: unlike what is free on it, the same after a restart.
+    disk_bytes: int
+    ports: Ports = DEFAULT_PORTS
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedResources:
+    """What an agent offers."""
+
+    resources: tuple[ReservedResources, ...]
+    #: The devices in `resources`; the machine's others are hidden.
+    devices: tuple[Device, ...]
+    #: Devices by holder of the static reservation, to be recorded and given again at the next start.
+    assignment: Mapping[str, tuple[DeviceUuid, ...]]
+    #: For people: one sentence each.
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Pick:
+    """Hands out devices."""
+
+    free: list[Device]
+    warnings: list[str] = field(default_factory=list)
+
+    def take(self, count: int, wanted: Sequence[DeviceUuid] = ()) -> list[Device]:
+        """`wanted` as far as they are there, then the first ones."""
+        chosen = [device for uuid in wanted for device in self.free if device.uuid == uuid][:count]
+        chosen += [device for device in self.free if device not in chosen][: count - len(chosen)]
+        self.free = [device for device in self.free if device not in chosen]
+        return chosen
+
+
+def discover_host(work_dir: Path) -> HostResources:
+    """Ask the machine: the CPUs this process may use, memory (of its cgroup, if that has a limit), and disk."""
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):
+        cpus = os.cpu_count() or 1
+    mem = int(psutil.virtual_memory().total)
+    for path in _CGROUP_LIMITS:
+        try:
+            mem = min(mem, int(Path(path).read_text(encoding="ascii")))
+        except (OSError, ValueError):
+            continue  # no such cgroup version, or `max`
+    return HostResources(cpus * MILLI, mem, shutil.disk_usage(work_dir).total)
+
+
+def after_reserve(total: int, reserve: int) -> int:
+    """`total` less the reserve, which never takes more than half: not negative, whatever the machine."""
+    return max(0, total - min(reserve, total // 2))
+
+
+def resolve_resources(
+    text: str,
+    host: HostResources,
+    devices: Sequence[Device],
+    recorded: Mapping[str, Sequence[DeviceUuid]] | None = None,
+) -> ResolvedResources:
+    """Combine what was declared with what was discovered. Raises InvalidText.
+
+    A kind that `text` does not name at all is discovered; one that it names, under whatever role, is exactly what it says.
+    CPUs and memory may be declared beyond the machine's (a warning), devices may not. A static reservation keeps the devices
+    that were `recorded` for it as far as they are there.
+    """
+    items = parse_resources(text)
+    named = {item.kind for item in items}
+    items += [item for item in _discovered(host, devices) if item.kind not in named]
+    pick = _Pick(sorted(devices, key=lambda device: device.index))
+    given = _assign_devices([item for item in items if item.kind == GPUS], pick, len(devices), recorded or {})
+    holding: dict[Stack, Resources] = {}
+    ports: Ports = ()
+    for item in items:
+        if item.kind == GPUS:
+            part = Resources(devices=frozenset(device.uuid for device in given[item.role]))
+        elif item.kind == PORTS:
+            if twice := intersect_ports(ports, item.ports):
+                raise InvalidText(
+                    f"resources: ports {twice[0].first}-{twice[0].last} are there twice", "give each port to one role"
+                )
+            ports = (*ports, *item.ports)
+            part = Resources(ports=item.ports)
+        else:
+            part = Resources({item.kind: item.amount} if item.amount else {})
+        holding = add_holdings(holding, {_stack(item.role): part})
+    chosen = {device.uuid for part in given.values() for device in part}
+    return ResolvedResources(
+        resources=to_reserved(holding),
+        devices=tuple(device for device in sorted(devices, key=lambda one: one.index) if device.uuid in chosen),
+        assignment={role: tuple(device.uuid for device in part) for role, part in given.items() if role and part},
+        warnings=(*_excess(items, host), *pick.warnings),
+    )
+
+
+def _discovered(host: HostResources, devices: Sequence[Device]) -> list[ResourceText]:
+    return [
+        ResourceText(CPUS, None, host.cpus_milli),
+        ResourceText(MEM, None, after_reserve(host.mem_bytes, SYSTEM_RESERVE_MEM_BYTES)),
+        ResourceText(DISK, None, after_reserve(host.disk_bytes, SYSTEM_RESERVE_DISK_BYTES)),
+        ResourceText(GPUS, None, len(devices) * MILLI),
+        ResourceText(PORTS, None, 0, host.ports),
+    ]
+
+
+def _stack(role: str | None) -> Stack:
+    return UNRESERVED if role is None else (Reservation(ReservationType.STATIC, role),)
+
+
+def _assign_devices(
+    items: Iterable[ResourceText], pick: _Pick, total: int, recorded: Mapping[str, Sequence[DeviceUuid]]
+) -> dict[str | None, list[Device]]:
+    """Devices for each holder: first what each had, then the first free ones in the order of the text."""
+    counts = {item.role: item.amount // MILLI for item in items}
+    wanted = sum(counts.values())
+    if wanted > total:
+        raise InvalidText(
+            f"resources: {wanted} gpus are declared, but {total} are there",
+            "declare at most those, or leave gpus out to offer all that are found",
+        )
+    given: dict[str | None, list[Device]] = {}
+    there = {device.uuid for device in pick.free}
+    for role, count in counts.items():
+        before = [uuid for uuid in (recorded.get(role, ()) if role else ()) if uuid in there]
+        given[role] = pick.take(min(count, len(before)), before)
+        if role and (
+            lost := [uuid for uuid in recorded.get(role, ()) if uuid not in there][: count - len(given[role])]
+        ):
+            pick.warnings.append(
+                f"devices of the reservation for {role} are not there any more, others take their place: {', '.join(lost)}"
+            )
+    for role, count in counts.items():
+        given[role] += pick.take(count - len(given[role]))
+    if pick.free and counts and None not in counts:
+        pick.warnings.append(
+            f"{len(pick.free)} of {total} GPUs are in no reservation and hidden: add gpus:{len(pick.free)} to offer them to all"
+        )
+    return given
+
+
+def _excess(items: Iterable[ResourceText], host: HostResources) -> list[str]:
+    """Say which declared amounts go beyond the machine."""
+    declared: dict[str, int] = {}
+    for item in items:
+        declared[item.kind] = declared.get(item.kind, 0) + item.amount
+    return [
+        f"{kind}: {format_amount(kind, declared[kind])} are declared, the machine has {format_amount(kind, there)}"
+        for kind, there in ((CPUS, host.cpus_milli), (MEM, host.mem_bytes))
+        if declared.get(kind, 0) > there
+    ]
