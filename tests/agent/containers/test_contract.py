@@ -1,0 +1,246 @@
+"""What every container runtime does, word for word the same: the contract of `ContainerRuntime`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+import pytest
+
+from bursar.agent.containers.logs import LogStream, read_logs
+from bursar.agent.containers.runtime import ContainerSpec
+from bursar.agent.containers.simulated import SimulatedProgram
+from bursar.core.tasks import StatusReason
+
+#: `bench` comes from conftest.py.
+UNTIL_GO = "until [ -e go ]; do sleep 0.02; done"
+
+
+@pytest.mark.parametrize("code", [0, 7, 255])
+async def test_exit_code_of_the_command_is_told_once(bench: Any, code: int) -> None:
+    runtime = await bench.open()
+    spec = bench.spec("exits", bench.script(f"exit {code}", SimulatedProgram(code)))
+    end = await bench.run(runtime, spec)
+    assert (end.exit_code, end.reason) == (code, StatusReason.COMMAND_EXITED)
+    await runtime.remove(spec.container_id)
+    assert len(bench.exits[spec.container_id]) == 1
+
+
+async def test_death_by_a_signal_is_128_plus_its_number(bench: Any) -> None:
+    runtime = await bench.open()
+    end = await bench.run(
+        runtime, bench.spec("aborts", bench.script("kill -ABRT $$", SimulatedProgram(128 + signal.SIGABRT)))
+    )
+    assert (end.exit_code, end.reason) == (128 + signal.SIGABRT, StatusReason.COMMAND_EXITED)
+
+
+async def test_kill_sends_term_and_lets_the_task_clean_up(bench: Any) -> None:
+    runtime = await bench.open()
+    text = f"trap 'echo cleaned; exit 3' TERM; echo ready; {UNTIL_GO}"
+    spec = bench.spec("tidy", bench.script(text, SimulatedProgram(run_ms=None, stdout=b"ready\ncleaned\n", on_term=3)))
+    await runtime.start(spec)
+    await runtime.prepare_logs(spec.container_id)
+    await bench.printed(spec, "ready")
+    await runtime.kill(spec.container_id, grace_ms=20_000)
+    end = await bench.exit_of(spec.container_id)
+    assert end.exit_code == 3
+    await runtime.remove(spec.container_id)
+    assert bench.output(spec) == "ready\ncleaned\n"
+
+
+async def test_kill_of_a_task_that_does_not_listen_is_sigkill_after_the_grace(bench: Any) -> None:
+    runtime = await bench.open()
+    text = f"trap '' TERM; echo ready; {UNTIL_GO}"
+    spec = bench.spec("stubborn", bench.script(text, SimulatedProgram(run_ms=None, stdout=b"ready\n", on_term=None)))
+    await runtime.start(spec)
+    await runtime.prepare_logs(spec.container_id)
+    await bench.printed(spec, "ready")
+    begin = asyncio.get_running_loop().time()
+    await runtime.kill(spec.container_id, grace_ms=300)
+    end = await bench.exit_of(spec.container_id)
+    assert end.exit_code == 137
+    assert asyncio.get_running_loop().time() - begin >= 0.29
+
+
+async def test_kill_without_grace_and_of_what_is_not_there(bench: Any) -> None:
+    runtime = await bench.open()
+    spec = bench.spec("endless", bench.script(UNTIL_GO, SimulatedProgram(run_ms=None)))
+    await runtime.start(spec)
+    await runtime.kill(spec.container_id, grace_ms=0)
+    assert (await bench.exit_of(spec.container_id)).exit_code == 137
+    await runtime.kill(spec.container_id, grace_ms=0)
+    await runtime.kill(type(spec.container_id)("bursar-nobody"), grace_ms=100)
+
+
+async def test_a_new_runtime_adopts_what_runs_and_learns_its_exit_code(bench: Any) -> None:
+    first = await bench.open()
+    text = f"echo before; {UNTIL_GO}; echo after; exit 5"
+    spec = bench.spec("adopted", bench.script(text, SimulatedProgram(5, None, "go", stdout=b"before\nafter\n")))
+    await first.start(spec)
+    await first.close()
+    second = await bench.open()
+    (found,) = await second.recover()
+    assert (found.container_id, found.exit) == (spec.container_id, None)
+    assert not bench.exits
+    (spec.sandbox / "go").touch()
+    end = await bench.exit_of(spec.container_id)
+    assert (end.exit_code, end.reason) == (5, StatusReason.COMMAND_EXITED)
+    await second.remove(spec.container_id)
+    assert bench.output(spec) == "before\nafter\n"
+    assert len(bench.exits[spec.container_id]) == 1
+
+
+async def test_an_adopted_task_can_be_killed(bench: Any) -> None:
+    first = await bench.open()
+    text = f"trap '' TERM; touch ready; {UNTIL_GO}"
+    spec = bench.spec("adopted", bench.script(text, SimulatedProgram(run_ms=None, on_term=None)))
+    await first.start(spec)
+    while bench.kind != "simulated" and not (spec.sandbox / "ready").exists():
+        await asyncio.sleep(0.01)
+    await first.close()
+    second = await bench.open()
+    assert [found.exit for found in await second.recover()] == [None]
+    await second.kill(spec.container_id, grace_ms=50)
+    assert (await bench.exit_of(spec.container_id)).exit_code == 137
+
+
+async def test_an_end_that_nobody_watched_is_found_with_its_exit_code(bench: Any) -> None:
+    first = await bench.open()
+    spec = bench.spec("unwatched", bench.script(f"{UNTIL_GO}; exit 9", SimulatedProgram(9, None, "go")))
+    await first.start(spec)
+    await first.close()
+    (spec.sandbox / "go").touch()
+    async with asyncio.timeout(20):
+        while True:
+            second = await bench.open()
+            (found,) = await second.recover()
+            if found.exit is not None:
+                break
+            await second.close()
+            await asyncio.sleep(0.05)
+    assert (found.exit.exit_code, found.exit.reason) == (9, StatusReason.COMMAND_EXITED)
+    assert not bench.exits, "an end that recover() returned is not told again"
+    await second.remove(spec.container_id)
+    assert await second.recover() == []
+
+
+async def test_outputs_are_apart_in_the_sandbox(bench: Any) -> None:
+    runtime = await bench.open()
+    program = bench.script("echo to out; echo to err >&2", SimulatedProgram(stdout=b"to out\n", stderr=b"to err\n"))
+    spec = bench.spec("talks", program)
+    await bench.run(runtime, spec)
+    await runtime.remove(spec.container_id)
+    assert (bench.output(spec), bench.output(spec, "stderr")) == ("to out\n", "to err\n")
+
+
+async def test_logs_can_be_followed_and_come_once(bench: Any) -> None:
+    runtime = await bench.open()
+    text = f"echo one; {UNTIL_GO}; echo two; echo three >&2"
+    spec = bench.spec(
+        "followed", bench.script(text, SimulatedProgram(0, None, "go", stdout=b"one\ntwo\n", stderr=b"three\n"))
+    )
+    await runtime.start(spec)
+    await runtime.prepare_logs(spec.container_id)
+    await runtime.prepare_logs(spec.container_id)
+    await bench.printed(spec, "one")
+    (spec.sandbox / "go").touch()
+    removed = asyncio.Event()
+
+    async def end() -> None:
+        await bench.exit_of(spec.container_id)
+        await runtime.remove(spec.container_id)
+        removed.set()
+
+    ending = asyncio.create_task(end())
+    seen = {LogStream.STDOUT: b"", LogStream.STDERR: b""}
+    async with asyncio.timeout(20):
+        async for chunk in read_logs(spec.sandbox, ended=removed.is_set, follow=True):
+            seen[chunk.stream] += chunk.data
+    await ending
+    assert seen == {LogStream.STDOUT: b"one\ntwo\n", LogStream.STDERR: b"three\n"}
+
+
+async def test_remove_is_idempotent_and_ignores_what_it_does_not_know(bench: Any) -> None:
+    runtime = await bench.open()
+    spec = bench.spec("gone", bench.script("true", SimulatedProgram()))
+    await bench.run(runtime, spec)
+    await runtime.remove(spec.container_id)
+    await runtime.remove(spec.container_id)
+    await runtime.remove(type(spec.container_id)("bursar-nobody"))
+    assert await runtime.recover() == []
+
+
+async def test_a_command_that_is_not_there_exits_127(bench: Any) -> None:
+    runtime = await bench.open()
+    program = bench.command(
+        ("no-such-command", "--help"), SimulatedProgram(127, stderr=b"no-such-command: not found\n")
+    )
+    spec = bench.spec("missing", program)
+    end = await bench.run(runtime, spec)
+    assert (end.exit_code, end.reason) == (127, StatusReason.COMMAND_EXITED)
+    await runtime.remove(spec.container_id)
+    assert "no-such-command" in bench.output(spec, "stderr")
+
+
+async def test_a_command_that_cannot_be_executed_exits_126(bench: Any) -> None:
+    runtime = await bench.open()
+    program = bench.command(("./notes",), SimulatedProgram(126))
+    spec = bench.spec("plain", program)
+    (spec.sandbox / "notes").write_text("no program")
+    end = await bench.run(runtime, spec)
+    assert (end.exit_code, end.reason) == (126, StatusReason.COMMAND_EXITED)
+
+
+async def test_environment_is_as_given_and_nothing_of_the_agents(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTS_OWN_SECRET", "secret")
+    runtime = await bench.open()
+    given = {"PATH": "/bin:/usr/bin", "EMPTY": "", "SPACED": "a  b\tc", "QUOTES": "'\"$HOME`x`\\", "dotted.name": "x=y"}
+    printed = "\n".join(f"{name}={value}" for name, value in given.items()).encode()
+    program = bench.command(("env",), SimulatedProgram(stdout=printed))
+    spec = bench.spec("env", program, given)
+    assert (await bench.run(runtime, spec)).exit_code == 0
+    await runtime.remove(spec.container_id)
+    seen = dict(line.partition("=")[::2] for line in bench.output(spec).splitlines())
+    assert given.items() <= seen.items()
+    assert seen.keys() - given.keys() <= {"HOSTNAME", "HOME", "PWD", "SHLVL", "OLDPWD", "_"}
+
+
+async def test_sandbox_is_the_working_directory(bench: Any) -> None:
+    runtime = await bench.open()
+    text = "echo here > made-by-task"
+
+    def simulated(spec: ContainerSpec) -> SimulatedProgram:
+        (spec.sandbox / "made-by-task").write_text("here\n")
+        return SimulatedProgram()
+
+    spec = bench.spec("writes", bench.script(text, simulated))
+    assert (await bench.run(runtime, spec)).exit_code == 0
+    assert (spec.sandbox / "made-by-task").read_text() == "here\n"
+
+
+async def test_children_left_behind_end_with_the_task(bench: Any) -> None:
+    """Their writing stops: the file stays as it is once the task has ended."""
+    runtime = await bench.open()
+    text = "(while true; do echo x >> heartbeat; sleep 0.02; done) & until [ -s heartbeat ]; do sleep 0.02; done"
+
+    def simulated(spec: ContainerSpec) -> SimulatedProgram:
+        (spec.sandbox / "heartbeat").write_text("x\n")
+        return SimulatedProgram()
+
+    spec = bench.spec("parent", bench.script(text, simulated))
+    assert (await bench.run(runtime, spec)).exit_code == 0
+    before = (spec.sandbox / "heartbeat").read_bytes()
+    await asyncio.sleep(0.2)  # ten heartbeats
+    assert (spec.sandbox / "heartbeat").read_bytes() == before
+
+
+async def test_many_at_once_each_end_once(bench: Any) -> None:
+    runtime = await bench.open()
+    specs = [bench.spec(f"many-{n}", bench.script(f"exit {n}", SimulatedProgram(n))) for n in range(8)]
+    await asyncio.gather(*(runtime.start(spec) for spec in specs))
+    ends = [await bench.exit_of(spec.container_id) for spec in specs]
+    assert [end.exit_code for end in ends] == list(range(8))
+    await asyncio.gather(*(runtime.remove(spec.container_id) for spec in specs))
+    assert await runtime.recover() == []
+    assert all(len(told) == 1 for told in bench.exits.values())
