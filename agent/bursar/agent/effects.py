@@ -1,0 +1,112 @@
+"""All that the agent's machine can ask for. Imperative."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bursar.agent.containers.runtime import ContainerId
+from bursar.core.devices import Device
+from bursar.core.errors import ErrorDetail
+from bursar.core.ids import ConnectionId
+from bursar.core.machine import Persist
+from bursar.core.messages.agent import AgentMessage
+from bursar.core.tasks import AssignedTask
+
+
+@dataclass(frozen=True, slots=True)
+class SendToMaster:
+    """Say something on a connection; dropped where that is over."""
+
+    connection: ConnectionId
+    message: AgentMessage
+
+
+@dataclass(frozen=True, slots=True)
+class CloseConnection:
+    """End a connection and try again, at most 2 s later."""
+
+    connection: ConnectionId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartContainer:
+    """Start a task; ContainerStarted or ContainerLaunchFailed follows."""
+
+    container_id: ContainerId
+    task: AssignedTask
+    #: The task's or the agent's default one; empty for none.
+    image: str
+    #: In the order of the task's environment.
+    devices: tuple[Device, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KillContainer:
+    """SIGTERM now, SIGKILL after the grace; ContainerExited follows. Asking again is harmless."""
+
+    container_id: ContainerId
+    grace_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveContainer:
+    """Remove what is left of an ended container except its sandbox, logs saved in that. Idempotent."""
+
+    container_id: ContainerId
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveSandbox:
+    """Remove the sandbox, after RemoveContainer is done. Idempotent."""
+
+    container_id: ContainerId
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLogStream:
+    """Open a stream for a task's output towards the master; or only to say why there is none."""
+
+    connection: ConnectionId
+    stream_id: str
+    container_id: ContainerId
+    follow: bool
+    tail_bytes: int | None
+    error: ErrorDetail | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Tell the operator."""
+
+    #: `info`, `warning` or `error`.
+    level: str
+    text: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+AgentEffect = (
+    Persist
+    | SendToMaster
+    | CloseConnection
+    | StartContainer
+    | KillContainer
+    | RemoveContainer
+    | RemoveSandbox
+    | OpenLogStream
+    | Log
+)
+
+__all__ = [
+    "AgentEffect",
+    "CloseConnection",
+    "KillContainer",
+    "Log",
+    "OpenLogStream",
+    "Persist",
+    "RemoveContainer",
+    "RemoveSandbox",
+    "SendToMaster",
+    "StartContainer",
+]

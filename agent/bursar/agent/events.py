@@ -1,0 +1,105 @@
+"""All that the agent's machine can learn. Past tense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
+from bursar.core.devices import Device
+from bursar.core.ids import ConnectionId
+from bursar.core.machine import Stalled, TimePassed
+from bursar.core.messages.agent import MasterMessage
+from bursar.core.resources import ReservedResources
+from bursar.core.tasks import StatusReason
+
+
+@dataclass(frozen=True, slots=True)
+class ContainersRecovered:
+    """Once, first of all: every container that an earlier life of the agent left, whether it still runs or not."""
+
+    containers: tuple[RecoveredContainer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MasterConnected:
+    """A stream to a master is open; nothing was said on it yet. Ends an earlier connection."""
+
+    connection: ConnectionId
+
+
+@dataclass(frozen=True, slots=True)
+class MasterDisconnected:
+    """The stream is over."""
+
+    connection: ConnectionId
+
+
+@dataclass(frozen=True, slots=True)
+class MasterMessageReceived:
+    """The master said something."""
+
+    connection: ConnectionId
+    message: MasterMessage
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerStarted:
+    """`StartContainer` succeeded. The container may have ended already: ContainerExited may come before or after this."""
+
+    container_id: ContainerId
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerLaunchFailed:
+    """`StartContainer` failed and nothing of the container is left."""
+
+    container_id: ContainerId
+    #: LAUNCH_FAILED, IMAGE_NOT_FOUND or ENGINE_LOST.
+    reason: StatusReason
+    message: str
+    #: As a shell would give it, where that is known: 126, 127.
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerExited:
+    """A container ended, and with it all its processes."""
+
+    container_id: ContainerId
+    exit: ContainerExit
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesDiscovered:
+    """What a look at the devices found, changed or not; `resources` is the agent's whole offer to the master."""
+
+    devices: tuple[Device, ...]
+    resources: tuple[ReservedResources, ...]
+
+
+AgentEvent = (
+    ContainersRecovered
+    | MasterConnected
+    | MasterDisconnected
+    | MasterMessageReceived
+    | ContainerStarted
+    | ContainerLaunchFailed
+    | ContainerExited
+    | DevicesDiscovered
+    | TimePassed
+    | Stalled
+)
+
+__all__ = [
+    "AgentEvent",
+    "ContainerExited",
+    "ContainerLaunchFailed",
+    "ContainerStarted",
+    "ContainersRecovered",
+    "DevicesDiscovered",
+    "MasterConnected",
+    "MasterDisconnected",
+    "MasterMessageReceived",
+    "Stalled",
+    "TimePassed",
+]

@@ -1,0 +1,190 @@
+"""What the agent remembers of a task, and the rules that need nothing else: may it start, and what does its end mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bursar.agent.containers.names import container_id_for
+from bursar.agent.containers.runtime import ContainerExit, ContainerId
+from bursar.core.devices import Device, DeviceHealth
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
+from bursar.core.messages.agent import KillTask
+from bursar.core.tasks import (
+    DEFAULT_KILL_GRACE_MS,
+    AssignedTask,
+    StatusReason,
+    TaskState,
+    TaskStatus,
+    spec_problem,
+)
+
+#: A runtime's words about a failure are cut to this many characters.
+MAX_MESSAGE_LENGTH = 2000
+#: What Docker says of containers that a shutdown of the machine took away.
+_DOCKER_REBOOT_CODE = 255
+
+
+class TaskKey(NamedTuple):
+    """Names one task."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A task that is live, or has ended and its end is not acknowledged; durable as a whole."""
+
+    task: AssignedTask
+    state: TaskState
+    #: Of the machine when the launch was taken: with another one the task is dead.
+    boot_id: str
+    #: Number of the next status update; its text is the `update_id`.
+    next_update: int = 1
+    #: In order, not yet acknowledged.
+    unacknowledged: tuple[TaskStatus, ...] = ()
+    #: Who wants its end, once asked.
+    kill: KillTask | None = None
+
+    @property
+    def key(self) -> TaskKey:
+        """Names the task."""
+        return TaskKey(self.task.framework_id, self.task.spec.task_id)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a start was tried, so that there is a sandbox: a refused task has one status only, its end."""
+        return not self.state.is_terminal or self.next_update > 2
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedTask:
+    """A task whose end is acknowledged: remembered so that it is never started twice."""
+
+    #: Its last one.
+    status: TaskStatus
+    ended_at_ms: int
+    #: Whether its sandbox is kept, for its logs.
+    sandbox: bool = False
+
+    @property
+    def key(self) -> TaskKey:
+        """Names the task."""
+        return TaskKey(self.status.framework_id, self.status.task_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a task ended, or why it was not begun."""
+
+    state: TaskState
+    reason: StatusReason
+    message: str
+    exit_code: int | None = None
+
+
+def container_of(agent_id: AgentId, key: TaskKey) -> ContainerId:
+    """The container of a task, and the name of its sandbox."""
+    return container_id_for(agent_id, key.framework_id, key.task_id)
+
+
+def grace_ms_of(task: AssignedTask, kill: KillTask) -> int:
+    """From SIGTERM to SIGKILL: as the kill says, else as the task does."""
+    if kill.grace_ms is not None:
+        return kill.grace_ms
+    return DEFAULT_KILL_GRACE_MS if task.spec.kill_grace_ms is None else task.spec.kill_grace_ms
+
+
+def launch_problem(
+    task: AssignedTask,
+    *,
+    runtime: str,
+    default_image: str,
+    devices: Mapping[DeviceUuid, Device],
+    held: Mapping[DeviceUuid, ContainerId],
+) -> Verdict | None:
+    """Say why this agent cannot begin a task, or nothing. The master decided; this only verifies (design.md §4)."""
+    if problem := spec_problem(task.spec):
+        return Verdict(TaskState.ERROR, StatusReason.AGENT_REFUSED, f"{problem[0]}: {problem[1]}")
+    if task.spec.image and runtime == "process":
+        return Verdict(
+            TaskState.ERROR,
+            StatusReason.AGENT_REFUSED,
+            f"the task has the image {task.spec.image!r}, but this agent runs plain processes;"
+            " leave the image out, or run it on an agent with --runtime docker",
+        )
+    if runtime == "docker" and not task.spec.image and not default_image:
+        return Verdict(
+            TaskState.ERROR,
+            StatusReason.AGENT_REFUSED,
+            "the task has no image and this agent no default one; name an image, or start the agent with --default-image",
+        )
+    for uuid in task.device_uuids:
+        device = devices.get(uuid)
+        if device is None:
+            return Verdict(
+                TaskState.DROPPED,
+                StatusReason.DEVICES_CHANGED,
+                f"device {uuid} is not there any more; launch the task again",
+            )
+        if device.health is DeviceHealth.UNHEALTHY:
+            why = f": {device.health_reason}" if device.health_reason else ""
+            return Verdict(
+                TaskState.DROPPED,
+                StatusReason.DEVICES_CHANGED,
+                f"device {uuid} is not healthy{why}; launch the task again",
+            )
+        if uuid in held:
+            return Verdict(
+                TaskState.DROPPED,
+                StatusReason.AGENT_REFUSED,
+                f"device {uuid} is still held by container {held[uuid]}; launch the task again",
+            )
+    return None
+
+
+def end_of(record: TaskRecord, exit: ContainerExit, boot_id: str) -> Verdict:
+    """What the end of a container means for its task."""
+    message = exit.message[:MAX_MESSAGE_LENGTH]
+    rebooted = record.boot_id != boot_id and exit.exit_code in (None, _DOCKER_REBOOT_CODE)
+    if record.kill is not None:
+        return Verdict(TaskState.KILLED, record.kill.reason, message or "ended as asked", exit.exit_code)
+    if rebooted or exit.reason is StatusReason.AGENT_REBOOTED:
+        message = "the machine was started anew; launch the task again"
+        return Verdict(TaskState.GONE, StatusReason.AGENT_REBOOTED, message, exit.exit_code)
+    if exit.reason in (StatusReason.CONTAINER_LOST, StatusReason.ENGINE_LOST):
+        return Verdict(TaskState.GONE, exit.reason, message or "nobody knows how it ended", exit.exit_code)
+    if exit.reason is StatusReason.COMMAND_EXITED and exit.exit_code == 0:
+        return Verdict(TaskState.FINISHED, exit.reason, message, 0)
+    if exit.exit_code is not None:
+        message = message or _exit_text(exit.exit_code)
+    return Verdict(TaskState.FAILED, exit.reason, message, exit.exit_code)
+
+
+def _exit_text(code: int) -> str:
+    if 128 < code < 193:
+        return f"the command was ended by signal {code - 128}"
+    return f"the command exited with {code}"
+
+
+def never_seen(record: TaskRecord, boot_id: str) -> Verdict:
+    """The end of a task of which a restarted agent finds no container.
+
+    It is never started again, also where only its launch was recorded: it may have run and been removed by somebody. A
+    launch that was acknowledged happens or is reported, once.
+    """
+    started = record.state is not TaskState.STARTING
+    if record.boot_id != boot_id:
+        reason, message = StatusReason.AGENT_REBOOTED, "the machine was started anew; launch the task again"
+    elif started:
+        reason, message = StatusReason.CONTAINER_LOST, "its container vanished while the agent was down"
+    else:
+        reason, message = (
+            StatusReason.CONTAINER_LOST,
+            "the agent was restarted while it started the task, and found no container",
+        )
+    if record.kill is not None:
+        return Verdict(TaskState.KILLED, record.kill.reason, message)
+    return Verdict(TaskState.GONE, reason, message)
