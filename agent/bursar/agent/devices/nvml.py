@@ -1,0 +1,249 @@
+"""Real NVIDIA GPUs, through nvidia-ml-py (the library that nvidia-smi is made of).
+
+Health is what the driver says: a device that it cannot reach any more stays in the list, with the identity it had when it was
+last seen, unhealthy and with the driver's words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pynvml as _pynvml
+
+from bursar.agent.containers.runtime import Decoration
+from bursar.agent.devices.driver import DriverUnavailable
+from bursar.agent.pinning import visible_devices
+from bursar.core.devices import Device, DeviceHealth, DeviceLink
+from bursar.core.ids import DeviceUuid
+from bursar.core.resources import GPUS
+
+log = logging.getLogger(__name__)
+
+#: The library has no types.
+pynvml: Any = _pynvml
+
+_T = TypeVar("_T")
+
+#: Nodes that every CUDA program needs beside the one of its GPU.
+_COMMON_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+#: The driver's answers that mean: this card cannot be used until somebody does something about it.
+_BROKEN = frozenset(
+    {
+        pynvml.NVML_ERROR_GPU_IS_LOST,
+        pynvml.NVML_ERROR_RESET_REQUIRED,
+        pynvml.NVML_ERROR_INSUFFICIENT_POWER,
+        pynvml.NVML_ERROR_IRQ_ISSUE,
+        pynvml.NVML_ERROR_UNKNOWN,
+    }
+)
+#: A switch: all that have links to one reach each other at full width.
+_SWITCH = "switch"
+
+
+@dataclasses.dataclass(slots=True)
+class _Found:
+    """One device, before it is known who its peers are."""
+
+    device: Device
+    minor: int | None
+    #: Number of active NVLinks by PCI address of the other end, or `_SWITCH`.
+    links: dict[str, int]
+
+
+class NvmlDevices:
+    """The GPUs of this machine."""
+
+    name = "nvml"
+
+    def __init__(self, sysfs: Path = Path("/sys")) -> None:
+        self._sysfs = sysfs
+        self._open = False
+        #: What each index was when it was last well, for the days when it is not.
+        self._seen: dict[int, _Found] = {}
+        self._minors: dict[DeviceUuid, int] = {}
+
+    def discover(self) -> tuple[Device, ...]:
+        """All GPUs, ordered by index. Raises DriverUnavailable where there is no library, no driver or no GPU."""
+        self._ensure_open()
+        try:
+            count = int(pynvml.nvmlDeviceGetCount())
+        except pynvml.NVMLError as error:
+            raise DriverUnavailable(f"the NVIDIA driver cannot count its GPUs: {error}") from error
+        if count == 0:
+            raise DriverUnavailable("the NVIDIA driver is there, but it has no GPU")
+        found = [device for index in range(count) if (device := self._device(index)) is not None]
+        for device in found:
+            if device.minor is not None:
+                self._minors[device.device.uuid] = device.minor
+        return tuple(dataclasses.replace(one.device, links=_links(one, found)) for one in found)
+
+    def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
+        """Environment everywhere; for `docker` the uuids, and the nodes for an engine without NVIDIA's runtime."""
+        environment = visible_devices([device.uuid for device in granted])
+        if runtime != "docker" or not granted:
+            return Decoration(environment=environment)
+        nodes = [
+            node
+            for device in granted
+            if device.uuid in self._minors and os.path.exists(node := f"/dev/nvidia{self._minors[device.uuid]}")
+        ]
+        if nodes:
+            nodes += [node for node in _COMMON_NODES if os.path.exists(node)]
+        return Decoration(
+            environment=environment,
+            device_nodes=tuple(nodes),
+            device_requests=tuple(device.uuid for device in granted),
+        )
+
+    def close(self) -> None:
+        """Let go of the library."""
+        if self._open:
+            self._open = False
+            try:
+                pynvml.nvmlShutdown()
+            except pynvml.NVMLError as error:
+                log.debug("nvmlShutdown: %s", error)
+
+    def _ensure_open(self) -> None:
+        if self._open:
+            return
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            if error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+                raise DriverUnavailable(
+                    "no NVIDIA library (libnvidia-ml.so.1) on this machine: it has no NVIDIA driver"
+                ) from error
+            raise DriverUnavailable(f"the NVIDIA driver does not answer: {error}") from error
+        self._open = True
+
+    def _device(self, index: int) -> _Found | None:
+        """One device, or what is known of it with the reason why it is unhealthy; None if it was never seen well."""
+        try:
+            found = self._describe(index)
+        except pynvml.NVMLError as error:
+            before = self._seen.get(index)
+            if before is None:
+                # Without its uuid it cannot be named, so nobody can be offered it.
+                log.error("GPU %d cannot be used: %s", index, error)
+                return None
+            return dataclasses.replace(before, device=_unhealthy(before.device, str(error)))
+        self._seen[index] = found
+        return found
+
+    def _describe(self, index: int) -> _Found:
+        """Ask the driver. Raises NVMLError where the device does not say who it is."""
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        uuid = DeviceUuid(str(pynvml.nvmlDeviceGetUUID(handle)))
+        complaints: list[str] = []
+
+        def ask(function: Callable[..., _T], *arguments: Any) -> _T | None:
+            """The answer, or None where the device does not have such a thing or is broken (then it is remembered)."""
+            try:
+                return function(handle, *arguments)
+            except pynvml.NVMLError as error:
+                if error.value in _BROKEN and str(error) not in complaints:
+                    complaints.append(str(error))
+                return None
+
+        memory = ask(pynvml.nvmlDeviceGetMemoryInfo)
+        address = _address(ask(pynvml.nvmlDeviceGetPciInfo))
+        name = ask(pynvml.nvmlDeviceGetName)
+        minor = ask(pynvml.nvmlDeviceGetMinorNumber)
+        rows = ask(pynvml.nvmlDeviceGetRemappedRows)
+        if rows is not None and rows[3]:
+            complaints.append("remapping of broken memory rows has failed: the card needs to be replaced")
+        elif rows is not None and rows[2]:
+            log.warning("GPU %s: remapped memory rows wait for a reset of the card", uuid)
+        device = Device(
+            uuid=uuid,
+            kind=GPUS,
+            model=str(name or ""),
+            mem_bytes=int(memory.total) if memory is not None else 0,
+            index=index,
+            numa_node=self._numa_node(ask, address),
+            pci_address=address,
+            driver="nvml",
+        )
+        links = _active_links(handle)
+        return _Found(_unhealthy(device, "; ".join(complaints)) if complaints else device, minor, links)
+
+    def _numa_node(self, ask: Callable[..., Any], address: str) -> int | None:
+        """The host's node that is nearest.
+
+        nvmlDeviceGetNumaNodeId is the last resort: where it is supported at all, a GPU's memory is a node of its own.
+        """
+        mask = ask(pynvml.nvmlDeviceGetMemoryAffinity, 4, pynvml.NVML_AFFINITY_SCOPE_NODE)
+        if mask is not None:
+            nodes = [64 * word + bit for word, bits in enumerate(mask) for bit in range(64) if bits >> bit & 1]
+            if len(nodes) == 1:
+                return nodes[0]
+        short = address[4:] if address.startswith("0000") and len(address) == 16 else address
+        try:
+            node = int((self._sysfs / "bus/pci/devices" / short / "numa_node").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            node = -1
+        if node >= 0:
+            return node
+        answer = ask(pynvml.nvmlDeviceGetNumaNodeId)
+        return int(answer) if answer is not None and answer >= 0 else None
+
+
+def _unhealthy(device: Device, reason: str) -> Device:
+    return dataclasses.replace(device, health=DeviceHealth.UNHEALTHY, health_reason=reason)
+
+
+def _address(pci: Any) -> str:
+    """`00000000:65:00.0`, in small letters as in sysfs; empty where unknown."""
+    if pci is None:
+        return ""
+    address = pci.busId
+    return (address.decode("ascii", "replace") if isinstance(address, bytes) else str(address)).lower()
+
+
+def _active_links(handle: Any) -> dict[str, int]:
+    """Count active NVLinks by what is at their other end."""
+    links: dict[str, int] = {}
+    for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
+        try:
+            if not pynvml.nvmlDeviceGetNvLinkState(handle, link):
+                continue
+        except pynvml.NVMLError as error:
+            if error.value in (pynvml.NVML_ERROR_INVALID_ARGUMENT, pynvml.NVML_ERROR_NOT_SUPPORTED):
+                break  # beyond the last link, or no NVLink at all
+            continue
+        peer = _link_peer(handle, link)
+        if peer:
+            links[peer] = links.get(peer, 0) + 1
+    return links
+
+
+def _link_peer(handle: Any, link: int) -> str:
+    try:
+        if pynvml.nvmlDeviceGetNvLinkRemoteDeviceType(handle, link) == pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH:
+            return _SWITCH
+    except pynvml.NVMLError:
+        pass  # an old driver: the address will tell
+    try:
+        return _address(pynvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, link))
+    except pynvml.NVMLError:
+        return ""
+
+
+def _links(one: _Found, found: Sequence[_Found]) -> tuple[DeviceLink, ...]:
+    """Strength of a pair is the number of NVLinks between the two, or to the switch that joins them."""
+    links = []
+    for other in found:
+        if other is one:
+            continue
+        strength = one.links.get(other.device.pci_address, 0) or min(
+            one.links.get(_SWITCH, 0), other.links.get(_SWITCH, 0)
+        )
+        if strength:
+            links.append(DeviceLink(other.device.uuid, "nvlink", strength))
+    return tuple(links)

@@ -1,0 +1,73 @@
+"""Device drivers under test, NVML's with the stand-in library compiled for the occasion."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+GIB = 2**30
+
+#: Two pairs of linked GPUs on two nodes.
+LAYOUT = f"""\
+device GPU-aaaaaaaa-0000-1111-2222-000000000000 NVIDIA_H100_80GB_HBM3 {80 * GIB} 00000000:19:00.0 0 0 0
+device GPU-bbbbbbbb-0000-1111-2222-000000000000 NVIDIA_H100_80GB_HBM3 {80 * GIB} 00000000:3B:00.0 1 0 0
+device GPU-cccccccc-0000-1111-2222-000000000000 NVIDIA_H100_80GB_HBM3 {80 * GIB} 00000000:9A:00.0 2 1 0
+device GPU-dddddddd-0000-1111-2222-000000000000 NVIDIA_H100_80GB_HBM3 {80 * GIB} 00000000:BB:00.0 3 -1 0
+link 0 1 12
+link 2 3 4
+"""
+
+
+@pytest.fixture(scope="session")
+def nvml_standin(require: Callable[[bool, str], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory with a libnvidia-ml.so.1 that simulates GPUs."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang"))), None)
+    require(compiler is not None, "no C compiler for the stand-in of libnvidia-ml (cc, gcc or clang)")
+    directory = tmp_path_factory.mktemp("nvml")
+    source = HERE.parent / "nvml_standin" / "nvml_standin.c"
+    library = directory / "libnvidia-ml.so.1"
+    flags = ["-std=gnu11", "-Wall", "-Werror", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1"]
+    subprocess.run([str(compiler), *flags, "-o", str(library), str(source)], check=True)
+    return directory
+
+
+Observe = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def observe(request: pytest.FixtureRequest, tmp_path: Path) -> Observe:
+    """`observe(devices, *layouts, standin=True, agent_id=…)`: what a driver says in a process of its own."""
+
+    def run(devices: str, *layouts: str, standin: bool = True, agent_id: str = "agent-1") -> dict[str, Any]:
+        environment = dict(os.environ)
+        paths = []
+        if standin and devices == "nvml":
+            environment["LD_LIBRARY_PATH"] = str(request.getfixturevalue("nvml_standin"))
+            current = tmp_path / "layout"
+            current.write_text(LAYOUT)
+            environment["NVML_STANDIN"] = str(current)
+            for number, layout in enumerate(layouts):
+                paths.append(tmp_path / f"layout-{number}")
+                paths[-1].write_text(layout)
+        command = [sys.executable, str(HERE / "observe.py"), devices, agent_id, *map(str, paths)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        said: dict[str, Any] = json.loads(done.stdout)
+        return said
+
+    return run
+
+
+@pytest.fixture
+def layout() -> str:
+    """The stand-in's layout unless told otherwise."""
+    return LAYOUT

@@ -1,0 +1,49 @@
+"""Run as a program: what a device driver says, as JSON. In a process of its own, since NVML's library is loaded once and for all.
+
+    observe.py DEVICES AGENT_ID [LAYOUT…]
+
+Each LAYOUT is copied to $NVML_STANDIN before a discovery; without any there are two discoveries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from typing import Any
+
+from bursar.agent.devices.driver import ContainerDecorator, DriverUnavailable
+from bursar.agent.devices.nvml import NvmlDevices
+from bursar.agent.devices.select import driver_for
+from bursar.core.ids import AgentId
+
+
+def main(devices: str, agent_id: str, *layouts: str) -> None:
+    driver = NvmlDevices() if devices == "nvml" else driver_for(devices, AgentId(agent_id), [])
+    said: dict[str, Any] = {"name": driver.name, "discoveries": []}
+    found = ()
+    for layout in layouts or (None, None):
+        if layout:
+            shutil.copyfile(layout, os.environ["NVML_STANDIN"])
+        try:
+            found = driver.discover()
+        except DriverUnavailable as unavailable:
+            said["discoveries"].append({"unavailable": str(unavailable)})
+        else:
+            said["discoveries"].append([dataclasses.asdict(device) for device in found])
+    assert isinstance(driver, ContainerDecorator)
+    said["decorated"] = {
+        runtime: {
+            "none": dataclasses.asdict(driver.decorate((), runtime)),
+            "all": dataclasses.asdict(driver.decorate(found, runtime)),
+        }
+        for runtime in ("process", "docker")
+    }
+    driver.close()
+    driver.close()
+    json.dump(said, sys.stdout)
+
+
+main(*sys.argv[1:])

@@ -1,0 +1,176 @@
+/* A stand-in for libnvidia-ml.so.1: what nvidia-ml-py calls is really called, where no GPU exists.
+ *
+ * The file named by NVML_STANDIN says what there is; it is read again whenever the devices are counted:
+ *
+ *   init CODE                                          nvmlInit fails with this code
+ *   device UUID NAME MEM_BYTES BUS_ID MINOR NODE CODE  '_' in NAME is a space; NODE -1: not told; CODE: what every call on it answers (0: all is well)
+ *   rows INDEX PENDING FAILED                          remapped memory rows; without the line: not supported
+ *   link INDEX INDEX COUNT                             NVLinks between two devices
+ *   switch INDEX COUNT                                 NVLinks from a device to the switch
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, UNKNOWN = 999 };
+enum { MAX_DEVICES = 16, MAX_LINKS = 36, TO_SWITCH = -1 };
+
+typedef struct {
+    int index, minor, node, code;
+    int has_rows, rows_pending, rows_failed;
+    int links, peer[MAX_LINKS];
+    unsigned long long mem;
+    char uuid[96], name[96], bus[32];
+} device_t;
+
+typedef struct { unsigned long long total, free, used; } memory_t;
+
+typedef struct {
+    char bus_legacy[16];
+    unsigned int domain, bus, device, pci_device, pci_subsystem;
+    char bus_id[32];
+} pci_t;
+
+static device_t devices[MAX_DEVICES];
+static int count, init_code, initialized;
+
+static void add_links(int from, int to, int number) {
+    for (int i = 0; i < number && from >= 0 && from < count && devices[from].links < MAX_LINKS; i++)
+        devices[from].peer[devices[from].links++] = to;
+}
+
+static void load(void) {
+    const char *path = getenv("NVML_STANDIN");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    char line[512];
+    count = 0;
+    init_code = 0;
+    memset(devices, 0, sizeof devices);
+    while (file && fgets(line, sizeof line, file)) {
+        device_t d = {0};
+        int a, b, n;
+        if (sscanf(line, "init %d", &init_code) == 1) continue;
+        if (count < MAX_DEVICES && sscanf(line, "device %95s %95s %llu %31s %d %d %d", d.uuid, d.name, &d.mem, d.bus, &d.minor, &d.node, &d.code) == 7) {
+            for (char *c = d.name; *c; c++) if (*c == '_') *c = ' ';
+            d.index = count;
+            devices[count++] = d;
+        } else if (sscanf(line, "link %d %d %d", &a, &b, &n) == 3) {
+            add_links(a, b, n);
+            add_links(b, a, n);
+        } else if (sscanf(line, "switch %d %d", &a, &n) == 2) {
+            add_links(a, TO_SWITCH, n);
+        } else if (sscanf(line, "rows %d %d %d", &a, &b, &n) == 3 && a < count) {
+            devices[a].has_rows = 1;
+            devices[a].rows_pending = b;
+            devices[a].rows_failed = n;
+        }
+    }
+    if (file) fclose(file);
+}
+
+int nvmlInitWithFlags(unsigned int flags) {
+    (void)flags;
+    load();
+    initialized = init_code == 0;
+    return init_code;
+}
+
+int nvmlShutdown(void) {
+    initialized = 0;
+    return SUCCESS;
+}
+
+const char *nvmlErrorString(int code) {
+    switch (code) {
+    case SUCCESS: return "Success";
+    case INVALID_ARGUMENT: return "Invalid Argument";
+    case NOT_SUPPORTED: return "Not Supported";
+    case DRIVER_NOT_LOADED: return "Driver Not Loaded";
+    case GPU_IS_LOST: return "GPU is lost";
+    default: return "Unknown Error";
+    }
+}
+
+int nvmlDeviceGetCount_v2(unsigned int *answer) {
+    if (!initialized) return UNINITIALIZED;
+    load();
+    *answer = (unsigned int)count;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned int index, device_t **handle) {
+    if (!initialized) return UNINITIALIZED;
+    if ((int)index >= count) return INVALID_ARGUMENT;
+    *handle = &devices[index];
+    return devices[index].code;
+}
+
+static int text(const device_t *device, const char *value, char *answer, unsigned int length) {
+    if (device->code) return device->code;
+    snprintf(answer, length, "%s", value);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetUUID(device_t *d, char *answer, unsigned int length) { return text(d, d->uuid, answer, length); }
+int nvmlDeviceGetName(device_t *d, char *answer, unsigned int length) { return text(d, d->name, answer, length); }
+
+int nvmlDeviceGetMemoryInfo(device_t *d, memory_t *answer) {
+    if (d->code) return d->code;
+    *answer = (memory_t){d->mem, d->mem, 0};
+    return SUCCESS;
+}
+
+static void pci(const char *bus, pci_t *answer) {
+    memset(answer, 0, sizeof *answer);
+    snprintf(answer->bus_id, sizeof answer->bus_id, "%s", bus);
+}
+
+int nvmlDeviceGetPciInfo_v3(device_t *d, pci_t *answer) {
+    if (d->code) return d->code;
+    pci(d->bus, answer);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetMinorNumber(device_t *d, unsigned int *answer) {
+    if (d->code) return d->code;
+    *answer = (unsigned int)d->minor;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetRemappedRows(device_t *d, unsigned int *corrected, unsigned int *uncorrected, unsigned int *pending, unsigned int *failed) {
+    if (d->code) return d->code;
+    if (!d->has_rows) return NOT_SUPPORTED;
+    *corrected = *uncorrected = 0;
+    *pending = (unsigned int)d->rows_pending;
+    *failed = (unsigned int)d->rows_failed;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetMemoryAffinity(device_t *d, unsigned int words, unsigned long *nodes, unsigned int scope) {
+    (void)scope;
+    if (d->code) return d->code;
+    if (d->node < 0) return NOT_SUPPORTED;
+    memset(nodes, 0, words * sizeof *nodes);
+    nodes[d->node / 64] = 1UL << d->node % 64;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetNvLinkState(device_t *d, unsigned int link, unsigned int *answer) {
+    if (d->code) return d->code;
+    if (d->links == 0) return NOT_SUPPORTED;
+    if ((int)link >= d->links) return INVALID_ARGUMENT;
+    *answer = 1;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetNvLinkRemoteDeviceType(device_t *d, unsigned int link, unsigned int *answer) {
+    if ((int)link >= d->links) return INVALID_ARGUMENT;
+    *answer = d->peer[link] == TO_SWITCH ? 2 : 0;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(device_t *d, unsigned int link, pci_t *answer) {
+    if ((int)link >= d->links) return INVALID_ARGUMENT;
+    pci(d->peer[link] == TO_SWITCH ? "00000000:FF:00.0" : devices[d->peer[link]].bus, answer);
+    return SUCCESS;
+}
