@@ -1,7 +1,7 @@
 #!/bin/sh
 # Everything that is held without running the product. All checks run; the last lines name those that failed.
 set -u
-cd "$(dirname "$0")/.." || exit
+CDPATH='' cd -- "$(dirname "$0")/.." || exit
 . ./scripts/env.sh
 
 failed=

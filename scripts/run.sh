@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs the Python of .venv with these arguments, in the root of the tree and without stray variables.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 . ./scripts/env.sh
 exec .venv/bin/python "$@"

@@ -8,7 +8,7 @@
 # Python, and one of a tree that has been moved are made again from nothing; one whose inputs changed is brought up to
 # date. `.venv` belongs to this script. The first fitting Python is taken; PYTHON=… takes another.
 set -eu
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname "$0")/.."
 . ./scripts/env.sh
 
 venv=.venv

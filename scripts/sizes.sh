@@ -1,6 +1,6 @@
 #!/bin/sh
 # The ten longest modules and the ten longest functions. Something to look at, never a gate: it does not fail.
-cd "$(dirname "$0")/.." || exit 0
+CDPATH='' cd -- "$(dirname "$0")/.." || exit 0
 . ./scripts/env.sh
 for python in .venv/bin/python python3.13 python3.12 python3.11 python3; do
     "$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
