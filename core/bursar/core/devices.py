@@ -53,7 +53,9 @@ class Device:
 _MAX_SETS = 5000
 
 
-def pick_connected(candidates: Iterable[DeviceUuid], count: int, devices: Mapping[DeviceUuid, Device]) -> tuple[DeviceUuid, ...]:
+def pick_connected(
+    candidates: Iterable[DeviceUuid], count: int, devices: Mapping[DeviceUuid, Device]
+) -> tuple[DeviceUuid, ...]:
     """Pick `count` of `candidates` that are best connected, and that leave well-connected ones behind.
 
     Closeness of a pair is the strength of its link, or 1 on the same NUMA node, or 0. Among sets of equal closeness the one

@@ -31,7 +31,16 @@ _NUMBER = re.compile(r"([0-9]{1,16})(?:\.([0-9]{1,3}))?")
 _KIND = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 _PLAIN_ROLE = re.compile(r"[A-Za-z0-9._/*-]+")
 _DURATION_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_DURATION_ALIASES = {"secs": "s", "sec": "s", "mins": "m", "min": "m", "hrs": "h", "hours": "h", "days": "d", "weeks": "w"}
+_DURATION_ALIASES = {
+    "secs": "s",
+    "sec": "s",
+    "mins": "m",
+    "min": "m",
+    "hrs": "h",
+    "hours": "h",
+    "days": "d",
+    "weeks": "w",
+}
 _DURATION = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))?\s*([A-Za-z]+)")
 
 
@@ -100,7 +109,9 @@ def parse_ports(text: str) -> Ports:
             raise InvalidText(f"ports: {item!r} is not a range", "write first-last, such as 31000-32000")
         span = PortRange(int(first), int(last) if dash else int(first))
         if not 1 <= span.first <= span.last <= 65535:
-            raise InvalidText(f"ports: {item} is not within 1-65535 in ascending order", "write first-last, such as 31000-32000")
+            raise InvalidText(
+                f"ports: {item} is not within 1-65535 in ascending order", "write first-last, such as 31000-32000"
+            )
         ranges.append(span)
     merged = normalize_ports(ranges)
     if sum(map(len, merged)) != sum(map(len, ranges)):
@@ -137,7 +148,9 @@ def parse_request(text: str) -> ResourceRequest:
     gpus = 0
     for item in parse_resources(text):
         if item.role is not None:
-            raise InvalidText(f"resources: {item.kind}({item.role}) names a role", "give the role separately, as --role")
+            raise InvalidText(
+                f"resources: {item.kind}({item.role}) names a role", "give the role separately, as --role"
+            )
         if item.kind == PORTS:
             ports = item.ports
         elif item.kind == GPUS:
@@ -146,7 +159,9 @@ def parse_request(text: str) -> ResourceRequest:
             scalars[item.kind] = item.amount
     request = ResourceRequest(scalars, ports, gpus)
     if not request:
-        raise InvalidText(f"resources: {text!r} asks for nothing", "name at least one amount above zero, such as gpus:1")
+        raise InvalidText(
+            f"resources: {text!r} asks for nothing", "name at least one amount above zero, such as gpus:1"
+        )
     return request
 
 
@@ -171,7 +186,9 @@ def parse_duration(text: str, what: str = "duration") -> int:
     match = _DURATION.fullmatch(text.strip())
     unit = match and _DURATION_ALIASES.get(match[3], match[3])
     if not match or unit not in _DURATION_UNITS_MS:
-        raise InvalidText(f"{what}: {text.strip()!r} is not a duration", "write a number and a unit, such as 500ms, 1s, 10m or 2h")
+        raise InvalidText(
+            f"{what}: {text.strip()!r} is not a duration", "write a number and a unit, such as 500ms, 1s, 10m or 2h"
+        )
     milli = int(match[1]) * MILLI + int((match[2] or "").ljust(3, "0"))
     value = milli * _DURATION_UNITS_MS[unit] // MILLI
     if value > MAX_AMOUNT // MILLI:
@@ -271,7 +288,9 @@ def _parse_head(head: str) -> tuple[str, str | None]:
     kind, parenthesis, rest = head.partition("(")
     kind = kind.strip()
     if not _KIND.fullmatch(kind):
-        raise InvalidText(f"resources: {kind!r} is not a name", "a name has letters, digits, '_', '.', '-' and begins with a letter")
+        raise InvalidText(
+            f"resources: {kind!r} is not a name", "a name has letters, digits, '_', '.', '-' and begins with a letter"
+        )
     if not parenthesis:
         return kind, None
     rest = rest.strip()
@@ -282,7 +301,8 @@ def _parse_head(head: str) -> tuple[str, str | None]:
         role = role[1:-1]
     elif not _PLAIN_ROLE.fullmatch(role):
         raise InvalidText(
-            f"resources: role {role!r} has characters outside letters, digits, '.', '_', '-', '/'", 'write it in double quotes: gpus("a@b"):4'
+            f"resources: role {role!r} has characters outside letters, digits, '.', '_', '-', '/'",
+            'write it in double quotes: gpus("a@b"):4',
         )
     if problem := role_problem(role):
         raise InvalidText(f"resources: {problem}", "see docs/vocabulary.md for role names")

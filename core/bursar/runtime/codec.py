@@ -42,7 +42,15 @@ from bursar.v1 import (
 T = TypeVar("T")
 Converter = Callable[[Any], Any]
 
-_MODULES = (resources_pb2, errors_pb2, tasks_pb2, offers_pb2, framework_service_pb2, agent_service_pb2, operator_service_pb2)
+_MODULES = (
+    resources_pb2,
+    errors_pb2,
+    tasks_pb2,
+    offers_pb2,
+    framework_service_pb2,
+    agent_service_pb2,
+    operator_service_pb2,
+)
 
 #: Messages that wrap one of several: field name by dataclass.
 _WRAPPERS: dict[str, Any] = {
@@ -88,9 +96,12 @@ def _decode_amounts(message: Any, keep_negative: bool) -> dict[str, int]:
         if amount > 0 or (amount and keep_negative):
             scalars[kind] = amount
     for kind, amount in message.custom_milli.items():
-        if kind not in ("cpus", "mem", "disk", GPUS, "ports") and (amount > 0 or (amount and keep_negative)):
-            scalars[kind] = amount
-        elif kind == GPUS and keep_negative:
+        if (
+            kind not in ("cpus", "mem", "disk", GPUS, "ports")
+            and (amount > 0 or (amount and keep_negative))
+            or kind == GPUS
+            and keep_negative
+        ):
             scalars[kind] = amount
     return scalars
 
@@ -100,7 +111,11 @@ def _encode_ports(ports: Iterable[PortRange]) -> list[Any]:
 
 
 def _decode_ports(ranges: Any) -> tuple[PortRange, ...]:
-    return normalize_ports(PortRange(span.first, span.last) for span in ranges if span.first <= span.last) if ranges else ()
+    return (
+        normalize_ports(PortRange(span.first, span.last) for span in ranges if span.first <= span.last)
+        if ranges
+        else ()
+    )
 
 
 def encode_resources(value: Resources) -> Any:
@@ -119,7 +134,10 @@ def decode_resources(message: Any) -> Resources:
 def encode_request(value: ResourceRequest) -> Any:
     """Resources asked for."""
     return resources_pb2.ResourceRequest(
-        **_encode_amounts(value.scalars), ports=_encode_ports(value.ports), gpus=value.gpus, device_uuids=list(value.devices)
+        **_encode_amounts(value.scalars),
+        ports=_encode_ports(value.ports),
+        gpus=value.gpus,
+        device_uuids=list(value.devices),
     )
 
 
@@ -131,7 +149,10 @@ def decode_request(message: Any) -> ResourceRequest:
 
 def _encode_reservation(value: Reservation) -> Any:
     return resources_pb2.Reservation(
-        type=int(value.type), holder=value.holder, principal=value.principal, labels=dict(value.labels)  # type: ignore[arg-type]
+        type=cast(Any, int(value.type)),
+        holder=value.holder,
+        principal=value.principal,
+        labels=dict(value.labels),
     )
 
 
@@ -151,7 +172,8 @@ def _encode_attributes(value: Mapping[str, str | int]) -> dict[str, Any]:
 
 def _decode_attributes(message: Any) -> dict[str, str | int]:
     return {
-        name: item.scalar_milli if item.WhichOneof("value") == "scalar_milli" else item.text for name, item in message.items()
+        name: item.scalar_milli if item.WhichOneof("value") == "scalar_milli" else item.text
+        for name, item in message.items()
     }
 
 
@@ -165,7 +187,9 @@ def _encode_operation(value: offers.Operation) -> Any:
 def _decode_operation(message: Any) -> offers.Operation:
     which = message.WhichOneof("operation")
     kinds = {"launch": offers.Launch, "reserve": offers.Reserve, "unreserve": offers.Unreserve}
-    return offers.Operation(message.operation_id, None if which is None else decode(kinds[which], getattr(message, which)))
+    return offers.Operation(
+        message.operation_id, None if which is None else decode(kinds[which], getattr(message, which))
+    )
 
 
 _SPECIAL: dict[type, tuple[Converter, Converter]] = {
@@ -298,12 +322,12 @@ def _fields(cls: type) -> tuple[tuple[str, Any], ...]:
 
 def encode(value: Any) -> Any:
     """A core value as the message of the same name."""
-    return _encoder(type(value))(value)
+    return cast(Any, _encoder)(type(value))(value)
 
 
 def decode(cls: type[T], message: Any) -> T:
     """A message as the core value of the same name."""
-    return cast(T, _decoder(cls)(message))
+    return cast(T, cast(Any, _decoder)(cls)(message))
 
 
 # --- wrappers with a oneof ------------------------------------------------------------------------------------------
@@ -316,7 +340,8 @@ def _snake(name: str) -> str:
 @functools.cache
 def _wrapper_fields(wrapper: str) -> tuple[dict[type, str], dict[str, type]]:
     descriptor = message_class(wrapper).DESCRIPTOR
-    by_message = {field.message_type.name: field.name for field in descriptor.oneofs[0].fields}
+    fields: Any = descriptor.oneofs[0].fields
+    by_message = {field.message_type.name: field.name for field in fields}
     by_type = {member: by_message[member.__name__] for member in get_args(_WRAPPERS[wrapper])}
     return by_type, {name: member for member, name in by_type.items()}
 

@@ -188,5 +188,13 @@ class LookupResults:
 
 
 FrameworkEvent = (
-    Subscribed | Offers | Rescind | StatusUpdates | CallResult | AgentFailure | MasterHeartbeat | StreamError | LookupResults
+    Subscribed
+    | Offers
+    | Rescind
+    | StatusUpdates
+    | CallResult
+    | AgentFailure
+    | MasterHeartbeat
+    | StreamError
+    | LookupResults
 )

@@ -1,0 +1,70 @@
+"""One bounded queue per peer; what is due at once travels in one message."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+#: Items of one message at most, and its size: senders split, no message may exceed 4 MiB.
+MAX_ITEMS = 1000
+MAX_BATCH_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 4 << 20
+
+
+class Outbox(Generic[T]):
+    """Encoded items for one peer, in order. A peer that stops reading overflows it and is disconnected."""
+
+    def __init__(self, capacity: int, on_overflow: Callable[[], None] | None = None) -> None:
+        self._items: deque[T] = deque()
+        self._capacity = capacity
+        self._on_overflow = on_overflow
+        self._ready = asyncio.Event()
+        self._closed = False
+        #: Whether the peer was found not to read.
+        self.overflowed = False
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: T) -> None:
+        """Add an item; dropped where the outbox is closed or overflows."""
+        if self._closed:
+            return
+        if len(self._items) >= self._capacity:
+            self.overflowed = True
+            self._items.clear()
+            self.close()
+            if self._on_overflow is not None:
+                self._on_overflow()
+            return
+        self._items.append(item)
+        self._ready.set()
+
+    def close(self) -> None:
+        """Nothing more comes; what is queued is still taken out."""
+        self._closed = True
+        self._ready.set()
+
+    async def next_batch(self, size_of: Callable[[T], int] = lambda item: _size(item)) -> list[T]:
+        """Wait for items and take as many as fit one message; empty once closed and drained."""
+        while not self._items:
+            if self._closed:
+                return []
+            self._ready.clear()
+            await self._ready.wait()
+        batch = [self._items.popleft()]
+        size = size_of(batch[0])
+        while self._items and len(batch) < MAX_ITEMS:
+            size += size_of(self._items[0])
+            if size > MAX_BATCH_BYTES:
+                break
+            batch.append(self._items.popleft())
+        return batch
+
+
+def _size(item: Any) -> int:
+    return int(item.ByteSize())

@@ -1,0 +1,422 @@
+"""Agents: registration with a verdict on every task, pings, silence, loss (mesos.md §2.3, design.md §8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from bursar.core.devices import DeviceHealth
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import Generation, id_problem
+from bursar.core.messages.agent import (
+    AgentInfo,
+    DesiredState,
+    DevicesChanged,
+    KillTask,
+    Ping,
+    Pong,
+    Refused,
+    Registered,
+    ResyncRequest,
+    TaskRef,
+    TaskReport,
+    TaskUpdates,
+)
+from bursar.core.messages.framework import AgentFailure
+from bursar.core.messages.operator import AgentState
+from bursar.core.resources import (
+    EMPTY,
+    InsufficientResources,
+    Resources,
+    Stack,
+    add_holdings,
+    stack_problem,
+    to_holding,
+)
+from bursar.core.tasks import AssignedTask, StatusReason, TaskState, may_follow
+from bursar.core.text import format_resources
+from bursar.master.effects import CloseStream, SendToAgent
+from bursar.master.events import AgentRegistering
+from bursar.master.ledger import TaskKey
+from bursar.master.offers import offers_on, rescind
+from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, TaskRecorded
+from bursar.master.state import Agent, Cluster, Task, Turn, buckets_of
+from bursar.master.tasks import add_task, master_status, on_update
+
+#: A launch older than this that its agent never saw is dropped and reported, not sent again.
+LAUNCH_TIMEOUT_MS = 60_000
+
+
+def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
+    """An agent is (back): refuse it, or take it in and answer task by task."""
+    info = event.register.info
+    known = cluster.agents.get(info.agent_id)
+    refusal = _refusal(cluster, event, known)
+    if refusal is not None:
+        turn.publish("agent_refused", str(refusal), agent_id=info.agent_id)
+        turn.effects.extend(_refuse(event, refusal))
+        return
+    if known is not None and known.connection is not None:
+        old = known.connection
+        cluster.agent_connections.pop(old, None)
+        detail = ErrorDetail(ErrorReason.SUPERSEDED, "the agent connected again", "only the newest stream counts")
+        turn.close(old, detail)
+    if known is not None:
+        rescind(cluster, turn, offers_on(cluster, info.agent_id), f"agent {info.hostname} registered again")
+    agent = _take_in(cluster, turn, event, known)
+    launches, kills, keeps = _judge_tasks(cluster, turn, agent, event.tasks)
+    agent.generation = Generation(cluster.term, max(1, agent.generation.sequence + 1))
+    turn.to_agent(agent, _registered(cluster))
+    turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
+    cluster.deadlines.set(
+        ("ping", agent.agent_id), turn.now.monotonic_ms + cluster.flags.duration_ms("agent-ping-timeout")
+    )
+    cluster.touch(agent.agent_id)
+    cluster.counters.agent_registrations += 1
+    turn.publish(
+        "agent_added" if known is None else "agent_state_changed",
+        f"agent {info.hostname} is active",
+        agent_id=info.agent_id,
+    )
+
+
+def _registered(cluster: Cluster) -> Registered:
+    return Registered(
+        cluster.cluster_id,
+        cluster.term,
+        cluster.flags.duration_ms("agent-ping-timeout"),
+        cluster.flags.max_agent_ping_timeouts,
+    )
+
+
+def tell_ping_settings(cluster: Cluster, turn: Turn) -> None:
+    """The intervals changed: agents time their master out by them."""
+    for agent in cluster.agents.values():
+        turn.to_agent(agent, _registered(cluster))
+
+
+def _refuse(event: AgentRegistering, error: ErrorDetail) -> list[SendToAgent | CloseStream]:
+    return [SendToAgent(event.connection, Refused(error)), CloseStream(event.connection, error)]
+
+
+def _refusal(cluster: Cluster, event: AgentRegistering, known: Agent | None) -> ErrorDetail | None:
+    """Say why an agent cannot be in."""
+    register, info = event.register, event.register.info
+    if problem := id_problem(info.agent_id):
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, f"agent_id: {problem}", "", "info.agent_id")
+    if register.cluster_id and register.cluster_id != cluster.cluster_id:
+        return ErrorDetail(
+            ErrorReason.CLUSTER_MISMATCH,
+            f"the agent's work directory belongs to cluster {register.cluster_id}, this is cluster {cluster.cluster_id}",
+            "give the agent another --work-dir, or the right --master",
+        )
+    if known is not None and known.connection is not None and info.incarnation < known.info.incarnation:
+        return ErrorDetail(ErrorReason.SUPERSEDED, "a newer life of this agent is registered", "stop one of the two")
+    if problem := _info_problem(info):
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT, problem, "see `bursar-agent --help` for --resources", "info.resources"
+        )
+    reservations = {} if known is None else known.reservations
+    try:
+        total = buckets_of(info.resources, reservations)
+    except InsufficientResources as error:
+        kept = "; ".join(
+            f"{format_resources(part, stack[-1].holder)}{_uuids(part)}" for stack, part in reservations.items()
+        )
+        return ErrorDetail(
+            ErrorReason.INCOMPATIBLE_RESOURCES,
+            f"the agent came back with less than is reserved on it ({kept}): {error}",
+            "start it with its former --resources and --devices, or unreserve first (`bursar unreserve`)",
+            "info.resources",
+        )
+    needed: dict[Stack, Resources] = {}
+    reported = {TaskKey(report.framework_id, report.task.spec.task_id): report for report in event.tasks}
+    for key, report in reported.items():
+        task = cluster.tasks.get(key)
+        if not _ends_now(report) and not (task is not None and task.state.is_terminal):
+            needed = add_holdings(needed, to_holding(report.task.resources))
+    for stack, part in needed.items():
+        there = total.get(stack, EMPTY)
+        if not there.contains(part):
+            lacking = part.minus_saturating(there)
+            return ErrorDetail(
+                ErrorReason.INCOMPATIBLE_RESOURCES,
+                f"the agent came back with less than its tasks hold: {format_resources(lacking)}{_uuids(lacking)} is missing",
+                "start it with its former --resources and --devices, or kill the tasks first (`bursar task ls`)",
+                "info.resources",
+            )
+    return None
+
+
+def _uuids(resources: Resources) -> str:
+    return f" ({', '.join(sorted(resources.devices))})" if resources.devices else ""
+
+
+def _ends_now(report: TaskReport) -> bool:
+    return report.state.is_terminal or any(status.state.is_terminal for status in report.unacknowledged)
+
+
+def _info_problem(info: AgentInfo) -> str | None:
+    known = {device.uuid for device in info.devices}
+    seen: set[str] = set()
+    for part in info.resources:
+        if problem := stack_problem(part.stack):
+            return problem
+        unknown = part.resources.devices - known
+        if unknown:
+            return f"resources name devices that are not described: {', '.join(sorted(unknown))}"
+        twice = part.resources.devices & seen
+        if twice:
+            return f"devices are named twice: {', '.join(sorted(twice))}"
+        seen |= part.resources.devices
+    return None
+
+
+def _take_in(cluster: Cluster, turn: Turn, event: AgentRegistering, known: Agent | None) -> Agent:
+    info, connection = event.register.info, event.connection
+    cluster.agent_connections[connection] = info.agent_id
+    if known is None:
+        agent = Agent(info, AgentState.ACTIVE, turn.now.wall_ms, connection=connection)
+        enter_agent(cluster, agent, counted=True)
+        turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
+        return agent
+    agent = known
+    was_unreachable = agent.state is AgentState.UNREACHABLE
+    agent.state, agent.connection, agent.missed_pings = AgentState.ACTIVE, connection, 0
+    if info != agent.info:
+        agent.description_version += 1
+        agent.info = info
+        agent.registered_at_ms = turn.now.wall_ms
+        agent.devices = {device.uuid: device for device in info.devices}
+        turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
+        cluster.filters.drop(lambda key: key[2] == agent.agent_id)
+    elif was_unreachable:
+        turn.persist(AgentReachabilityRecorded(agent.agent_id, False))
+    for kind in ("unreachable", "reregister"):
+        cluster.deadlines.cancel((kind, agent.agent_id))
+    return agent
+
+
+def enter_agent(cluster: Cluster, agent: Agent, *, counted: bool) -> None:
+    """Make an agent known, with its books."""
+    agent.order = cluster.permuted(agent.agent_id)
+    agent.devices = {device.uuid: device for device in agent.info.devices}
+    cluster.agents[agent.agent_id] = agent
+    cluster.ledger.add_agent(agent.agent_id, buckets_of(agent.info.resources, agent.reservations), counted)
+    _withhold_unhealthy(cluster, agent)
+
+
+def _withhold_unhealthy(cluster: Cluster, agent: Agent) -> None:
+    unhealthy = {
+        device.uuid: f"unhealthy: {device.health_reason or 'its driver says so'}"
+        for device in agent.devices.values()
+        if device.health is DeviceHealth.UNHEALTHY
+    }
+    cluster.ledger.set_withheld(agent.agent_id, unhealthy)
+
+
+def _judge_tasks(
+    cluster: Cluster, turn: Turn, agent: Agent, reports: Iterable[TaskReport]
+) -> tuple[list[AssignedTask], list[KillTask], list[TaskRef]]:
+    """Answer task by task: keep, kill for a recorded reason, launch what it never got; what is unknown is adopted."""
+    launches: list[AssignedTask] = []
+    kills: list[KillTask] = []
+    keeps: list[TaskRef] = []
+    reported: set[TaskKey] = set()
+    ledger = cluster.ledger
+    for report in reports:
+        key = TaskKey(report.framework_id, report.task.spec.task_id)
+        reported.add(key)
+        task = cluster.tasks.get(key)
+        if task is not None and task.agent_id != agent.agent_id:
+            continue
+        if (
+            task is None
+            and not report.state.is_terminal
+            and report.framework_id not in cluster.durable.removed_frameworks
+        ):
+            task = _adopt(cluster, turn, agent, report)
+        if task is None:
+            if not report.state.is_terminal:
+                kills.append(KillTask(*key, StatusReason.FRAMEWORK_REMOVED))
+            for status in report.unacknowledged:
+                on_update(cluster, turn, agent, status)
+            continue
+        _catch_up(cluster, turn, agent, task, report)
+        if report.state.is_terminal:
+            continue
+        if task.state.is_terminal:
+            reason = task.status.reason if task.status is not None else StatusReason.UNSPECIFIED
+            kills.append(KillTask(*key, reason))
+        elif task.kill_reason is not StatusReason.UNSPECIFIED:
+            kills.append(KillTask(*key, task.kill_reason, task.kill_grace_ms))
+        else:
+            keeps.append(TaskRef(*key))
+    for key in sorted(agent.tasks - reported):
+        task = cluster.tasks[key]
+        if task.status is not None or task.state is not TaskState.STAGING:
+            master_status(
+                cluster, turn, task, TaskState.GONE, StatusReason.CONTAINER_LOST, "its agent came back without it"
+            )
+        elif task.kill_reason is not StatusReason.UNSPECIFIED:
+            master_status(
+                cluster, turn, task, TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it started"
+            )
+        elif turn.now.wall_ms - task.assigned.launched_at_ms > LAUNCH_TIMEOUT_MS:
+            master_status(
+                cluster,
+                turn,
+                task,
+                TaskState.DROPPED,
+                StatusReason.LAUNCH_TIMEOUT,
+                "its agent was away for too long to start it",
+            )
+        else:
+            launches.append(task.assigned)
+    # Only now is it known what is held: the total may have changed, and unreachable tasks count again.
+    ledger.set_total(agent.agent_id, buckets_of(agent.info.resources, agent.reservations))
+    ledger.set_counted(agent.agent_id, True)
+    _withhold_unhealthy(cluster, agent)
+    return launches, kills, keeps
+
+
+def _adopt(cluster: Cluster, turn: Turn, agent: Agent, report: TaskReport) -> Task:
+    """A task that no record knows runs there: it is shown, never killed for being unknown."""
+    task = Task(agent.agent_id, report.task, state=TaskState.STAGING)
+    add_task(cluster, task, held=False)
+    turn.persist(TaskRecorded(agent.agent_id, report.task))
+    turn.publish(
+        "task_adopted",
+        "found running on its agent",
+        agent_id=agent.agent_id,
+        framework_id=report.framework_id,
+        task_id=report.task.spec.task_id,
+    )
+    return task
+
+
+def _catch_up(cluster: Cluster, turn: Turn, agent: Agent, task: Task, report: TaskReport) -> None:
+    """Bring a task to where its agent says it is."""
+    returned = task.state is TaskState.UNREACHABLE
+    for status in report.unacknowledged:
+        on_update(cluster, turn, agent, status)
+    if task.state is TaskState.UNREACHABLE or (
+        returned and not task.state.is_terminal and task.state is not report.state
+    ):
+        master_status(cluster, turn, task, report.state, StatusReason.AGENT_REREGISTERED, "its agent is back")
+    elif task.state is not report.state and may_follow(task.state, report.state):
+        # The update was acknowledged in an earlier reign; only the state is news to this master.
+        if report.state.is_terminal:
+            master_status(
+                cluster, turn, task, report.state, StatusReason.AGENT_REREGISTERED, "ended while the master was away"
+            )
+        else:
+            task.state = report.state
+
+
+def hear(
+    cluster: Cluster, turn: Turn, agent: Agent, message: TaskUpdates | Pong | ResyncRequest | DevicesChanged
+) -> None:
+    """A registered agent spoke."""
+    agent.missed_pings = 0
+    match message:
+        case TaskUpdates(updates):
+            for status in updates:
+                on_update(cluster, turn, agent, status)
+        case Pong():
+            pass
+        case ResyncRequest():
+            _send_everything(cluster, turn, agent)
+        case DevicesChanged():
+            _change_devices(cluster, turn, agent, message)
+
+
+def _send_everything(cluster: Cluster, turn: Turn, agent: Agent) -> None:
+    launches: list[AssignedTask] = []
+    kills: list[KillTask] = []
+    keeps: list[TaskRef] = []
+    for task in cluster.live_tasks(sorted(agent.tasks)):
+        if task.kill_reason is not StatusReason.UNSPECIFIED:
+            kills.append(KillTask(*task.key, task.kill_reason, task.kill_grace_ms))
+        elif task.status is None and turn.now.wall_ms - task.assigned.launched_at_ms <= LAUNCH_TIMEOUT_MS:
+            launches.append(task.assigned)
+        else:
+            keeps.append(TaskRef(*task.key))
+    agent.generation = Generation(cluster.term, agent.generation.sequence + 1)
+    turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
+
+
+def _change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: DevicesChanged) -> None:
+    """Health or number of devices changed (M-05): offers are rescinded, what is held stays held."""
+    info = replace(agent.info, devices=message.devices, resources=message.resources)
+    problem = _info_problem(info)
+    try:
+        total = buckets_of(info.resources, agent.reservations)
+    except InsufficientResources as error:
+        total, problem = {}, problem or str(error)
+    if problem:
+        # The reservations stay as they are; what vanished is withheld until it is back.
+        gone = agent.devices.keys() - {device.uuid for device in message.devices}
+        turn.publish("devices_changed", f"not taken over: {problem}", agent_id=agent.agent_id)
+        cluster.ledger.set_withheld(agent.agent_id, {uuid: "vanished" for uuid in gone})
+        rescind(cluster, turn, offers_on(cluster, agent.agent_id), "devices of the agent changed")
+        return
+    agent.info = info
+    agent.description_version += 1
+    agent.devices = {device.uuid: device for device in message.devices}
+    turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
+    rescind(cluster, turn, offers_on(cluster, agent.agent_id), "devices of the agent changed")
+    cluster.ledger.set_total(agent.agent_id, total)
+    _withhold_unhealthy(cluster, agent)
+    cluster.touch(agent.agent_id)
+    turn.publish("devices_changed", f"devices of {info.hostname} changed", agent_id=agent.agent_id)
+
+
+def stream_ended(cluster: Cluster, turn: Turn, agent: Agent) -> None:
+    """The link broke: no offers, tasks go on; given up after the time that pings would have taken."""
+    connection = agent.connection
+    assert connection is not None
+    cluster.agent_connections.pop(connection, None)
+    agent.connection = None
+    agent.state = AgentState.DISCONNECTED
+    rescind(cluster, turn, offers_on(cluster, agent.agent_id), f"agent {agent.info.hostname} disconnected")
+    cluster.deadlines.cancel(("ping", agent.agent_id))
+    patience_ms = cluster.flags.duration_ms("agent-ping-timeout") * cluster.flags.max_agent_ping_timeouts
+    cluster.deadlines.set(("unreachable", agent.agent_id), turn.now.monotonic_ms + patience_ms)
+    turn.publish("agent_state_changed", f"agent {agent.info.hostname} disconnected", agent_id=agent.agent_id)
+
+
+def ping(cluster: Cluster, turn: Turn, agent: Agent) -> None:
+    """Ask whether an agent is there; too many pings without an answer, and it is given up (AG-1)."""
+    if agent.missed_pings >= cluster.flags.max_agent_ping_timeouts:
+        detail = ErrorDetail(ErrorReason.SILENT, "the agent did not answer pings", "it may register again")
+        connection = agent.connection
+        stream_ended(cluster, turn, agent)
+        if connection is not None:
+            turn.close(connection, detail)
+        give_up(cluster, turn, agent)
+        return
+    agent.missed_pings += 1
+    turn.to_agent(agent, Ping(agent.missed_pings))
+    cluster.deadlines.set(
+        ("ping", agent.agent_id), turn.now.monotonic_ms + cluster.flags.duration_ms("agent-ping-timeout")
+    )
+
+
+def give_up(cluster: Cluster, turn: Turn, agent: Agent) -> None:
+    """An agent is unreachable: its tasks may come back, their devices stay bound to them, nothing of it counts."""
+    for kind in ("ping", "unreachable", "reregister"):
+        cluster.deadlines.cancel((kind, agent.agent_id))
+    agent.state = AgentState.UNREACHABLE
+    turn.persist(AgentReachabilityRecorded(agent.agent_id, True))
+    cluster.ledger.set_counted(agent.agent_id, False)
+    cluster.counters.agents_made_unreachable += 1
+    message = f"agent {agent.info.hostname} is unreachable"
+    for task in cluster.live_tasks(sorted(agent.tasks)):
+        if task.state is not TaskState.UNREACHABLE:
+            master_status(cluster, turn, task, TaskState.UNREACHABLE, StatusReason.AGENT_UNREACHABLE, message)
+    for framework_id in sorted({key.framework_id for key in agent.tasks}):
+        framework = cluster.frameworks.get(framework_id)
+        if framework is not None:
+            turn.to_framework(framework, AgentFailure(agent.agent_id, message))
+    turn.publish("agent_state_changed", message, agent_id=agent.agent_id)

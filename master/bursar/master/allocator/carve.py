@@ -1,0 +1,110 @@
+"""Cutting a request out of what there is: used when an offer is cut to demand, when an accept is carried out, and when an
+operator reserves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bursar.core.devices import Device, pick_connected
+from bursar.core.ids import DeviceUuid
+from bursar.core.resources import (
+    EMPTY,
+    Holding,
+    ResourceRequest,
+    Resources,
+    Stack,
+    intersect_ports,
+    subtract_ports,
+    sum_resources,
+)
+
+
+def carve(
+    available: Holding, request: ResourceRequest, devices: Mapping[DeviceUuid, Device], count: int = 1
+) -> dict[Stack, Resources] | None:
+    """Cut `count` times a request out of `available`; None where it is not there.
+
+    Reserved resources are used before unreserved ones, the most refined first. Devices that are named are taken; the others are
+    the best-connected set, within one bucket where one suffices.
+    """
+    stacks = sorted(available, key=lambda stack: (-len(stack), stack))
+    result: dict[Stack, Resources] = {}
+
+    def take(stack: Stack, part: Resources) -> None:
+        result[stack] = result.get(stack, EMPTY) + part
+
+    for kind, amount in request.scalars.items():
+        missing = amount * count
+        for stack in stacks:
+            there = min(available[stack].scalars.get(kind, 0), missing)
+            if there > 0:
+                take(stack, Resources({kind: there}))
+                missing -= there
+        if missing > 0:
+            return None
+    if request.ports:
+        if count > 1:
+            return None
+        wanted = request.ports
+        for stack in stacks:
+            common = intersect_ports(wanted, available[stack].ports)
+            if common:
+                take(stack, Resources(ports=common))
+                wanted = subtract_ports(wanted, common)
+        if wanted:
+            return None
+    picked = _pick_devices(available, stacks, request, devices, count)
+    if picked is None:
+        return None
+    for stack, uuids in picked.items():
+        take(stack, Resources(devices=uuids))
+    return result
+
+
+def _pick_devices(
+    available: Holding,
+    stacks: list[Stack],
+    request: ResourceRequest,
+    devices: Mapping[DeviceUuid, Device],
+    count: int,
+) -> dict[Stack, frozenset[DeviceUuid]] | None:
+    wanted = request.gpu_count * count
+    if wanted == 0:
+        return {}
+    if request.devices:
+        if count > 1 or request.gpus > len(request.devices):
+            return None
+        named = frozenset(request.devices)
+        found = {stack: common for stack in stacks if (common := named & available[stack].devices)}
+        return found if sum(map(len, found.values())) == len(named) else None
+    # One bucket where one suffices: the most refined that has enough.
+    for stack in stacks:
+        if len(available[stack].devices) >= wanted:
+            return {stack: frozenset(pick_connected(available[stack].devices, wanted, devices))}
+    result: dict[Stack, frozenset[DeviceUuid]] = {}
+    for stack in stacks:
+        pool = available[stack].devices
+        part = min(len(pool), wanted)
+        if part:
+            result[stack] = frozenset(pick_connected(pool, part, devices))
+            wanted -= part
+    return result if wanted == 0 else None
+
+
+def fitting_count(available: Holding, request: ResourceRequest, limit: int) -> int:
+    """How often a request fits into what is available, at most `limit`; amounts only."""
+    if not request:
+        return 0
+    total = sum_resources(available.values())
+    fits = limit
+    for kind, amount in request.scalars.items():
+        if amount > 0:
+            fits = min(fits, total.scalars.get(kind, 0) // amount)
+    if request.gpu_count:
+        fits = min(fits, len(total.devices) // request.gpu_count)
+    if request.devices:
+        fits = min(fits, 1 if total.devices.issuperset(request.devices) else 0)
+    if request.ports:
+        fits = min(fits, 0 if subtract_ports(request.ports, total.ports) else 1)
+    return fits

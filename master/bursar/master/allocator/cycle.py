@@ -1,0 +1,148 @@
+"""The allocation cycle, as a list of steps.
+
+For each agent with something free, in the order of a permutation: ask the shares who comes next; consider what that (role,
+framework) may have of the agent; hand it out; go on with what is left. A cycle runs for the agents that changed, at once, and for
+all as the guarantee of progress; when the former is quiet, the latter makes no offer (design.md §7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from bursar.core.ids import AgentId, FrameworkId, OfferId
+from bursar.core.messages.offers import Offer
+from bursar.core.messages.operator import AgentState, RefusalReason
+from bursar.core.resources import Holding, Resources, Stack, to_reserved
+from bursar.core.roles import covers
+from bursar.master.allocator.demand import cut_to_demand, open_shapes
+from bursar.master.allocator.visibility import is_hidden
+from bursar.master.ledger import Charge
+from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
+
+#: The smallest offer: this much CPU *or* this much memory (OFF-11).
+MIN_CPUS_MILLI = 10
+MIN_MEM_BYTES = 32 << 20
+
+
+class Proposal(NamedTuple):
+    """What a (role, framework) may have of an agent."""
+
+    holding: dict[Stack, Resources]
+    promised: dict[int, int]
+
+
+def run_cycle(cluster: Cluster, agent_ids: Iterable[AgentId], now_ms: int, wall_ms: int) -> list[OutstandingOffer]:
+    """Offer what is free on these agents; return the new offers, already booked in the ledger."""
+    with_free = cluster.ledger.with_free
+    agents = [
+        agent
+        for agent_id in agent_ids
+        if agent_id in with_free and (agent := cluster.agents[agent_id]).state is AgentState.ACTIVE
+    ]
+    agents.sort(key=lambda agent: (agent.order, agent.agent_id))
+    expires_in_ms = cluster.flags.duration_ms("offer-timeout")
+    made: list[OutstandingOffer] = []
+    for agent in agents:
+        _offer_agent(cluster, agent, now_ms, wall_ms, expires_in_ms, made)
+    cluster.counters.cycles += 1
+    cluster.counters.offers_made += len(made)
+    return made
+
+
+def _offer_agent(
+    cluster: Cluster, agent: Agent, now_ms: int, wall_ms: int, expires_in_ms: int, made: list[OutstandingOffer]
+) -> None:
+    """Offer one agent until nothing is left, or nobody may have it."""
+    books = cluster.ledger.books[agent.agent_id]
+    # What is free only shrinks here: whoever was refused or served once need not be asked again.
+    done: set[tuple[str, FrameworkId]] = set()
+    while books.free:
+        for client in cluster.shares.order():
+            if client in done:
+                continue
+            done.add(client)
+            role, framework_id = client
+            framework = cluster.frameworks[framework_id]
+            proposal = consider(cluster, agent, role, framework, books.free)
+            if isinstance(proposal, Proposal):
+                made.append(_hand_out(cluster, agent, role, framework, proposal, now_ms, wall_ms, expires_in_ms))
+                break
+        else:
+            return
+
+
+def consider(
+    cluster: Cluster, agent: Agent, role: str, framework: Framework, free: Holding
+) -> Proposal | RefusalReason:
+    """Decide what a (role, framework) may have of what is free on an agent, or why nothing.
+
+    The cheap steps come first. The framework is active and the role not suppressed: the order of shares holds no others.
+    """
+    if is_hidden(cluster.rules, framework.info.capabilities, agent.has_gpus):
+        return RefusalReason.GPU_FILTER
+    available = offerable(free, role)
+    if not available:
+        return RefusalReason.RESERVED_FOR_OTHERS if free else RefusalReason.NOT_FREE
+    promised: dict[int, int] = {}
+    if framework.demand.version:
+        shapes = open_shapes(framework.demand, framework.wanted, framework.promised, role)
+        if not shapes:
+            return RefusalReason.SUPPRESSED
+        cut = cut_to_demand(available, shapes, agent.devices)
+        if cut is None:
+            total = cluster.ledger.books[agent.agent_id].total
+            if cut_to_demand(total, shapes, agent.devices) is None:
+                return RefusalReason.EXCEEDS_AGENT
+            if cut_to_demand(offerable(total, role), shapes, agent.devices) is None:
+                return RefusalReason.RESERVED_FOR_OTHERS
+            return RefusalReason.NOT_FREE
+        available, promised = cut.holding, cut.promised
+    elif not _is_allocatable(available):
+        return RefusalReason.TOO_SMALL
+    if cluster.filters.blocks((framework.framework_id, role, agent.agent_id), available):
+        return RefusalReason.DECLINED
+    return Proposal(available, promised)
+
+
+def offerable(free: Holding, role: str) -> dict[Stack, Resources]:
+    """The buckets that a role may be offered: unreserved ones, and those whose owner covers it (RSV-7)."""
+    return {stack: part for stack, part in free.items() if not stack or covers(stack[-1].holder, role)}
+
+
+def _is_allocatable(holding: Holding) -> bool:
+    cpus = sum(part.scalars.get("cpus", 0) for part in holding.values())
+    if cpus >= MIN_CPUS_MILLI:
+        return True
+    return sum(part.scalars.get("mem", 0) for part in holding.values()) >= MIN_MEM_BYTES
+
+
+def _hand_out(
+    cluster: Cluster,
+    agent: Agent,
+    role: str,
+    framework: Framework,
+    proposal: Proposal,
+    now_ms: int,
+    wall_ms: int,
+    expires_in_ms: int,
+) -> OutstandingOffer:
+    cluster.offer_sequence += 1
+    offer_id = OfferId(f"{cluster.term}-O{cluster.offer_sequence}")
+    cluster.ledger.offer(agent.agent_id, offer_id, Charge(role, framework.framework_id), proposal.holding)
+    offer = Offer(
+        offer_id,
+        framework.framework_id,
+        role,
+        agent.agent_id,
+        agent.description_version,
+        to_reserved(proposal.holding),
+        expires_in_ms,
+    )
+    outstanding = OutstandingOffer(offer, wall_ms, framework.demand.version, proposal.promised)
+    cluster.offers[offer_id] = outstanding
+    framework.offers.add(offer_id)
+    for index, count in proposal.promised.items():
+        framework.promised[index] += count
+    cluster.deadlines.set(("offer", offer_id), now_ms + expires_in_ms)
+    return outstanding

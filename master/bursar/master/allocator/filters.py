@@ -1,0 +1,63 @@
+"""What a framework declined a moment ago (OFF-5).
+
+A filter of (framework, role, agent) suppresses an offer iff what was refused contains what would be offered, so a larger or
+different offer still goes out. It lives `max(allocation interval, refuse_ms)`, which also is the damping of design.md §7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bursar.core.clock import Deadlines
+from bursar.core.ids import AgentId, FrameworkId
+from bursar.core.resources import Holding, holding_contains
+
+FilterKey = tuple[FrameworkId, str, AgentId]
+
+
+class RefuseFilters:
+    """All filters; soft state, lost with the master."""
+
+    def __init__(self) -> None:
+        self._filters: dict[FilterKey, list[tuple[int, Holding]]] = {}
+        self.deadlines: Deadlines[FilterKey] = Deadlines()
+
+    def __len__(self) -> int:
+        return len(self._filters)
+
+    def add(self, key: FilterKey, refused: Holding, until_ms: int) -> None:
+        """Suppress what `refused` contains until then."""
+        if not refused:
+            return
+        kept = [
+            entry
+            for entry in self._filters.get(key, ())
+            if entry[0] > until_ms or not holding_contains(refused, entry[1])
+        ]
+        kept.append((until_ms, refused))
+        self._filters[key] = kept
+        self.deadlines.set(key, min(at for at, _ in kept))
+
+    def blocks(self, key: FilterKey, offered: Holding) -> bool:
+        """Whether an offer is suppressed."""
+        entries = self._filters.get(key)
+        return entries is not None and any(holding_contains(refused, offered) for _, refused in entries)
+
+    def expire(self, now_ms: int) -> set[AgentId]:
+        """Drop what has expired; return the agents that may be offered again."""
+        agents = set()
+        for key in self.deadlines.pop_due(now_ms):
+            rest = [entry for entry in self._filters[key] if entry[0] > now_ms]
+            if rest:
+                self._filters[key] = rest
+                self.deadlines.set(key, min(at for at, _ in rest))
+            else:
+                del self._filters[key]
+            agents.add(key[2])
+        return agents
+
+    def drop(self, matches: Callable[[FilterKey], bool]) -> None:
+        """Forget filters (revive, framework or agent gone)."""
+        for key in [key for key in self._filters if matches(key)]:
+            del self._filters[key]
+            self.deadlines.cancel(key)

@@ -1,0 +1,300 @@
+"""Hierarchical weighted DRF: the order in which (role, framework) are served.
+
+Share of a node: the largest, over all kinds that count, of `held · 10^18 // (total · weight in thousandths)`; siblings are
+ordered by share, then by how often they were given something, then by path: a total order (mesos.md §3.2). A role that has
+both frameworks and children takes part among its children as the virtual leaf `role/.`, of weight 1. Orders are kept sorted and
+repaired where something changed, never sorted anew for an agent.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from bursar.core.ids import FrameworkId
+
+SCALE = 10**18
+DEFAULT_WEIGHT_MILLI = 1000
+
+_Key = tuple[int, int, str]
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    """A role, a virtual leaf, or a framework inside a role; ordered among its siblings.
+
+    Invariant: `entry` is in `parent.order` iff `active` > 0, and equals the key by its amounts.
+    """
+
+    path: str
+    parent: _Node | None
+    weight_milli: int = DEFAULT_WEIGHT_MILLI
+    held: dict[str, int] = field(default_factory=dict)
+    #: How often something was given to it: the second criterion.
+    count: int = 0
+    children: dict[str, _Node] = field(default_factory=dict)
+    order: list[tuple[_Key, _Node]] = field(default_factory=list)
+    key: _Key = (0, 0, "")
+    #: Frameworks below (or itself, for a framework) that may be given something.
+    active: int = 0
+    #: (role, framework) for a framework's node.
+    client: tuple[str, FrameworkId] | None = None
+
+
+class Shares:
+    """The tree of roles, and what they and their frameworks hold (offered and allocated)."""
+
+    def __init__(self, excluded: frozenset[str] = frozenset()) -> None:
+        self._root = _Node("", None)
+        self._total: dict[str, int] = {}
+        self._excluded = excluded
+        self._weights: dict[str, int] = {}
+        self._clients: dict[tuple[str, FrameworkId], _Node] = {}
+        self._stale = False
+
+    # --- Accounts (called by the ledger) ---
+
+    def charge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
+        """A client was given something."""
+        self._change(self._client(role, framework_id), amounts, 1)
+
+    def discharge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
+        """A client gave something back."""
+        self._change(self._client(role, framework_id), amounts, -1)
+        self._drop_if_unused((role, framework_id))
+
+    def add_total(self, amounts: Mapping[str, int]) -> None:
+        """The cluster grew."""
+        for kind, amount in amounts.items():
+            self._total[kind] = self._total.get(kind, 0) + amount
+        self._stale = True
+
+    def subtract_total(self, amounts: Mapping[str, int]) -> None:
+        """The cluster shrank."""
+        for kind, amount in amounts.items():
+            left = self._total[kind] - amount
+            assert left >= 0, (kind, left)
+            if left:
+                self._total[kind] = left
+            else:
+                del self._total[kind]
+        self._stale = True
+
+    # --- clients ---
+
+    def set_active(self, role: str, framework_id: FrameworkId, active: bool) -> None:
+        """Say whether a framework may be given something in a role (connected and not suppressed)."""
+        if not active and (role, framework_id) not in self._clients:
+            return
+        node = self._client(role, framework_id)
+        difference = int(active) - node.active
+        if difference:
+            walk: _Node | None = node
+            while walk is not None and walk.parent is not None:
+                was = walk.active
+                walk.active += difference
+                if bool(was) != bool(walk.active):
+                    if walk.active:
+                        insort(walk.parent.order, (walk.key, walk))
+                    else:
+                        self._unlist(walk)
+                walk = walk.parent
+        self._drop_if_unused((role, framework_id))
+
+    def set_weight(self, role: str, weight_milli: int) -> None:
+        """Change a role's weight, in thousandths, at least 1."""
+        assert weight_milli >= 1, weight_milli
+        self._weights[role] = weight_milli
+        node = self._find(role)
+        if node is not None:
+            node.weight_milli = weight_milli
+            self._place(node)
+
+    def weight_milli(self, role: str) -> int:
+        """A role's weight, in thousandths."""
+        return self._weights.get(role, DEFAULT_WEIGHT_MILLI)
+
+    def set_excluded(self, names: frozenset[str]) -> None:
+        """Kinds that do not count (GPU-6, M-15)."""
+        if names != self._excluded:
+            self._excluded = names
+            self._stale = True
+
+    # --- order ---
+
+    def order(self) -> Iterator[tuple[str, FrameworkId]]:
+        """Every active (role, framework), the one to be served next first.
+
+        Take from a fresh iterator after anything was charged.
+        """
+        if self._stale:
+            self._rebuild(self._root)
+            self._stale = False
+        return self._walk(self._root)
+
+    def share_millionths(self, role: str) -> int:
+        """A role's dominant share, weight not applied, in millionths."""
+        node = self._find(role)
+        if node is None:
+            return 0
+        return max(
+            (amount * 1_000_000 // total for kind, amount in node.held.items() if (total := self._counted(kind))),
+            default=0,
+        )
+
+    def roles(self) -> list[str]:
+        """Every role that has clients or is above one that has, sorted."""
+        found: list[str] = []
+        stack = [self._root]
+        while stack:
+            node = stack.pop()
+            for child in node.children.values():
+                if child.client is None and not child.path.endswith("/."):
+                    found.append(child.path)
+                    stack.append(child)
+        return sorted(found)
+
+    def held(self, role: str) -> Mapping[str, int]:
+        """What the subtree of a role holds."""
+        node = self._find(role)
+        return {} if node is None else node.held
+
+    def check(self) -> None:
+        """Assert the invariants of the tree."""
+
+        def visit(node: _Node) -> None:
+            listed = [child for _, child in node.order]
+            expected = [child for child in node.children.values() if child.active]
+            assert sorted(map(id, listed)) == sorted(map(id, expected)), node.path
+            assert node.order == sorted(node.order, key=lambda entry: entry[0]), node.path
+            for key, child in node.order:
+                assert key == child.key, child.path
+            if node.client is None and node.parent is not None:
+                assert node.children, node.path
+            if node.children:
+                total: dict[str, int] = {}
+                for child in node.children.values():
+                    for kind, amount in child.held.items():
+                        total[kind] = total.get(kind, 0) + amount
+                assert total == node.held or node.parent is None, (node.path, total, node.held)
+                assert node.parent is None or node.active == sum(c.active for c in node.children.values()), node.path
+            for child in node.children.values():
+                visit(child)
+
+        visit(self._root)
+
+    # --- inside ---
+
+    def _counted(self, kind: str) -> int:
+        return 0 if kind in self._excluded else self._total.get(kind, 0)
+
+    def _share(self, node: _Node) -> int:
+        share = 0
+        for kind, amount in node.held.items():
+            total = self._counted(kind)
+            if total:
+                value = amount * SCALE // (total * node.weight_milli)
+                share = max(share, value)
+        return share
+
+    def _walk(self, node: _Node) -> Iterator[tuple[str, FrameworkId]]:
+        for _, child in list(node.order):
+            if child.client is not None:
+                yield child.client
+            else:
+                yield from self._walk(child)
+
+    def _rebuild(self, node: _Node) -> None:
+        for child in node.children.values():
+            child.key = (self._share(child), child.count, child.path)
+            self._rebuild(child)
+        node.order = sorted(
+            ((child.key, child) for child in node.children.values() if child.active), key=lambda e: e[0]
+        )
+
+    def _place(self, node: _Node) -> None:
+        """Put a node where its key belongs."""
+        if self._stale or node.parent is None:
+            self._stale = True
+            return
+        if node.active:
+            self._unlist(node)
+        node.key = (self._share(node), node.count, node.path)
+        if node.active:
+            insort(node.parent.order, (node.key, node))
+
+    def _unlist(self, node: _Node) -> None:
+        assert node.parent is not None
+        order = node.parent.order
+        index = bisect_left(order, node.key, key=lambda entry: entry[0])
+        if index < len(order) and order[index][1] is node:
+            del order[index]
+        else:
+            # Keys are out of date until the next rebuild.
+            node.parent.order = [entry for entry in order if entry[1] is not node]
+
+    def _change(self, client: _Node, amounts: Mapping[str, int], sign: int) -> None:
+        node: _Node | None = client
+        while node is not None and node.parent is not None:
+            listed = node.active and not self._stale
+            if listed:
+                self._unlist(node)
+            held = node.held
+            for kind, amount in amounts.items():
+                left = held.get(kind, 0) + sign * amount
+                assert left >= 0, (node.path, kind, left)
+                if left:
+                    held[kind] = left
+                else:
+                    del held[kind]
+            if sign > 0:
+                node.count += 1
+            if not self._stale:
+                node.key = (self._share(node), node.count, node.path)
+                if listed:
+                    insort(node.parent.order, (node.key, node))
+            node = node.parent
+
+    def _client(self, role: str, framework_id: FrameworkId) -> _Node:
+        node = self._clients.get((role, framework_id))
+        if node is None:
+            leaf = self._leaf(role)
+            node = _Node(f"{leaf.path} {framework_id}", leaf, client=(role, framework_id))
+            node.key = (0, 0, node.path)
+            leaf.children[framework_id] = node
+            self._clients[role, framework_id] = node
+        return node
+
+    def _leaf(self, role: str) -> _Node:
+        """The virtual leaf that holds the frameworks of a role; alone among its siblings it is the role itself."""
+        node = self._root
+        path = ""
+        for component in (*role.split("/"), "."):
+            path = f"{path}/{component}" if path else component
+            child = node.children.get(component)
+            if child is None:
+                child = _Node(path, node, DEFAULT_WEIGHT_MILLI if component == "." else self.weight_milli(path))
+                child.key = (0, 0, path)
+                node.children[component] = child
+            node = child
+        return node
+
+    def _find(self, role: str) -> _Node | None:
+        node: _Node | None = self._root
+        for component in role.split("/"):
+            node = None if node is None else node.children.get(component)
+        return node
+
+    def _drop_if_unused(self, client: tuple[str, FrameworkId]) -> None:
+        """Forget a client that neither holds nor may get anything, and the roles that end with it."""
+        node: _Node | None = self._clients.get(client)
+        if node is None or node.active or node.held:
+            return
+        del self._clients[client]
+        name: str = client[1]
+        while node is not None and node.parent is not None and not node.children:
+            parent = node.parent
+            del parent.children[name]
+            name = parent.path.rsplit("/", 1)[-1]
+            node = parent

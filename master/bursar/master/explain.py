@@ -1,0 +1,78 @@
+"""Why is a framework not offered what it wants? Answered by the code that decides."""
+
+from __future__ import annotations
+
+from bursar.core.messages.operator import AgentState, ExplainFrameworkResponse, Refusal, RefusalReason
+from bursar.core.text import format_request
+from bursar.master.allocator.cycle import Proposal, consider
+from bursar.master.state import Agent, Cluster, Framework
+
+_MESSAGES: dict[RefusalReason, tuple[str, str]] = {
+    RefusalReason.AGENT_INACTIVE: (
+        "not connected",
+        "see `bursar agent ls`; start the agent or wait for it to come back",
+    ),
+    RefusalReason.SUPPRESSED: ("the framework wants nothing (more) in this role", "revive the role, or state a demand"),
+    RefusalReason.GPU_FILTER: (
+        "has GPUs, and the framework lacks the capability GPU_RESOURCES",
+        "add the capability, or `bursar flag set filter-gpu-resources false`",
+    ),
+    RefusalReason.EXCEEDS_AGENT: ("smaller in total than what is wanted", "ask for less, or add larger agents"),
+    RefusalReason.RESERVED_FOR_OTHERS: (
+        "what would be enough is reserved for other roles",
+        "see `bursar reservation ls`; use a role that is covered, or unreserve",
+    ),
+    RefusalReason.NOT_FREE: (
+        "large enough, but in use",
+        "wait for tasks to end; see `bursar task ls` and `bursar offer ls`",
+    ),
+    RefusalReason.TOO_SMALL: (
+        "what is free is less than the smallest offer",
+        "wait for tasks to end; see `bursar agent show`",
+    ),
+    RefusalReason.DECLINED: (
+        "the framework declined it a moment ago",
+        "revive the role, or wait for its filter to end",
+    ),
+}
+
+
+def explain_framework(cluster: Cluster, framework: Framework) -> ExplainFrameworkResponse:
+    """Per role and reason, how many agents are refused; the reason nearest to success last."""
+    found: dict[tuple[str, RefusalReason], list[Agent]] = {}
+    for role in framework.info.roles:
+        for agent in sorted(cluster.agents.values(), key=lambda agent: agent.agent_id):
+            reason = _reason(cluster, agent, role, framework)
+            if reason is not None:
+                found.setdefault((role, reason), []).append(agent)
+    refusals = [
+        Refusal(
+            role,
+            reason,
+            len(agents),
+            agents[0].agent_id,
+            _message(framework, role, reason, agents),
+            _MESSAGES[reason][1],
+        )
+        for (role, reason), agents in sorted(found.items(), key=lambda item: (item[0][0], item[0][1]))
+    ]
+    return ExplainFrameworkResponse(tuple(refusals), len(cluster.agents), len(framework.offers))
+
+
+def _reason(cluster: Cluster, agent: Agent, role: str, framework: Framework) -> RefusalReason | None:
+    if agent.state is not AgentState.ACTIVE:
+        return RefusalReason.AGENT_INACTIVE
+    if role in framework.suppressed:
+        return RefusalReason.SUPPRESSED
+    decision = consider(cluster, agent, role, framework, cluster.ledger.books[agent.agent_id].free)
+    return None if isinstance(decision, Proposal) else decision
+
+
+def _message(framework: Framework, role: str, reason: RefusalReason, agents: list[Agent]) -> str:
+    names = ", ".join(agent.info.hostname for agent in agents[:3]) + (", …" if len(agents) > 3 else "")
+    wanted = ""
+    if reason in (RefusalReason.EXCEEDS_AGENT, RefusalReason.NOT_FREE, RefusalReason.RESERVED_FOR_OTHERS):
+        shapes = [format_request(shape.resources) for shape in framework.demand.shapes if shape.role == role]
+        if shapes:
+            wanted = f" (wanted: {' or '.join(shapes[:3])})"
+    return f"{len(agents)} agent{'s' if len(agents) != 1 else ''} ({names}): {_MESSAGES[reason][0]}{wanted}"

@@ -1,0 +1,254 @@
+"""Frameworks: subscribe, come back, demand, suppress and revive, leave (REG-*, OFF-7, OFF-8, mesos.md §2.2)."""
+
+from __future__ import annotations
+
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import ConnectionId, id_problem
+from bursar.core.messages.framework import MasterHeartbeat, StreamError, Subscribe, Subscribed
+from bursar.core.messages.offers import Demand
+from bursar.core.messages.operator import FrameworkState
+from bursar.core.resources import to_holding
+from bursar.core.roles import role_problem
+from bursar.core.tasks import StatusReason
+from bursar.master.allocator.demand import cut_to_demand, open_shapes
+from bursar.master.effects import SendToFramework
+from bursar.master.offers import end_offer
+from bursar.master.records import FailoverDeadlineRecorded, FrameworkRecorded, FrameworkRemoved
+from bursar.master.state import Cluster, Framework, Turn
+from bursar.master.tasks import forget_framework, kill, resend_unacknowledged
+
+HEARTBEAT_INTERVAL_MS = 15_000
+#: Heartbeats that a framework may miss.
+MAX_MISSED_HEARTBEATS = 5
+MAX_ROLES = 1000
+MAX_SHAPES = 1000
+
+
+def subscribe(cluster: Cluster, turn: Turn, connection: ConnectionId, call: Subscribe, principal: str) -> None:
+    """A framework registers, or registers again; the newest stream counts."""
+    refusal = _refusal(cluster, call, principal)
+    if refusal is not None:
+        refuse(turn, connection, refusal)
+        return
+    info = call.info
+    known = cluster.frameworks.get(info.framework_id)
+    if known is None:
+        framework = Framework(info, FrameworkState.ACTIVE, turn.now.wall_ms)
+        cluster.frameworks[info.framework_id] = framework
+        # Tasks of an earlier life, adopted from agents before the framework was known.
+        framework.tasks = {key for key in cluster.tasks if key.framework_id == info.framework_id}
+        turn.publish("framework_added", f"framework {info.name} subscribed", framework_id=info.framework_id)
+    else:
+        framework = known
+        _drop_stream(cluster, turn, framework, superseded=True)
+        for role in framework.info.roles:
+            cluster.shares.set_active(role, framework.framework_id, False)
+        turn.publish("framework_state_changed", f"framework {info.name} is back", framework_id=info.framework_id)
+    framework.info = info
+    framework.state = FrameworkState.ACTIVE
+    framework.connection = connection
+    framework.failover_deadline_ms = 0
+    framework.suppressed = set(call.suppressed_roles)
+    framework.described = {}
+    framework.demand, framework.wanted, framework.promised = Demand(), [], []
+    cluster.framework_connections[connection] = framework.framework_id
+    cluster.deadlines.cancel(("failover", framework.framework_id))
+    turn.persist(FrameworkRecorded(info, framework.subscribed_at_ms))
+    turn.to_framework(
+        framework, Subscribed(framework.framework_id, cluster.cluster_id, cluster.term, HEARTBEAT_INTERVAL_MS)
+    )
+    resend_unacknowledged(cluster, turn, framework)
+    set_demand(cluster, framework, call.demand)
+    _activate(cluster, framework)
+    heard(cluster, turn, framework)
+    cluster.touch_all()
+    cluster.counters.framework_subscriptions += 1
+
+
+def _refusal(cluster: Cluster, call: Subscribe, principal: str) -> ErrorDetail | None:
+    info = call.info
+    if problem := id_problem(info.framework_id):
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"framework_id: {problem}",
+            "choose an id once, such as a UUID",
+            "info.framework_id",
+        )
+    if call.cluster_id and call.cluster_id != cluster.cluster_id:
+        return ErrorDetail(
+            ErrorReason.CLUSTER_MISMATCH,
+            f"the framework belongs to cluster {call.cluster_id}, this is cluster {cluster.cluster_id}",
+            "connect to the right master, or subscribe without a cluster id as a new framework",
+            "cluster_id",
+        )
+    if info.framework_id in cluster.durable.removed_frameworks:
+        return ErrorDetail(
+            ErrorReason.FRAMEWORK_REMOVED,
+            f"framework {info.framework_id} was removed: torn down, or away for longer than its failover timeout",
+            "subscribe with a new framework id",
+            "info.framework_id",
+        )
+    if not info.roles or len(info.roles) > MAX_ROLES:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            "a framework has at least one role",
+            "subscribe with the role '*'",
+            "info.roles",
+        )
+    for role in info.roles:
+        if problem := role_problem(role):
+            return ErrorDetail(
+                ErrorReason.INVALID_ARGUMENT, problem, "write a role such as research or eng/backend", "info.roles"
+            )
+    if len(set(info.roles)) != len(info.roles):
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, "a role is named twice", "name each role once", "info.roles")
+    if not set(call.suppressed_roles) <= set(info.roles):
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT, "suppressed roles must be among the roles", "", "suppressed_roles"
+        )
+    if info.principal and principal and info.principal != principal:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            "the principal is not the authenticated one",
+            "leave it empty",
+            "info.principal",
+        )
+    return demand_problem(call.demand, info.roles)
+
+
+def demand_problem(demand: Demand, roles: tuple[str, ...]) -> ErrorDetail | None:
+    """Say what is wrong with a stated demand."""
+    if len(demand.shapes) > MAX_SHAPES:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT, f"more than {MAX_SHAPES} shapes", "state fewer shapes", "demand.shapes"
+        )
+    for index, shape in enumerate(demand.shapes):
+        path = f"demand.shapes[{index}]"
+        if shape.role not in roles:
+            return ErrorDetail(
+                ErrorReason.INVALID_ARGUMENT,
+                f"{shape.role!r} is not a role of the framework",
+                "name one of its roles",
+                path,
+            )
+        if not shape.resources or any(amount < 0 or kind == "gpus" for kind, amount in shape.resources.scalars.items()):
+            return ErrorDetail(ErrorReason.INVALID_ARGUMENT, "a shape needs amounts above zero, GPUs whole", "", path)
+    return None
+
+
+def refuse(turn: Turn, connection: ConnectionId, error: ErrorDetail) -> None:
+    """Say why, and end the stream."""
+    turn.effects.append(SendToFramework(connection, StreamError(error)))
+    turn.close(connection, error)
+
+
+def set_demand(cluster: Cluster, framework: Framework, demand: Demand) -> None:
+    """Replace the demand by a newer version; older ones and repeats are ignored."""
+    if demand.version <= framework.demand.version:
+        return
+    framework.demand = demand
+    framework.wanted = [shape.count for shape in demand.shapes]
+    framework.promised = [0] * len(demand.shapes)
+    # What is on offer already covers part of the new version.
+    for offer_id in sorted(framework.offers):
+        outstanding = cluster.offers[offer_id]
+        offer = outstanding.offer
+        shapes = open_shapes(demand, framework.wanted, framework.promised, offer.role)
+        cut = cut_to_demand(to_holding(offer.resources), shapes, cluster.agents[offer.agent_id].devices)
+        outstanding.demand_version, outstanding.promised = demand.version, {} if cut is None else cut.promised
+        for index, fits in outstanding.promised.items():
+            framework.promised[index] += fits
+    cluster.touch_all()
+
+
+def heard(cluster: Cluster, turn: Turn, framework: Framework) -> None:
+    """A framework spoke: it is not silent."""
+    cluster.deadlines.set(
+        ("silent", framework.framework_id), turn.now.monotonic_ms + HEARTBEAT_INTERVAL_MS * MAX_MISSED_HEARTBEATS
+    )
+
+
+def heartbeat(cluster: Cluster, turn: Turn) -> None:
+    """Tell every framework that the master is there."""
+    for framework in cluster.frameworks.values():
+        turn.to_framework(framework, MasterHeartbeat())
+
+
+def suppress(cluster: Cluster, turn: Turn, framework: Framework, roles: tuple[str, ...]) -> None:
+    """No new offers for these roles; outstanding ones stay valid (OFF-8). Roles that it does not have are ignored."""
+    framework.suppressed |= set(roles or framework.info.roles) & set(framework.info.roles)
+    _activate(cluster, framework)
+
+
+def revive(cluster: Cluster, turn: Turn, framework: Framework, roles: tuple[str, ...]) -> None:
+    """Offers for these roles again, without filters (OFF-7)."""
+    revived = set(roles or framework.info.roles)
+    framework.suppressed -= revived
+    cluster.filters.drop(lambda key: key[0] == framework.framework_id and key[1] in revived)
+    _activate(cluster, framework)
+    cluster.touch_all()
+
+
+def stream_ended(cluster: Cluster, turn: Turn, framework: Framework) -> None:
+    """The link broke: its offers are void, its tasks go on until its failover timeout has passed."""
+    _drop_stream(cluster, turn, framework, superseded=False)
+    framework.state = FrameworkState.DISCONNECTED
+    for role in framework.info.roles:
+        cluster.shares.set_active(role, framework.framework_id, False)
+    timeout_ms = framework.info.failover_timeout_ms
+    if timeout_ms == 0:
+        remove(cluster, turn, framework, "disconnected, and its failover timeout is 0")
+        return
+    framework.failover_deadline_ms = turn.now.wall_ms + timeout_ms
+    turn.persist(FailoverDeadlineRecorded(framework.framework_id, framework.failover_deadline_ms))
+    cluster.deadlines.set(("failover", framework.framework_id), turn.now.monotonic_ms + timeout_ms)
+    turn.publish(
+        "framework_state_changed", f"framework {framework.info.name} disconnected", framework_id=framework.framework_id
+    )
+
+
+def remove(cluster: Cluster, turn: Turn, framework: Framework, why: str) -> None:
+    """Its tasks end, for a recorded reason; its id can never come back."""
+    framework_id = framework.framework_id
+    if framework.connection is not None:
+        detail = ErrorDetail(
+            ErrorReason.FRAMEWORK_REMOVED, f"the framework was removed: {why}", "subscribe with a new id"
+        )
+        connection = framework.connection
+        _drop_stream(cluster, turn, framework, superseded=False)
+        refuse(turn, connection, detail)
+    framework.state = FrameworkState.REMOVED
+    for role in framework.info.roles:
+        cluster.shares.set_active(role, framework_id, False)
+    cluster.deadlines.cancel(("failover", framework_id))
+    for task in cluster.live_tasks(sorted(framework.tasks)):
+        kill(cluster, turn, task, StatusReason.FRAMEWORK_REMOVED, None)
+    del cluster.frameworks[framework_id]
+    forget_framework(cluster, turn, framework.tasks)
+    turn.persist(FrameworkRemoved(framework_id))
+    turn.publish("framework_removed", f"framework {framework.info.name} was removed: {why}", framework_id=framework_id)
+
+
+def _drop_stream(cluster: Cluster, turn: Turn, framework: Framework, *, superseded: bool) -> None:
+    """Forget the stream and everything that hangs on it: offers, filters, deadlines."""
+    for offer_id in sorted(framework.offers):
+        end_offer(cluster, offer_id)
+    cluster.filters.drop(lambda key: key[0] == framework.framework_id)
+    for kind in ("silent", "retry"):
+        cluster.deadlines.cancel((kind, framework.framework_id))
+    connection = framework.connection
+    if connection is None:
+        return
+    cluster.framework_connections.pop(connection, None)
+    framework.connection = None
+    if superseded:
+        refuse(
+            turn,
+            connection,
+            ErrorDetail(ErrorReason.SUPERSEDED, "the framework subscribed on another stream", "use that one"),
+        )
+
+
+def _activate(cluster: Cluster, framework: Framework) -> None:
+    for role in framework.info.roles:
+        cluster.shares.set_active(role, framework.framework_id, role not in framework.suppressed)

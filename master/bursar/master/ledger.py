@@ -1,0 +1,325 @@
+"""The only place where free, offered, allocated and withheld change.
+
+Invariant, per agent and bucket (one bucket per reservation stack), asserted by `check`:
+`free + offered + allocated + withheld = total + excess`; `excess` is what is held beyond a total that shrank. A device is in
+exactly one of them. What roles and frameworks hold is charged to `shares` in the same breath.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, OfferId, TaskId
+from bursar.core.resources import (
+    EMPTY,
+    Holding,
+    Resources,
+    Stack,
+    add_holdings,
+    holding_total,
+    subtract_holdings,
+    sum_resources,
+)
+
+
+class TaskKey(NamedTuple):
+    """A task, cluster-wide."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+
+
+class Charge(NamedTuple):
+    """Who pays for what an offer or a task holds."""
+
+    role: str
+    framework_id: FrameworkId
+
+
+class Accounts(Protocol):
+    """Where the ledger reports what roles and frameworks hold (fair share)."""
+
+    def charge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
+        """More is held."""
+
+    def discharge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
+        """Less is held."""
+
+    def add_total(self, amounts: Mapping[str, int]) -> None:
+        """The cluster grew."""
+
+    def subtract_total(self, amounts: Mapping[str, int]) -> None:
+        """The cluster shrank."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What one offer or task holds on one agent."""
+
+    charge: Charge
+    holding: Holding
+
+
+@dataclass(slots=True)
+class Books:
+    """One agent's books. Read by everybody, changed by the Ledger alone."""
+
+    #: What the agent has, by bucket; the dynamic reservations are cut from the unreserved bucket.
+    total: dict[Stack, Resources]
+    free: dict[Stack, Resources] = field(default_factory=dict)
+    offered: dict[OfferId, _Entry] = field(default_factory=dict)
+    allocated: dict[TaskKey, _Entry] = field(default_factory=dict)
+    #: Devices that must not be offered, and why.
+    withheld_devices: dict[DeviceUuid, str] = field(default_factory=dict)
+    #: Whether the agent counts: its total in the cluster's, its tasks in shares (design.md §4).
+    counted: bool = True
+
+    def held(self) -> dict[Stack, Resources]:
+        """Offered and allocated together, by bucket."""
+        result: dict[Stack, Resources] = {}
+        for entry in (*self.offered.values(), *self.allocated.values()):
+            result = add_holdings(result, entry.holding)
+        return result
+
+    def offered_total(self) -> Resources:
+        """All that is in offers."""
+        return sum_resources(holding_total(entry.holding) for entry in self.offered.values())
+
+    def allocated_total(self) -> Resources:
+        """All that tasks hold."""
+        return sum_resources(holding_total(entry.holding) for entry in self.allocated.values())
+
+    def allocated_in(self, stack: Stack) -> Resources:
+        """What tasks hold of one bucket."""
+        return sum_resources(entry.holding.get(stack, EMPTY) for entry in self.allocated.values())
+
+    def withheld(self) -> dict[Stack, Resources]:
+        """Withheld and not held, by bucket."""
+        if not self.withheld_devices:
+            return {}
+        held = self.held()
+        result = {}
+        for stack, total in self.total.items():
+            devices = (total.devices & self.withheld_devices.keys()) - held.get(stack, EMPTY).devices
+            if devices:
+                result[stack] = Resources(devices=frozenset(devices))
+        return result
+
+    def excess(self) -> dict[Stack, Resources]:
+        """Held beyond the total, by bucket."""
+        return {
+            stack: beyond
+            for stack, held in self.held().items()
+            if (beyond := held.minus_saturating(self.total.get(stack, EMPTY)))
+        }
+
+
+class Ledger:
+    """All books."""
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
+        self.books: dict[AgentId, Books] = {}
+        #: Agents with anything free: the only ones that a cycle looks at.
+        self.with_free: set[AgentId] = set()
+        self._offer_agent: dict[OfferId, AgentId] = {}
+        self._task_agent: dict[TaskKey, AgentId] = {}
+
+    # --- agents ---
+
+    def add_agent(self, agent_id: AgentId, total: Holding, counted: bool = True) -> None:
+        """Open the books of an agent."""
+        assert agent_id not in self.books, agent_id
+        books = Books({stack: part for stack, part in total.items() if part}, counted=counted)
+        self.books[agent_id] = books
+        if counted:
+            self._accounts.add_total(holding_total(books.total).amounts())
+        self._settle(agent_id, books)
+
+    def remove_agent(self, agent_id: AgentId) -> None:
+        """Close the books; nothing may be held."""
+        books = self.books[agent_id]
+        assert not books.offered and not books.allocated, agent_id
+        if books.counted:
+            self._accounts.subtract_total(holding_total(books.total).amounts())
+        del self.books[agent_id]
+        self.with_free.discard(agent_id)
+
+    def set_total(self, agent_id: AgentId, total: Holding) -> None:
+        """The agent has other resources now; what is held stays held and may become excess."""
+        books = self.books[agent_id]
+        if books.counted:
+            self._accounts.subtract_total(holding_total(books.total).amounts())
+        books.total = {stack: part for stack, part in total.items() if part}
+        if books.counted:
+            self._accounts.add_total(holding_total(books.total).amounts())
+        self._settle(agent_id, books)
+
+    def set_withheld(self, agent_id: AgentId, devices: Mapping[DeviceUuid, str]) -> None:
+        """Exactly these devices must not be offered, each for its reason."""
+        books = self.books[agent_id]
+        if books.withheld_devices != devices:
+            books.withheld_devices = dict(devices)
+            self._settle(agent_id, books)
+
+    def set_counted(self, agent_id: AgentId, counted: bool) -> None:
+        """An unreachable agent counts neither in the cluster's total nor in shares."""
+        books = self.books[agent_id]
+        if books.counted == counted:
+            return
+        books.counted = counted
+        total = holding_total(books.total).amounts()
+        if counted:
+            self._accounts.add_total(total)
+        else:
+            self._accounts.subtract_total(total)
+        change = self._accounts.charge if counted else self._accounts.discharge
+        for entry in (*books.offered.values(), *books.allocated.values()):
+            change(*entry.charge, holding_total(entry.holding).amounts())
+
+    # --- offers and tasks ---
+
+    def offer(self, agent_id: AgentId, offer_id: OfferId, charge: Charge, holding: Holding) -> None:
+        """Move free resources into an offer."""
+        books = self.books[agent_id]
+        self._take(agent_id, books, holding)
+        books.offered[offer_id] = _Entry(charge, holding)
+        self._offer_agent[offer_id] = agent_id
+        if books.counted:
+            self._accounts.charge(*charge, holding_total(holding).amounts())
+
+    def release_offer(self, offer_id: OfferId) -> Holding:
+        """Make an offer's resources free again; return them."""
+        agent_id = self._offer_agent.pop(offer_id)
+        books = self.books[agent_id]
+        return self._give_back(agent_id, books, books.offered.pop(offer_id))
+
+    def allocate(self, agent_id: AgentId, key: TaskKey, charge: Charge, holding: Holding) -> None:
+        """Move free resources to a task."""
+        books = self.books[agent_id]
+        assert key not in self._task_agent, key
+        self._take(agent_id, books, holding)
+        self._book_task(agent_id, books, key, charge, holding)
+
+    def adopt(self, agent_id: AgentId, key: TaskKey, charge: Charge, holding: Holding) -> None:
+        """Book what a task holds already, free or not: it may become excess."""
+        books = self.books[agent_id]
+        assert key not in self._task_agent, key
+        self._book_task(agent_id, books, key, charge, holding)
+        self._settle(agent_id, books)
+
+    def release_task(self, key: TaskKey) -> AgentId | None:
+        """Make a task's resources free again; return the agent, or None where it held nothing (any more)."""
+        agent_id = self._task_agent.pop(key, None)
+        if agent_id is None:
+            return None
+        books = self.books[agent_id]
+        self._give_back(agent_id, books, books.allocated.pop(key))
+        return agent_id
+
+    def _book_task(self, agent_id: AgentId, books: Books, key: TaskKey, charge: Charge, holding: Holding) -> None:
+        books.allocated[key] = _Entry(charge, holding)
+        self._task_agent[key] = agent_id
+        if books.counted:
+            self._accounts.charge(*charge, holding_total(holding).amounts())
+
+    # --- reservations ---
+
+    def restack(self, agent_id: AgentId, source: Stack, target: Stack, resources: Resources) -> None:
+        """Move free resources from one bucket to another (reserve, unreserve)."""
+        books = self.books[agent_id]
+        books.free = subtract_holdings(books.free, {source: resources})
+        books.free = add_holdings(books.free, {target: resources})
+        books.total = add_holdings(subtract_holdings(books.total, {source: resources}), {target: resources})
+        self._note_free(agent_id, books)
+
+    # --- queries ---
+
+    def offer_holding(self, offer_id: OfferId) -> Holding:
+        """What an outstanding offer holds."""
+        return self.books[self._offer_agent[offer_id]].offered[offer_id].holding
+
+    def task_holding(self, key: TaskKey) -> Holding:
+        """What a task holds; empty where nothing (any more)."""
+        agent_id = self._task_agent.get(key)
+        return {} if agent_id is None else self.books[agent_id].allocated[key].holding
+
+    def device_holders(self, agent_id: AgentId) -> Iterator[tuple[DeviceUuid, OfferId | TaskKey]]:
+        """Who holds which device of an agent."""
+        books = self.books[agent_id]
+        entries: Iterable[tuple[OfferId | TaskKey, _Entry]] = (*books.offered.items(), *books.allocated.items())
+        for holder, entry in entries:
+            for part in entry.holding.values():
+                for uuid in part.devices:
+                    yield uuid, holder
+
+    def check(self) -> None:
+        """Assert the invariant above for every agent."""
+        for agent_id, books in self.books.items():
+            held = books.held()
+            left = add_holdings(add_holdings(books.free, held), books.withheld())
+            right = add_holdings(books.total, {})
+            for stack, beyond in books.excess().items():
+                base = right.get(stack, EMPTY)
+                right[stack] = base + beyond if base else beyond
+            assert left == right, (agent_id, left, right)
+            assert bool(books.free) == (agent_id in self.with_free), agent_id
+            devices = [uuid for uuid, _ in self.device_holders(agent_id)]
+            assert len(devices) == len(set(devices)), (agent_id, devices)
+            free_devices = holding_total(books.free).devices
+            assert free_devices.isdisjoint(devices) and free_devices.isdisjoint(books.withheld_devices), agent_id
+        assert self._offer_agent.keys() == {offer for books in self.books.values() for offer in books.offered}
+        assert self._task_agent.keys() == {task for books in self.books.values() for task in books.allocated}
+
+    # --- inside ---
+
+    def _take(self, agent_id: AgentId, books: Books, holding: Holding) -> None:
+        books.free = subtract_holdings(books.free, holding)
+        if not books.free:
+            self.with_free.discard(agent_id)
+
+    def _give_back(self, agent_id: AgentId, books: Books, entry: _Entry) -> Holding:
+        if books.counted:
+            self._accounts.discharge(*entry.charge, holding_total(entry.holding).amounts())
+        if books.withheld_devices or not self._fits_total(books, entry.holding):
+            self._settle(agent_id, books)
+        else:
+            books.free = add_holdings(books.free, entry.holding)
+            self._note_free(agent_id, books)
+        return entry.holding
+
+    @staticmethod
+    def _fits_total(books: Books, holding: Holding) -> bool:
+        """Whether giving back cannot exceed the total: the common case, decided without summing up."""
+        for stack, part in holding.items():
+            total = books.total.get(stack, EMPTY)
+            free = books.free.get(stack, EMPTY)
+            if not part.devices <= total.devices or part.ports and not total.contains(Resources(ports=part.ports)):
+                return False
+            for kind, amount in part.scalars.items():
+                if free.scalars.get(kind, 0) + amount > total.scalars.get(kind, 0):
+                    return False
+        # With other holdings in excess, what comes back first pays for the excess.
+        return not books.allocated or not books.excess()
+
+    def _settle(self, agent_id: AgentId, books: Books) -> None:
+        """Derive what is free from everything else."""
+        held = books.held()
+        withheld = frozenset(books.withheld_devices)
+        free = {}
+        for stack, total in books.total.items():
+            rest = total.minus_saturating(held.get(stack, EMPTY))
+            if withheld and rest.devices & withheld:
+                rest = Resources(rest.scalars, rest.ports, rest.devices - withheld)
+            if rest:
+                free[stack] = rest
+        books.free = free
+        self._note_free(agent_id, books)
+
+    def _note_free(self, agent_id: AgentId, books: Books) -> None:
+        if books.free:
+            self.with_free.add(agent_id)
+        else:
+            self.with_free.discard(agent_id)

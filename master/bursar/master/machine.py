@@ -1,0 +1,302 @@
+"""The master's machine: a table of contents. Events in, effects out; everything is decided in the modules named here.
+
+Deadlines are keyed by (kind, id): `offer` expiry, `ping` of an agent, `unreachable` and `reregister` (an agent is given up),
+`failover` (a framework is removed), `silent` (a framework is cut off), `retry` (unacknowledged updates), `heartbeat`, `cycle`
+(full allocation) and `allocate` (what changed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+from bursar.core.clock import Instant
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import AgentId, ConnectionId, FrameworkId, OfferId
+from bursar.core.machine import Stalled, TimePassed
+from bursar.core.messages import framework as calls
+from bursar.core.messages.framework import FrameworkCall, LookupResults, StatusUpdates
+from bursar.core.messages.offers import Accept, Decline
+from bursar.core.messages.operator import AgentState, FrameworkState, OperatorResponse
+from bursar.core.resources import to_holding, to_reserved
+from bursar.core.tasks import StatusReason, TaskState
+from bursar.master import agents, frameworks, offers, operations, operators, tasks
+from bursar.master.effects import MasterEffect, Reply, SendToFramework
+from bursar.master.events import (
+    AgentRegistering,
+    AgentSpoke,
+    AgentStreamEnded,
+    FrameworkCalled,
+    FrameworkStreamEnded,
+    MasterEvent,
+    OperatorCalled,
+)
+from bursar.master.flags import FlagValues
+from bursar.master.ledger import TaskKey
+from bursar.master.records import Durable, RequestDone
+from bursar.master.state import Agent, Cluster, Framework, Task, Turn
+
+#: Turns an answer into JSON and back, for the memory of answered requests; the shell provides it.
+AnswerCodec = tuple[Callable[[OperatorResponse], str], Callable[[str, str], OperatorResponse]]
+
+
+class MasterMachine:
+    """Pure and synchronous (design.md §2). Constructed from what the registry holds; a new term begins."""
+
+    def __init__(
+        self,
+        durable: Durable,
+        flags: FlagValues,
+        now: Instant,
+        *,
+        answers: AnswerCodec | None = None,
+        version: str = "",
+        address: str = "",
+    ) -> None:
+        flags.at_run_time = dict(durable.flags)
+        self.cluster = Cluster(durable, flags)
+        self.cluster.started_at_ms = now.wall_ms
+        self._answers = answers
+        self._version = version
+        self._address = address
+        self._recover(now)
+
+    # --- Machine ---
+
+    def step(self, event: MasterEvent, now: Instant) -> Sequence[MasterEffect]:
+        """Handle one event."""
+        turn = Turn(now, self.cluster.durable)
+        cluster = self.cluster
+        match event:
+            case AgentRegistering():
+                agents.register(cluster, turn, event)
+            case AgentSpoke(connection, message):
+                if (agent := cluster.agent_of(connection)) is not None:
+                    agents.hear(cluster, turn, agent, message)
+            case AgentStreamEnded(connection):
+                if (agent := cluster.agent_of(connection)) is not None:
+                    agents.stream_ended(cluster, turn, agent)
+            case FrameworkCalled(connection, call, principal):
+                self._call(turn, connection, call, principal)
+            case FrameworkStreamEnded(connection):
+                if (framework := cluster.framework_of(connection)) is not None:
+                    frameworks.stream_ended(cluster, turn, framework)
+            case OperatorCalled():
+                self._operate(turn, event)
+            case TimePassed():
+                self._time_passed(turn)
+            case Stalled(by_ms):
+                cluster.deadlines.shift(by_ms)
+            case _:
+                assert_never(event)
+        if cluster.dirty and ("allocate", "") not in cluster.deadlines:
+            # Allocation waits for the rest of the batch, not longer: time passes once the inbox was read.
+            cluster.deadlines.set(("allocate", ""), now.monotonic_ms)
+        return turn.effects
+
+    def next_deadline_ms(self) -> int | None:
+        """Monotonic time at which `TimePassed` is due."""
+        own = self.cluster.deadlines.next_ms()
+        filters = self.cluster.filters.deadlines.next_ms()
+        return min((at for at in (own, filters) if at is not None), default=None)
+
+    def check(self) -> None:
+        """Assert every invariant of the state."""
+        cluster = self.cluster
+        cluster.ledger.check()
+        cluster.shares.check()
+        durable = cluster.durable
+        assert durable.agents.keys() == cluster.agents.keys()
+        assert durable.frameworks.keys() == cluster.frameworks.keys()
+        assert durable.tasks.keys() == {tuple(key) for key in cluster.tasks}
+        assert durable.flags == cluster.flags.at_run_time
+        for agent in cluster.agents.values():
+            assert (agent.connection is not None) == (agent.state is AgentState.ACTIVE), agent.agent_id
+            recorded = durable.agents[agent.agent_id]
+            assert recorded.info == agent.info
+            assert recorded.reservations == to_reserved(agent.reservations), agent.agent_id
+            assert recorded.unreachable == (agent.state is AgentState.UNREACHABLE), agent.agent_id
+            assert cluster.ledger.books[agent.agent_id].counted == (agent.state is not AgentState.UNREACHABLE)
+            assert agent.tasks == cluster.ledger.books[agent.agent_id].allocated.keys(), agent.agent_id
+            if agent.state is not AgentState.ACTIVE:
+                assert not cluster.ledger.books[agent.agent_id].offered, agent.agent_id
+        for framework in cluster.frameworks.values():
+            assert (framework.connection is not None) == (framework.state is FrameworkState.ACTIVE)
+            assert framework.tasks == {key for key in cluster.tasks if key.framework_id == framework.framework_id}
+            assert all(0 <= promised for promised in framework.promised)
+        for key, task in cluster.tasks.items():
+            entry = durable.tasks[key.framework_id, key.task_id]
+            assert (entry.end is not None) == task.state.is_terminal, key
+            assert entry.end_acknowledged == task.end_acknowledged, key
+            assert task.state.is_terminal != (key in cluster.agents[task.agent_id].tasks), key
+        for offer_id, outstanding in cluster.offers.items():
+            assert outstanding.offer.offer_id == offer_id
+            assert offer_id in cluster.frameworks[outstanding.offer.framework_id].offers
+            assert to_reserved(cluster.ledger.offer_holding(offer_id)) == outstanding.offer.resources
+
+    # --- inside ---
+
+    def _recover(self, now: Instant) -> None:
+        """Rebuild the state from the registry: agents are awaited, frameworks have what is left of their time."""
+        cluster, durable = self.cluster, self.cluster.durable
+        for agent_id, known in sorted(durable.agents.items()):
+            state = AgentState.UNREACHABLE if known.unreachable else AgentState.RECOVERING
+            agent = Agent(known.info, state, known.registered_at_ms, known.description_version)
+            agent.reservations = to_holding(known.reservations)
+            agents.enter_agent(cluster, agent, counted=not known.unreachable)
+            if state is AgentState.RECOVERING:
+                patience_ms = cluster.flags.duration_ms("agent-reregister-timeout")
+                cluster.deadlines.set(("reregister", agent_id), now.monotonic_ms + patience_ms)
+        for framework_id, entry in sorted(durable.frameworks.items()):
+            framework = Framework(entry.info, FrameworkState.DISCONNECTED, entry.subscribed_at_ms)
+            deadline_ms = entry.failover_deadline_ms or now.wall_ms + entry.info.failover_timeout_ms
+            framework.failover_deadline_ms = deadline_ms
+            cluster.frameworks[framework_id] = framework
+            # Whatever its time-out, a framework gets a moment to come back: it was the master that left.
+            left_ms = max(deadline_ms - now.wall_ms, 2 * frameworks.HEARTBEAT_INTERVAL_MS)
+            cluster.deadlines.set(("failover", framework_id), now.monotonic_ms + left_ms)
+        for entry2 in durable.tasks.values():
+            task = Task(
+                entry2.agent_id,
+                entry2.task,
+                call_id=entry2.call_id,
+                operation_id=entry2.operation_id,
+                kill_reason=entry2.kill_reason,
+                kill_grace_ms=entry2.kill_grace_ms,
+                ended_at_ms=entry2.ended_at_ms,
+                end_acknowledged=entry2.end_acknowledged,
+            )
+            if entry2.end is not None:
+                task.state, task.status = entry2.end.state, entry2.end
+                task.seen_updates.add(entry2.end.update_id)
+                if not entry2.end_acknowledged:
+                    task.unacknowledged.append(entry2.end)
+            elif durable.agents[entry2.agent_id].unreachable:
+                task.state = TaskState.UNREACHABLE
+            tasks.add_task(cluster, task, held=False)
+            if task.end_acknowledged:
+                tasks.note_ended(cluster, task)
+        cluster.deadlines.set(("cycle", ""), now.monotonic_ms + cluster.flags.duration_ms("allocation-interval"))
+        cluster.deadlines.set(("heartbeat", ""), now.monotonic_ms + frameworks.HEARTBEAT_INTERVAL_MS)
+
+    def _call(self, turn: Turn, connection: ConnectionId, call: FrameworkCall, principal: str) -> None:
+        """One call of a framework."""
+        cluster = self.cluster
+        framework = cluster.framework_of(connection)
+        if isinstance(call, calls.Subscribe):
+            if framework is not None and framework.framework_id != call.info.framework_id:
+                detail = ErrorDetail(ErrorReason.INVALID_ARGUMENT, "one stream, one framework", "open another stream")
+                frameworks.refuse(turn, connection, detail)
+            else:
+                frameworks.subscribe(cluster, turn, connection, call, principal)
+            return
+        if framework is None:
+            if connection not in cluster.framework_connections:
+                detail = ErrorDetail(
+                    ErrorReason.NOT_SUBSCRIBED, "the first call must be Subscribe", "subscribe, then call"
+                )
+                frameworks.refuse(turn, connection, detail)
+            return
+        frameworks.heard(cluster, turn, framework)
+        match call:
+            case Accept():
+                operations.accept(cluster, turn, framework, call)
+            case Decline():
+                offers.decline(cluster, turn, framework, call)
+            case calls.Kill(task_id, grace_ms):
+                task = cluster.tasks.get(TaskKey(framework.framework_id, task_id))
+                if task is None:
+                    status = tasks.unknown_status(turn, framework.framework_id, task_id)
+                    turn.to_framework(framework, StatusUpdates((status,)))
+                elif task.state.is_terminal:
+                    tasks.reconcile(cluster, turn, framework, (task_id,))
+                else:
+                    tasks.kill(cluster, turn, task, StatusReason.KILLED_BY_FRAMEWORK, grace_ms)
+            case calls.Acknowledge(updates):
+                tasks.acknowledge(cluster, turn, framework, updates)
+            case calls.Reconcile(task_ids):
+                tasks.reconcile(cluster, turn, framework, task_ids)
+            case calls.Suppress(roles):
+                frameworks.suppress(cluster, turn, framework, roles)
+            case calls.Revive(roles):
+                frameworks.revive(cluster, turn, framework, roles)
+            case calls.UpdateDemand(demand) | calls.FrameworkHeartbeat(demand):
+                problem = frameworks.demand_problem(demand, framework.info.roles)
+                if problem is not None:
+                    frameworks.refuse(turn, connection, problem)
+                else:
+                    frameworks.set_demand(cluster, framework, demand)
+            case calls.Teardown():
+                frameworks.remove(cluster, turn, framework, "torn down by itself")
+            case calls.LookupCalls(call_ids, operation_ids):
+                found = operations.lookup(cluster, framework.framework_id, call_ids, operation_ids)
+                turn.effects.append(SendToFramework(connection, LookupResults(tuple(found))))
+            case _:
+                assert_never(call)
+
+    def _operate(self, turn: Turn, event: OperatorCalled) -> None:
+        """One request of an operator; a repeat of one that changed something gets the first answer."""
+        request = event.request
+        request_id = getattr(request, "request_id", "")
+        mutating = isinstance(request, operators.MUTATING)
+        if mutating and request_id and self._answers is not None:
+            remembered = self.cluster.durable.requests.get(request_id)
+            if remembered is not None:
+                turn.effects.append(Reply(event.token, self._answers[1](*remembered)))
+                return
+        answer = operators.answer(self.cluster, turn, request, event.principal, self._version, self._address)
+        if mutating and request_id and self._answers is not None and not isinstance(answer, ErrorDetail):
+            turn.persist(RequestDone(request_id, type(answer).__name__, self._answers[0](answer)))
+        turn.effects.append(Reply(event.token, answer))
+
+    def _time_passed(self, turn: Turn) -> None:
+        """Everything whose time has come."""
+        cluster = self.cluster
+        now_ms = turn.now.monotonic_ms
+        cluster.dirty |= cluster.filters.expire(now_ms)
+        full = partial = False
+        for kind, name in cluster.deadlines.pop_due(now_ms):
+            match kind:
+                case "allocate":
+                    partial = True
+                case "cycle":
+                    full = True
+                case "offer":
+                    if OfferId(name) in cluster.offers:
+                        offers.expire(cluster, turn, OfferId(name))
+                case "ping":
+                    agents.ping(cluster, turn, cluster.agents[AgentId(name)])
+                case "unreachable" | "reregister":
+                    agents.give_up(cluster, turn, cluster.agents[AgentId(name)])
+                case "heartbeat":
+                    frameworks.heartbeat(cluster, turn)
+                    cluster.deadlines.set(("heartbeat", ""), now_ms + frameworks.HEARTBEAT_INTERVAL_MS)
+                case _:
+                    self._framework_time_passed(turn, kind, cluster.frameworks.get(FrameworkId(name)))
+        if full:
+            cluster.deadlines.cancel(("allocate", ""))
+            offers.allocate(cluster, turn, full=True)
+            cluster.deadlines.set(("cycle", ""), now_ms + cluster.flags.duration_ms("allocation-interval"))
+        elif partial or cluster.dirty:
+            offers.allocate(cluster, turn, full=False)
+
+    def _framework_time_passed(self, turn: Turn, kind: str, framework: Framework | None) -> None:
+        if framework is None:
+            return
+        match kind:
+            case "failover":
+                frameworks.remove(self.cluster, turn, framework, "it did not come back within its failover timeout")
+            case "retry":
+                tasks.retry_updates(self.cluster, turn, framework)
+            case "silent":
+                if framework.connection is not None:
+                    detail = ErrorDetail(
+                        ErrorReason.SILENT,
+                        "the framework was silent for too long",
+                        "send a heartbeat every interval, and reconnect",
+                    )
+                    connection = framework.connection
+                    frameworks.stream_ended(self.cluster, turn, framework)
+                    turn.close(connection, detail)
+            case _:
+                raise AssertionError(kind)

@@ -1,0 +1,120 @@
+"""The life of an offer after it was made: sent, declined, expired, rescinded (mesos.md §2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bursar.core.ids import AgentId, FrameworkId, OfferId
+from bursar.core.messages.framework import Offers, Rescind
+from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, Decline, Filters, Offer
+from bursar.core.messages.operator import AgentState
+from bursar.core.resources import Holding
+from bursar.master.allocator.cycle import run_cycle
+from bursar.master.allocator.visibility import is_hidden
+from bursar.master.state import Cluster, Framework, OutstandingOffer, Turn
+
+
+def allocate(cluster: Cluster, turn: Turn, *, full: bool) -> int:
+    """Run an allocation cycle for the agents that changed, or for all; send the offers; return how many were made."""
+    agents = set(cluster.ledger.with_free) if full else cluster.dirty & cluster.ledger.with_free
+    cluster.dirty.clear()
+    if not agents or not cluster.framework_connections:
+        return 0
+    made = run_cycle(cluster, agents, turn.now.monotonic_ms, turn.now.wall_ms)
+    by_framework: dict[FrameworkId, list[Offer]] = {}
+    for outstanding in made:
+        by_framework.setdefault(outstanding.offer.framework_id, []).append(outstanding.offer)
+    for framework_id, offers in by_framework.items():
+        send_offers(cluster, turn, cluster.frameworks[framework_id], offers)
+    return len(made)
+
+
+def send_offers(cluster: Cluster, turn: Turn, framework: Framework, offers: list[Offer]) -> None:
+    """Send offers, and before them the descriptions that the stream has not seen in this version."""
+    descriptions = []
+    for offer in offers:
+        if framework.described.get(offer.agent_id) != offer.description_version:
+            framework.described[offer.agent_id] = offer.description_version
+            descriptions.append(cluster.agents[offer.agent_id].describe())
+    turn.to_framework(framework, Offers(tuple(descriptions), tuple(offers)))
+
+
+def refuse_until_ms(cluster: Cluster, turn: Turn, filters: Filters) -> int:
+    """When a filter ends: not before an allocation interval, at most after 365 days (OFF-5, T9)."""
+    refuse_ms = DEFAULT_REFUSE_MS if filters.refuse_ms is None else min(filters.refuse_ms, MAX_REFUSE_MS)
+    return turn.now.monotonic_ms + max(cluster.flags.duration_ms("allocation-interval"), refuse_ms)
+
+
+def end_offer(cluster: Cluster, offer_id: OfferId) -> tuple[OutstandingOffer, Holding]:
+    """Take an offer off the books: its resources are free, its promise is open again."""
+    outstanding = cluster.offers.pop(offer_id)
+    offer = outstanding.offer
+    cluster.deadlines.cancel(("offer", offer_id))
+    holding = cluster.ledger.release_offer(offer_id)
+    framework = cluster.frameworks[offer.framework_id]
+    framework.offers.discard(offer_id)
+    if outstanding.demand_version == framework.demand.version:
+        for index, count in outstanding.promised.items():
+            framework.promised[index] -= count
+    cluster.touch(offer.agent_id)
+    return outstanding, holding
+
+
+def damp(cluster: Cluster, offer: Offer, holding: Holding, until_ms: int) -> None:
+    """Do not offer the same or less of this agent to the same framework and role before then."""
+    cluster.filters.add((offer.framework_id, offer.role, offer.agent_id), holding, until_ms)
+
+
+def decline(cluster: Cluster, turn: Turn, framework: Framework, call: Decline) -> None:
+    """The framework does not want these; ids that are not outstanding are ignored (OFF-4)."""
+    until_ms = refuse_until_ms(cluster, turn, call.filters)
+    for offer_id in call.offer_ids:
+        if offer_id in framework.offers:
+            outstanding, holding = end_offer(cluster, offer_id)
+            damp(cluster, outstanding.offer, holding, until_ms)
+            cluster.counters.offers_declined += 1
+
+
+def expire(cluster: Cluster, turn: Turn, offer_id: OfferId) -> None:
+    """The framework did not answer in time."""
+    outstanding, holding = end_offer(cluster, offer_id)
+    interval_ms = cluster.flags.duration_ms("allocation-interval")
+    damp(cluster, outstanding.offer, holding, turn.now.monotonic_ms + interval_ms)
+    cluster.counters.offers_expired += 1
+    framework = cluster.frameworks[outstanding.offer.framework_id]
+    turn.to_framework(framework, Rescind((offer_id,), "the offer was not answered in time"))
+
+
+def rescind(cluster: Cluster, turn: Turn, offer_ids: Iterable[OfferId], reason: str) -> int:
+    """Withdraw offers: void in the ledger and the rescind queued in the same step; return how many."""
+    by_framework: dict[FrameworkId, list[OfferId]] = {}
+    count = 0
+    for offer_id in sorted(offer_ids):
+        outstanding, _ = end_offer(cluster, offer_id)
+        by_framework.setdefault(outstanding.offer.framework_id, []).append(offer_id)
+        count += 1
+    for framework_id, ids in by_framework.items():
+        turn.to_framework(cluster.frameworks[framework_id], Rescind(tuple(ids), reason))
+    cluster.counters.offers_rescinded += count
+    return count
+
+
+def offers_on(cluster: Cluster, agent_id: AgentId) -> list[OfferId]:
+    """The outstanding offers of an agent."""
+    return list(cluster.ledger.books[agent_id].offered)
+
+
+def rescind_forbidden(cluster: Cluster, turn: Turn, reason: str) -> int:
+    """Rescind exactly the offers that the rules no longer permit; return how many."""
+    forbidden = []
+    for offer_id, outstanding in cluster.offers.items():
+        framework = cluster.frameworks[outstanding.offer.framework_id]
+        agent = cluster.agents[outstanding.offer.agent_id]
+        if is_hidden(cluster.rules, framework.info.capabilities, agent.has_gpus):
+            forbidden.append(offer_id)
+    return rescind(cluster, turn, forbidden, reason)
+
+
+def is_offerable(cluster: Cluster, agent_id: AgentId) -> bool:
+    """Whether the agent takes part in cycles."""
+    return cluster.agents[agent_id].state is AgentState.ACTIVE

@@ -1,0 +1,373 @@
+"""What an accept may contain, and carrying it out: all or nothing (design.md §7).
+
+Everything is planned against the offered resources first, without changing anything; then either the whole plan is carried out, or the
+call is refused with a reason per operation and the resources come back, damped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import AgentId, FrameworkId, OfferId
+from bursar.core.messages.offers import Accept, CallResult, Launch, OperationResult, Reserve, Unreserve
+from bursar.core.resources import (
+    UNRESERVED,
+    Reservation,
+    ReservationType,
+    Resources,
+    Stack,
+    add_holdings,
+    holding_total,
+    subtract_holdings,
+    to_holding,
+    to_reserved,
+)
+from bursar.core.tasks import AssignedTask, TaskSpec, spec_problem
+from bursar.master import reservations
+from bursar.master.allocator.carve import carve
+from bursar.master.allocator.demand import shape_of_task
+from bursar.master.ledger import TaskKey
+from bursar.master.offers import damp, end_offer, refuse_until_ms
+from bursar.master.records import CallDone, TaskRecorded
+from bursar.master.state import Cluster, Framework, Task, Turn
+from bursar.master.tasks import add_task, send_launches
+
+
+@dataclass(slots=True)
+class _Restack:
+    """Reserve or unreserve."""
+
+    agent_id: AgentId
+    source: Stack
+    target: Stack
+    resources: Resources
+
+
+@dataclass(slots=True)
+class _Start:
+    """Launch one task."""
+
+    agent_id: AgentId
+    spec: TaskSpec
+    holding: dict[Stack, Resources]
+    operation_id: str
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What an accept comes to; `remaining` is what is left of the offers, by agent."""
+
+    role: str
+    remaining: dict[AgentId, dict[Stack, Resources]]
+    steps: list[_Restack | _Start] = field(default_factory=list)
+    results: list[OperationResult] = field(default_factory=list)
+    task_ids: set[str] = field(default_factory=set)
+
+    @property
+    def failed(self) -> bool:
+        """Whether an operation was refused."""
+        return any(result.error for result in self.results)
+
+
+def accept(cluster: Cluster, turn: Turn, framework: Framework, call: Accept) -> None:
+    """Carry out an accept, or refuse it; answer exactly once."""
+    known = cluster.durable.calls.get((framework.framework_id, call.call_id))
+    if known is not None:
+        turn.to_framework(framework, known)
+        return
+    until_ms = refuse_until_ms(cluster, turn, call.filters)
+    refusal = _offers_problem(cluster, framework, call)
+    if refusal is not None:
+        _give_back(cluster, framework, call.offer_ids, until_ms)
+        _refuse(cluster, turn, framework, call, refusal, [])
+        return
+    plan = _plan(cluster, framework, call)
+    if plan.failed and not call.partial:
+        _give_back(cluster, framework, call.offer_ids, until_ms)
+        first = next(result.error for result in plan.results if result.error)
+        _refuse(cluster, turn, framework, call, first, plan.results)
+        return
+    _carry_out(cluster, turn, framework, call, plan, until_ms)
+
+
+def _offers_problem(cluster: Cluster, framework: Framework, call: Accept) -> ErrorDetail | None:
+    """Say why the set of offers cannot be accepted."""
+    if not call.call_id:
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, "an accept needs a call_id", "choose one per call", "call_id")
+    if not call.offer_ids:
+        return ErrorDetail(ErrorReason.INVALID_OFFERS, "an accept names no offer", "name at least one", "offer_ids")
+    if len(set(call.offer_ids)) != len(call.offer_ids):
+        return ErrorDetail(ErrorReason.INVALID_OFFERS, "an offer is named twice", "name each offer once", "offer_ids")
+    void = [offer_id for offer_id in call.offer_ids if offer_id not in framework.offers]
+    if void:
+        return ErrorDetail(
+            ErrorReason.INVALID_OFFERS,
+            f"not outstanding for this framework: {', '.join(map(str, void[:5]))}",
+            "they expired, were rescinded, were used before or belong to somebody else; wait for new offers",
+            "offer_ids",
+        )
+    if len({cluster.offers[offer_id].offer.role for offer_id in call.offer_ids}) > 1:
+        return ErrorDetail(
+            ErrorReason.INVALID_OFFERS,
+            "the offers are of several roles",
+            "accept each role's offers by themselves",
+            "offer_ids",
+        )
+    return None
+
+
+def _plan(cluster: Cluster, framework: Framework, call: Accept) -> _Plan:
+    offers = [cluster.offers[offer_id].offer for offer_id in call.offer_ids]
+    remaining: dict[AgentId, dict[Stack, Resources]] = {}
+    for offer in offers:
+        remaining[offer.agent_id] = add_holdings(remaining.get(offer.agent_id, {}), to_holding(offer.resources))
+    plan = _Plan(offers[0].role, remaining)
+    for index, operation in enumerate(call.operations):
+        path = f"operations[{index}]"
+        match operation.operation:
+            case Launch() as launch:
+                error = _plan_launch(cluster, framework, plan, launch, operation.operation_id, path)
+            case Reserve() as reserve:
+                error = _plan_reserve(framework, plan, reserve, path)
+            case Unreserve() as unreserve:
+                error = _plan_unreserve(plan, unreserve, path)
+            case _:
+                error = ErrorDetail(
+                    ErrorReason.UNSUPPORTED,
+                    "this master does not know the operation",
+                    "use launch, reserve or unreserve",
+                    path,
+                )
+        plan.results.append(OperationResult(operation.operation_id, error))
+    return plan
+
+
+def _plan_launch(
+    cluster: Cluster, framework: Framework, plan: _Plan, launch: Launch, operation_id: str, path: str
+) -> ErrorDetail | None:
+    """All tasks of one launch, or none."""
+    remaining = dict(plan.remaining)
+    steps: list[_Start] = []
+    ids: set[str] = set()
+    for index, spec in enumerate(launch.tasks):
+        field_path = f"{path}.launch.tasks[{index}]"
+        agent_id = spec.agent_id or (next(iter(remaining)) if len(remaining) == 1 else AgentId(""))
+        error = _task_problem(cluster, framework, plan, spec, agent_id, remaining, ids, field_path)
+        if error is not None:
+            return error
+        part = carve(remaining[agent_id], spec.resources, cluster.agents[agent_id].devices)
+        if part is None:
+            there = holding_total(remaining[agent_id])
+            missing = "; ".join(spec.resources.shortfall(there)) or "the devices asked for"
+            return ErrorDetail(
+                ErrorReason.TASK_INVALID,
+                f"task {spec.task_id!r} asks for more than the offers have left: {missing}",
+                "launch fewer or smaller tasks on these offers",
+                f"{field_path}.resources",
+            )
+        remaining[agent_id] = subtract_holdings(remaining[agent_id], part)
+        steps.append(_Start(agent_id, spec, part, operation_id))
+        ids.add(spec.task_id)
+    plan.remaining = remaining
+    plan.steps += steps
+    plan.task_ids |= ids
+    return None
+
+
+def _task_problem(
+    cluster: Cluster,
+    framework: Framework,
+    plan: _Plan,
+    spec: TaskSpec,
+    agent_id: AgentId,
+    remaining: dict[AgentId, dict[Stack, Resources]],
+    ids: set[str],
+    path: str,
+) -> ErrorDetail | None:
+    if problem := spec_problem(spec):
+        where, what = problem
+        return ErrorDetail(ErrorReason.TASK_INVALID, what, "correct the task", f"{path}.{where}")
+    if agent_id not in remaining:
+        named = spec.agent_id or "none"
+        return ErrorDetail(
+            ErrorReason.TASK_INVALID,
+            f"task {spec.task_id!r} names agent {named}, but the offers are of {', '.join(sorted(remaining))}",
+            "name the agent of one of the offers",
+            f"{path}.agent_id",
+        )
+    taken = spec.task_id in ids or spec.task_id in plan.task_ids
+    if taken or TaskKey(framework.framework_id, spec.task_id) in cluster.tasks:
+        return ErrorDetail(
+            ErrorReason.TASK_ID_IN_USE,
+            f"this framework had a task {spec.task_id!r} already",
+            "choose another task id; ids are never used twice",
+            f"{path}.task_id",
+        )
+    info = cluster.agents[agent_id].info
+    if spec.image and info.runtime == "process":
+        return ErrorDetail(
+            ErrorReason.TASK_INVALID,
+            f"task {spec.task_id!r} has an image, but agent {info.hostname} runs plain processes",
+            "accept offers of agents whose runtime is docker, or leave the image out",
+            f"{path}.image",
+        )
+    if not spec.image and not info.runs_without_image:
+        return ErrorDetail(
+            ErrorReason.TASK_INVALID,
+            f"task {spec.task_id!r} has no image, and agent {info.hostname} has no default image",
+            "name an image, or start the agent with --default-image",
+            f"{path}.image",
+        )
+    return None
+
+
+def _plan_reserve(framework: Framework, plan: _Plan, reserve: Reserve, path: str) -> ErrorDetail | None:
+    if reserve.agent_id not in plan.remaining:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT, "the offers are of other agents", "", f"{path}.reserve.agent_id"
+        )
+    if reserve.role != plan.role:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"resources offered to {plan.role!r} cannot be reserved to {reserve.role!r}",
+            "reserve to the role of the offers",
+            f"{path}.reserve.role",
+        )
+    level = Reservation(
+        ReservationType.DYNAMIC, reserve.role, framework.info.principal, tuple(sorted(reserve.labels.items()))
+    )
+    if error := reservations.holder_problem(reserve.role, f"{path}.reserve.role"):
+        return error
+    remaining = plan.remaining[reserve.agent_id]
+    part = carve({UNRESERVED: remaining.get(UNRESERVED, Resources())}, reserve.resources, {})
+    if part is None or not part:
+        return ErrorDetail(
+            ErrorReason.INSUFFICIENT_RESOURCES,
+            "the offers have less unreserved resources than are to be reserved",
+            "reserve less",
+            f"{path}.reserve.resources",
+        )
+    resources = part[UNRESERVED]
+    target = (level,)
+    moved = subtract_holdings(remaining, {UNRESERVED: resources})
+    plan.remaining[reserve.agent_id] = add_holdings(moved, {target: resources})
+    plan.steps.append(_Restack(reserve.agent_id, UNRESERVED, target, resources))
+    return None
+
+
+def _plan_unreserve(plan: _Plan, unreserve: Unreserve, path: str) -> ErrorDetail | None:
+    stack, resources = unreserve.resources.stack, unreserve.resources.resources
+    remaining = plan.remaining.get(unreserve.agent_id, {})
+    if not stack or stack[-1].type is not ReservationType.DYNAMIC:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            "only a dynamic reservation can be undone",
+            "static ones are changed with the agent's --resources",
+            f"{path}.unreserve.resources",
+        )
+    if not remaining.get(stack, Resources()).contains(resources) or not resources:
+        return ErrorDetail(
+            ErrorReason.INSUFFICIENT_RESOURCES,
+            "the offers do not contain these reserved resources",
+            "unreserve what was offered",
+            f"{path}.unreserve.resources",
+        )
+    moved = subtract_holdings(remaining, {stack: resources})
+    plan.remaining[unreserve.agent_id] = add_holdings(moved, {stack[:-1]: resources})
+    plan.steps.append(_Restack(unreserve.agent_id, stack, stack[:-1], resources))
+    return None
+
+
+def _carry_out(cluster: Cluster, turn: Turn, framework: Framework, call: Accept, plan: _Plan, until_ms: int) -> None:
+    offers = [end_offer(cluster, offer_id)[0].offer for offer_id in call.offer_ids]
+    launched: dict[AgentId, list[AssignedTask]] = {}
+    changed: set[AgentId] = set()
+    for step in plan.steps:
+        match step:
+            case _Restack(agent_id, source, target, resources):
+                reservations.move(cluster, agent_id, source, target, resources)
+                changed.add(agent_id)
+            case _Start(agent_id, spec, holding, operation_id):
+                assigned = AssignedTask(
+                    framework.framework_id, plan.role, spec, to_reserved(holding), launched_at_ms=turn.now.wall_ms
+                )
+                task = Task(agent_id, assigned, call_id=call.call_id, operation_id=operation_id)
+                add_task(cluster, task, held=True)
+                turn.persist(TaskRecorded(agent_id, assigned, call.call_id, operation_id))
+                turn.publish(
+                    "task_launched",
+                    f"launched on {cluster.agents[agent_id].info.hostname}",
+                    agent_id=agent_id,
+                    framework_id=framework.framework_id,
+                    task_id=spec.task_id,
+                )
+                launched.setdefault(agent_id, []).append(assigned)
+                _fulfil_demand(framework, plan.role, spec)
+                cluster.counters.tasks_launched += 1
+    for agent_id in sorted(changed):
+        reservations.record(cluster, turn, agent_id)
+    for agent_id, left in plan.remaining.items():
+        offer = next(offer for offer in offers if offer.agent_id == agent_id)
+        if left:
+            damp(cluster, offer, left, until_ms)
+    result = CallResult(call.call_id, operations=tuple(plan.results))
+    turn.persist(CallDone(framework.framework_id, result))
+    turn.to_framework(framework, result)
+    for agent_id, tasks in launched.items():
+        send_launches(cluster, turn, cluster.agents[agent_id], tasks)
+    cluster.counters.offers_accepted += len(offers)
+
+
+def _fulfil_demand(framework: Framework, role: str, spec: TaskSpec) -> None:
+    if framework.demand.version:
+        index = shape_of_task(framework.demand, framework.wanted, role, spec.resources)
+        if index is not None:
+            framework.wanted[index] -= 1
+
+
+def _give_back(cluster: Cluster, framework: Framework, offer_ids: tuple[OfferId, ...], until_ms: int) -> None:
+    for offer_id in dict.fromkeys(offer_ids):
+        if offer_id in framework.offers:
+            outstanding, holding = end_offer(cluster, offer_id)
+            damp(cluster, outstanding.offer, holding, until_ms)
+
+
+def _refuse(
+    cluster: Cluster,
+    turn: Turn,
+    framework: Framework,
+    call: Accept,
+    error: ErrorDetail | None,
+    results: list[OperationResult],
+) -> None:
+    """Nothing was done: every operation says why."""
+    assert error is not None
+    by_index = {index: result.error for index, result in enumerate(results)}
+    skipped = ErrorDetail(
+        ErrorReason.CALL_REFUSED, "not done: the whole call was refused", "correct the call and repeat it"
+    )
+    operations = tuple(
+        OperationResult(operation.operation_id, by_index.get(index) or (skipped if results else error))
+        for index, operation in enumerate(call.operations)
+    )
+    cluster.counters.calls_refused += 1
+    turn.to_framework(framework, CallResult(call.call_id, error=error, operations=operations))
+
+
+def lookup(
+    cluster: Cluster, framework_id: FrameworkId, call_ids: tuple[str, ...], operation_ids: tuple[str, ...]
+) -> list[CallResult]:
+    """What became of calls: unknown means never happened, never will."""
+    calls = cluster.durable.calls
+    found = [calls.get((framework_id, call_id), CallResult(call_id, unknown=True)) for call_id in call_ids]
+    by_operation = {
+        operation.operation_id: result
+        for (owner, _), result in calls.items()
+        if owner == framework_id and operation_ids
+        for operation in result.operations
+    }
+    for operation_id in operation_ids:
+        unknown = CallResult("", unknown=True, operations=(OperationResult(operation_id),))
+        found.append(by_operation.get(operation_id, unknown))
+    return found

@@ -1,0 +1,219 @@
+"""What operators ask and order: one function per method, answered with a response or a refusal."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from bursar.core.errors import ErrorDetail
+from bursar.core.messages import operator as op
+from bursar.core.messages.operator import FlagView, OperatorRequest, OperatorResponse
+from bursar.core.tasks import StatusReason
+from bursar.master import frameworks, reservations, views
+from bursar.master.agents import tell_ping_settings
+from bursar.master.allocator.visibility import compile_gpu_filter
+from bursar.master.explain import explain_framework
+from bursar.master.flags import find_flag, read_run_time_value
+from bursar.master.offers import rescind_forbidden
+from bursar.master.records import Audited, FlagRecorded
+from bursar.master.state import Cluster, Framework, Turn
+from bursar.master.tasks import kill
+
+Answer = OperatorResponse | ErrorDetail
+
+#: Requests that change something: they carry a request_id, are audited, and a repeat gets the first answer.
+MUTATING = (
+    op.TeardownFrameworkRequest,
+    op.KillTaskRequest,
+    op.ReserveResourcesRequest,
+    op.UnreserveResourcesRequest,
+    op.SetFlagRequest,
+    op.UnsetFlagRequest,
+)
+
+
+def answer(
+    cluster: Cluster, turn: Turn, request: OperatorRequest, principal: str, version: str, address: str
+) -> Answer:
+    """Answer one request."""
+    match request:
+        case op.GetMasterRequest():
+            return op.GetMasterResponse(views.master_view(cluster, version, address))
+        case op.ListAgentsRequest(page):
+            agents = sorted(cluster.agents.values(), key=lambda agent: agent.agent_id)
+            part, token = views.page_of(agents, lambda agent: agent.agent_id, page)
+            return op.ListAgentsResponse(tuple(views.agent_view(cluster, agent) for agent in part), token)
+        case op.GetAgentRequest(name):
+            agent = views.find_agent(cluster, name)
+            return agent if isinstance(agent, ErrorDetail) else op.GetAgentResponse(views.agent_view(cluster, agent))
+        case op.ListFrameworksRequest(page):
+            known = sorted(cluster.frameworks.values(), key=lambda framework: framework.framework_id)
+            shown, token = views.page_of(known, lambda framework: framework.framework_id, page)
+            return op.ListFrameworksResponse(tuple(views.framework_view(cluster, f) for f in shown), token)
+        case op.GetFrameworkRequest(name):
+            framework = views.find_framework(cluster, name)
+            if isinstance(framework, ErrorDetail):
+                return framework
+            return op.GetFrameworkResponse(views.framework_view(cluster, framework))
+        case op.ListRolesRequest(page):
+            roles, token = views.page_of(views.role_names(cluster), lambda role: role, page)
+            return op.ListRolesResponse(tuple(views.role_view(cluster, role) for role in roles), token)
+        case op.ListOffersRequest(page):
+            offers = sorted(cluster.offers.values(), key=lambda outstanding: outstanding.offer.offer_id)
+            listed, token = views.page_of(offers, lambda outstanding: outstanding.offer.offer_id, page)
+            return op.ListOffersResponse(tuple(views.offer_view(cluster, outstanding) for outstanding in listed), token)
+        case op.ListTasksRequest():
+            return _list_tasks(cluster, request)
+        case op.GetTaskRequest(name):
+            task = views.find_task(cluster, name)
+            return task if isinstance(task, ErrorDetail) else op.GetTaskResponse(views.task_view(cluster, task))
+        case op.ListDevicesRequest():
+            return _list_devices(cluster, request)
+        case op.ListReservationsRequest(page):
+            kept = [
+                view
+                for agent_id in sorted(cluster.agents)
+                for view in views.reservation_views(cluster, cluster.agents[agent_id])
+            ]
+            numbered = sorted((f"{view.agent_id}/{index:06d}", view) for index, view in enumerate(kept))
+            chosen, token = views.page_of(numbered, lambda item: item[0], page)
+            return op.ListReservationsResponse(tuple(view for _, view in chosen), token)
+        case op.ListFlagsRequest(page):
+            flags, token = views.page_of(cluster.flags.views(), lambda flag: flag.name, page)
+            return op.ListFlagsResponse(flags, token)
+        case op.GetFlagRequest(name):
+            flag = find_flag(name, cluster.flags.started)
+            return flag if isinstance(flag, ErrorDetail) else op.GetFlagResponse(cluster.flags.view(flag))
+        case op.ExplainFrameworkRequest(name):
+            framework = views.find_framework(cluster, name)
+            return framework if isinstance(framework, ErrorDetail) else explain_framework(cluster, framework)
+        case (
+            op.TeardownFrameworkRequest()
+            | op.KillTaskRequest()
+            | op.ReserveResourcesRequest()
+            | op.UnreserveResourcesRequest()
+            | op.SetFlagRequest()
+            | op.UnsetFlagRequest()
+        ):
+            result = _change(cluster, turn, request, principal)
+            if not isinstance(result, ErrorDetail):
+                action = type(request).__name__.removesuffix("Request")
+                turn.persist(Audited(turn.now.wall_ms, principal, action, repr(request)))
+            return result
+        case _:
+            assert_never(request)
+
+
+def _change(
+    cluster: Cluster,
+    turn: Turn,
+    request: op.TeardownFrameworkRequest
+    | op.KillTaskRequest
+    | op.ReserveResourcesRequest
+    | op.UnreserveResourcesRequest
+    | op.SetFlagRequest
+    | op.UnsetFlagRequest,
+    principal: str,
+) -> Answer:
+    match request:
+        case op.TeardownFrameworkRequest():
+            framework = views.find_framework(cluster, request.framework)
+            return framework if isinstance(framework, ErrorDetail) else _teardown(cluster, turn, framework)
+        case op.KillTaskRequest():
+            task = views.find_task(cluster, request.task)
+            if isinstance(task, ErrorDetail):
+                return task
+            kill(cluster, turn, task, StatusReason.KILLED_BY_OPERATOR, request.grace_ms)
+            return op.KillTaskResponse(views.task_view(cluster, task))
+        case op.ReserveResourcesRequest():
+            agent = views.find_agent(cluster, request.agent)
+            return (
+                agent
+                if isinstance(agent, ErrorDetail)
+                else reservations.reserve(cluster, turn, agent, request, principal)
+            )
+        case op.UnreserveResourcesRequest():
+            agent = views.find_agent(cluster, request.agent)
+            return agent if isinstance(agent, ErrorDetail) else reservations.unreserve(cluster, turn, agent, request)
+        case op.SetFlagRequest():
+            return _set_flag(cluster, turn, request.name, request.value)
+        case op.UnsetFlagRequest():
+            return _set_flag(cluster, turn, request.name, None)
+        case _:
+            assert_never(request)
+
+
+def _teardown(cluster: Cluster, turn: Turn, framework: Framework) -> op.TeardownFrameworkResponse:
+    frameworks.remove(cluster, turn, framework, "torn down by an operator")
+    # Its tasks are ending; they are shown by `task ls` until they have.
+    return op.TeardownFrameworkResponse(
+        op.FrameworkView(framework.info, framework.state, subscribed_at_ms=framework.subscribed_at_ms)
+    )
+
+
+def _set_flag(cluster: Cluster, turn: Turn, name: str, value: str | None) -> Answer:
+    flags = cluster.flags
+    flag = find_flag(name, flags.started)
+    if isinstance(flag, ErrorDetail):
+        return flag
+    new = read_run_time_value(flag, flags.started[flag][0] if value is None else value)
+    if isinstance(new, ErrorDetail):
+        return new
+    if value is None:
+        flags.at_run_time.pop(flag, None)
+    else:
+        flags.at_run_time[flag] = new
+    turn.persist(FlagRecorded(flag, None if value is None else new))
+    rescinded = apply_flag(cluster, turn, flag)
+    view: FlagView = flags.view(flag)
+    turn.publish("flag_changed", f"{flag} is {view.value} ({view.source})")
+    if value is None:
+        return op.UnsetFlagResponse(view, rescinded)
+    return op.SetFlagResponse(view, rescinded)
+
+
+def apply_flag(cluster: Cluster, turn: Turn, name: str) -> int:
+    """Make a changed value felt; return how many offers were rescinded because of it."""
+    match name:
+        case "filter-gpu-resources":
+            cluster.rules = compile_gpu_filter(cluster.flags.filter_gpu_resources)
+            cluster.touch_all()
+            return rescind_forbidden(cluster, turn, f"filter-gpu-resources is {cluster.flags.filter_gpu_resources} now")
+        case "fair-sharing-excluded-resource-names":
+            cluster.shares.set_excluded(cluster.flags.excluded_names)
+        case "allocation-interval":
+            cluster.deadlines.set(("cycle", ""), turn.now.monotonic_ms + cluster.flags.duration_ms(name))
+        case "agent-ping-timeout" | "max-agent-ping-timeouts":
+            tell_ping_settings(cluster, turn)
+    return 0
+
+
+def _list_tasks(cluster: Cluster, request: op.ListTasksRequest) -> Answer:
+    keys = sorted(cluster.tasks)
+    if request.framework:
+        owners = {key.framework_id for key in keys if key.framework_id.startswith(request.framework)}
+        owners |= {framework_id for framework_id in cluster.frameworks if framework_id.startswith(request.framework)}
+        if request.framework in owners:
+            owners = {next(owner for owner in owners if owner == request.framework)}
+        if len(owners) != 1:
+            found = views.find_framework(cluster, request.framework)
+            if isinstance(found, ErrorDetail):
+                return found
+        keys = [key for key in keys if key.framework_id in owners]
+    shown = [key for key in keys if request.all or not cluster.tasks[key].state.is_terminal]
+    part, token = views.page_of(shown, lambda key: "/".join(key), request.page)
+    return op.ListTasksResponse(tuple(views.task_view(cluster, cluster.tasks[key]) for key in part), token)
+
+
+def _list_devices(cluster: Cluster, request: op.ListDevicesRequest) -> Answer:
+    if request.agent:
+        agent = views.find_agent(cluster, request.agent)
+        if isinstance(agent, ErrorDetail):
+            return agent
+        agents = [agent]
+    else:
+        agents = [cluster.agents[agent_id] for agent_id in sorted(cluster.agents)]
+    devices = [view for agent in agents for view in views.device_views(cluster, agent)]
+    part, token = views.page_of(
+        devices, lambda view: f"{view.agent_id}/{view.device.index:06d}/{view.device.uuid}", request.page
+    )
+    return op.ListDevicesResponse(part, token)

@@ -1,0 +1,290 @@
+"""What outlives the master: a closed set of named records, and the state that they fold into.
+
+`Durable` is the meaning of the registry: whatever keeps records (SQL in the program, a list in the simulation) must load as
+`Durable` folded from everything that was committed. Offers, filters, suppression and connections are soft: void after a restart
+by design.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from bursar.core.ids import AgentId, FrameworkId, TaskId
+from bursar.core.messages.agent import AgentInfo
+from bursar.core.messages.framework import FrameworkInfo
+from bursar.core.messages.offers import CallResult
+from bursar.core.resources import ReservedResources
+from bursar.core.tasks import AssignedTask, StatusReason, TaskStatus
+
+#: How many ended tasks, answered calls and requests are remembered, per framework or in all.
+MAX_ENDED_TASKS_PER_FRAMEWORK = 1000
+MAX_CALLS_PER_FRAMEWORK = 1000
+MAX_REQUESTS = 1000
+MAX_REMOVED_FRAMEWORKS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRecorded:
+    """An agent was admitted, or admitted again with other facts."""
+
+    info: AgentInfo
+    description_version: int
+    registered_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReachabilityRecorded:
+    """An agent was given up, or came back."""
+
+    agent_id: AgentId
+    unreachable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FrameworkRecorded:
+    """A framework subscribed, with whatever it says of itself now."""
+
+    info: FrameworkInfo
+    subscribed_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverDeadlineRecorded:
+    """A framework disconnected; when it will be removed (wall time). Persisted, or a master restart would lose it (REG-8)."""
+
+    framework_id: FrameworkId
+    deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class FrameworkRemoved:
+    """A framework was torn down or did not come back; its id can never be used again."""
+
+    framework_id: FrameworkId
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecorded:
+    """A launch was accepted, or a task that nobody knew was adopted."""
+
+    agent_id: AgentId
+    task: AssignedTask
+    #: The call and operation that launched it; empty for an adopted one.
+    call_id: str = ""
+    operation_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KillRecorded:
+    """The end of a task was asked for, and why: an agent kills only for a recorded reason."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+    reason: StatusReason
+    grace_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnded:
+    """A task reached a terminal state."""
+
+    status: TaskStatus
+    ended_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndAcknowledged:
+    """The framework knows of the end (or there is no framework any more)."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class TaskForgotten:
+    """An ended task was pruned."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class CallDone:
+    """An accept was carried out; kept so that it can be asked for after a reconnect."""
+
+    framework_id: FrameworkId
+    result: CallResult
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationsRecorded:
+    """All dynamic reservations of an agent, after a change."""
+
+    agent_id: AgentId
+    reservations: tuple[ReservedResources, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FlagRecorded:
+    """A flag was set at run time; None is unset."""
+
+    name: str
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDone:
+    """A mutating operator call was answered: a repeat of its id gets the same answer."""
+
+    request_id: str
+    #: Name of the response type, and the response as JSON.
+    response_type: str
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """Somebody changed something."""
+
+    at_ms: int
+    principal: str
+    action: str
+    detail: str
+
+
+Record = (
+    AgentRecorded
+    | AgentReachabilityRecorded
+    | FrameworkRecorded
+    | FailoverDeadlineRecorded
+    | FrameworkRemoved
+    | TaskRecorded
+    | KillRecorded
+    | TaskEnded
+    | EndAcknowledged
+    | TaskForgotten
+    | CallDone
+    | ReservationsRecorded
+    | FlagRecorded
+    | RequestDone
+    | Audited
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DurableAgent:
+    """An agent as the registry knows it."""
+
+    info: AgentInfo
+    description_version: int
+    registered_at_ms: int
+    unreachable: bool = False
+    reservations: tuple[ReservedResources, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DurableFramework:
+    """A framework as the registry knows it."""
+
+    info: FrameworkInfo
+    subscribed_at_ms: int
+    #: 0: was connected when last heard of.
+    failover_deadline_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DurableTask:
+    """A task as the registry knows it: its launch with its devices, and its end; not every update."""
+
+    agent_id: AgentId
+    task: AssignedTask
+    call_id: str = ""
+    operation_id: str = ""
+    kill_reason: StatusReason = StatusReason.UNSPECIFIED
+    kill_grace_ms: int | None = None
+    #: Its terminal status.
+    end: TaskStatus | None = None
+    ended_at_ms: int = 0
+    end_acknowledged: bool = False
+
+
+DurableTaskKey = tuple[FrameworkId, TaskId]
+
+
+@dataclass(slots=True)
+class Durable:
+    """Everything that survives, as folded from records."""
+
+    cluster_id: str = ""
+    #: This master's reign.
+    term: int = 0
+    agents: dict[AgentId, DurableAgent] = field(default_factory=dict)
+    frameworks: dict[FrameworkId, DurableFramework] = field(default_factory=dict)
+    removed_frameworks: dict[FrameworkId, None] = field(default_factory=dict)
+    tasks: dict[DurableTaskKey, DurableTask] = field(default_factory=dict)
+    calls: dict[tuple[FrameworkId, str], CallResult] = field(default_factory=dict)
+    flags: dict[str, str] = field(default_factory=dict)
+    requests: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def apply_all(self, records: Iterable[object]) -> None:
+        """Fold many records, in order."""
+        for record in records:
+            self.apply(record)  # type: ignore[arg-type]
+
+    def apply(self, record: Record) -> None:
+        """Fold one record."""
+        match record:
+            case AgentRecorded(info, version, at):
+                known = self.agents.get(info.agent_id)
+                reservations = known.reservations if known else ()
+                self.agents[info.agent_id] = DurableAgent(info, version, at, False, reservations)
+            case AgentReachabilityRecorded(agent_id, unreachable):
+                self.agents[agent_id] = replace(self.agents[agent_id], unreachable=unreachable)
+            case FrameworkRecorded(info, at):
+                self.frameworks[info.framework_id] = DurableFramework(info, at)
+            case FailoverDeadlineRecorded(framework_id, deadline_ms):
+                self.frameworks[framework_id] = replace(self.frameworks[framework_id], failover_deadline_ms=deadline_ms)
+            case FrameworkRemoved(framework_id):
+                del self.frameworks[framework_id]
+                self.removed_frameworks[framework_id] = None
+                _trim(self.removed_frameworks, MAX_REMOVED_FRAMEWORKS)
+                for call in [call for call in self.calls if call[0] == framework_id]:
+                    del self.calls[call]
+            case TaskRecorded(agent_id, task, call_id, operation_id):
+                self.tasks[task.framework_id, task.spec.task_id] = DurableTask(agent_id, task, call_id, operation_id)
+            case KillRecorded(framework_id, task_id, reason, grace_ms):
+                key = (framework_id, task_id)
+                self.tasks[key] = replace(self.tasks[key], kill_reason=reason, kill_grace_ms=grace_ms)
+            case TaskEnded(status, at):
+                key = (status.framework_id, status.task_id)
+                self.tasks[key] = replace(self.tasks[key], end=status, ended_at_ms=at)
+            case EndAcknowledged(framework_id, task_id):
+                key = (framework_id, task_id)
+                self.tasks[key] = replace(self.tasks[key], end_acknowledged=True)
+            case TaskForgotten(framework_id, task_id):
+                del self.tasks[framework_id, task_id]
+            case CallDone(framework_id, result):
+                self.calls[framework_id, result.call_id] = result
+                mine = [key for key in self.calls if key[0] == framework_id]
+                for key2 in mine[: max(0, len(mine) - MAX_CALLS_PER_FRAMEWORK)]:
+                    del self.calls[key2]
+            case ReservationsRecorded(agent_id, reservations):
+                self.agents[agent_id] = replace(self.agents[agent_id], reservations=reservations)
+            case FlagRecorded(name, None):
+                self.flags.pop(name, None)
+            case FlagRecorded(name, str(value)):
+                self.flags[name] = value
+            case RequestDone(request_id, response_type, response):
+                self.requests[request_id] = (response_type, response)
+                _trim(self.requests, MAX_REQUESTS)
+            case Audited():
+                pass  # kept by the registry for people; no program reads it back
+            case _:
+                raise AssertionError(f"not a record: {record!r}")
+
+
+def _trim(entries: dict[object, object] | dict[str, tuple[str, str]] | dict[FrameworkId, None], limit: int) -> None:
+    """Forget the oldest."""
+    while len(entries) > limit:
+        del entries[next(iter(entries))]  # type: ignore[arg-type]

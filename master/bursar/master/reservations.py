@@ -1,0 +1,223 @@
+"""Dynamic reservations: by operators here, by frameworks through `operations` (RSV-*, mesos.md §2.5)."""
+
+from __future__ import annotations
+
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import AgentId, OfferId
+from bursar.core.messages.operator import (
+    ReservationView,
+    ReserveResourcesRequest,
+    ReserveResourcesResponse,
+    UnreserveResourcesRequest,
+    UnreserveResourcesResponse,
+)
+from bursar.core.resources import (
+    EMPTY,
+    UNRESERVED,
+    Holding,
+    Reservation,
+    ReservationType,
+    ResourceRequest,
+    Resources,
+    Stack,
+    add_holdings,
+    subtract_holdings,
+    sum_resources,
+    to_reserved,
+)
+from bursar.core.roles import DEFAULT_ROLE, role_problem
+from bursar.core.text import format_request, format_resources
+from bursar.master.allocator.carve import carve
+from bursar.master.offers import rescind
+from bursar.master.records import ReservationsRecorded
+from bursar.master.state import Agent, Cluster, Turn
+
+
+def holder_problem(role: str, field: str = "role") -> ErrorDetail | None:
+    """Say why resources cannot be reserved to such a role."""
+    if problem := role_problem(role):
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, problem, "write a role such as research or eng/backend", field)
+    if role == DEFAULT_ROLE:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            "resources cannot be reserved to '*': unreserved resources are everybody's already",
+            "name a role",
+            field,
+        )
+    return None
+
+
+def move(cluster: Cluster, agent_id: AgentId, source: Stack, target: Stack, resources: Resources) -> None:
+    """Move free resources between buckets; `record` makes it last."""
+    agent = cluster.agents[agent_id]
+    cluster.ledger.restack(agent_id, source, target, resources)
+    if len(target) > len(source):
+        agent.reservations = add_holdings(agent.reservations, {target: resources})
+    else:
+        agent.reservations = subtract_holdings(agent.reservations, {source: resources})
+    cluster.touch(agent_id)
+
+
+def record(cluster: Cluster, turn: Turn, agent_id: AgentId) -> None:
+    """Make an agent's reservations durable as they are now."""
+    turn.persist(ReservationsRecorded(agent_id, to_reserved(cluster.agents[agent_id].reservations)))
+
+
+def reserve(
+    cluster: Cluster, turn: Turn, agent: Agent, request: ReserveResourcesRequest, principal: str
+) -> ReserveResourcesResponse | ErrorDetail:
+    """Reserve free or offered resources to a role, rescinding only the offers that stand in the way (RSV-3).
+
+    Devices that are free are preferred to offered ones; which ones are kept is decided here, and never what a task holds.
+    """
+    if error := holder_problem(request.role) or request_problem(request.resources):
+        return error
+    books = cluster.ledger.books[agent.agent_id]
+    free = books.free.get(UNRESERVED, EMPTY)
+    in_the_way = _offers_to_rescind(cluster, agent, request.resources, UNRESERVED, free)
+    if isinstance(in_the_way, ErrorDetail):
+        return in_the_way
+    rescind(cluster, turn, in_the_way, f"resources of {agent.info.hostname} were reserved to {request.role}")
+    part = carve({UNRESERVED: books.free.get(UNRESERVED, EMPTY)}, request.resources, agent.devices)
+    assert part is not None and UNRESERVED in part, request
+    resources = part[UNRESERVED]
+    level = Reservation(ReservationType.DYNAMIC, request.role, principal, tuple(sorted(request.labels.items())))
+    move(cluster, agent.agent_id, UNRESERVED, (level,), resources)
+    record(cluster, turn, agent.agent_id)
+    turn.publish(
+        "resources_reserved",
+        f"{format_resources(resources)} of {agent.info.hostname} reserved to {request.role}",
+        agent_id=agent.agent_id,
+    )
+    return ReserveResourcesResponse(ReservationView(agent.agent_id, agent.info.hostname, (level,), resources))
+
+
+def unreserve(
+    cluster: Cluster, turn: Turn, agent: Agent, request: UnreserveResourcesRequest
+) -> UnreserveResourcesResponse | ErrorDetail:
+    """Pop the top level of a role's dynamic reservations; only what no task holds."""
+    if error := holder_problem(request.role) or request_problem(request.resources):
+        return error
+    labels = tuple(sorted(request.labels.items()))
+    stacks = [
+        stack
+        for stack in agent.reservations
+        if stack[-1].holder == request.role and (not labels or stack[-1].labels == labels)
+    ]
+    if not stacks:
+        static = any(stack and stack[-1].holder == request.role for stack in cluster.ledger.books[agent.agent_id].total)
+        hint = (
+            "this reservation is static: change the agent's --resources and restart it"
+            if static
+            else "see `bursar reservation ls`"
+        )
+        return ErrorDetail(
+            ErrorReason.NOT_FOUND,
+            f"{agent.info.hostname} keeps nothing for {request.role} that could be unreserved",
+            hint,
+            "role",
+        )
+    books = cluster.ledger.books[agent.agent_id]
+    for stack in sorted(stacks):
+        free = books.free.get(stack, EMPTY)
+        in_the_way = _offers_to_rescind(cluster, agent, request.resources, stack, free)
+        if isinstance(in_the_way, ErrorDetail):
+            error = in_the_way
+            continue
+        rescind(cluster, turn, in_the_way, f"resources of {agent.info.hostname} were unreserved")
+        part = carve({stack: books.free.get(stack, EMPTY)}, request.resources, agent.devices)
+        assert part is not None and stack in part, request
+        resources = part[stack]
+        move(cluster, agent.agent_id, stack, stack[:-1], resources)
+        record(cluster, turn, agent.agent_id)
+        turn.publish(
+            "resources_unreserved",
+            f"{format_resources(resources)} of {agent.info.hostname} given back by {request.role}",
+            agent_id=agent.agent_id,
+        )
+        return UnreserveResourcesResponse(ReservationView(agent.agent_id, agent.info.hostname, stack, resources))
+    assert error is not None
+    return error
+
+
+def request_problem(request: ResourceRequest) -> ErrorDetail | None:
+    """Say why nobody can ask for such resources."""
+    wrong = [kind for kind, amount in request.scalars.items() if amount <= 0 or kind == "gpus"]
+    if wrong:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"amounts must be above zero: {', '.join(wrong)}",
+            "GPUs are whole",
+            "resources",
+        )
+    if not request:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT, "no resources are named", "name some, such as gpus:2", "resources"
+        )
+    if len(set(request.devices)) != len(request.devices) or (request.devices and request.gpus > len(request.devices)):
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT, "the devices named are not as many as the GPUs asked for", "", "resources"
+        )
+    return None
+
+
+def _offers_to_rescind(
+    cluster: Cluster, agent: Agent, request: ResourceRequest, stack: Stack, free: Resources
+) -> list[OfferId] | ErrorDetail:
+    """The fewest offers, greedily, whose return makes a request possible within one bucket; or why nothing does."""
+    if _fits(free, request, stack, agent):
+        return []
+    books = cluster.ledger.books[agent.agent_id]
+    candidates: list[tuple[OfferId, Resources]] = [
+        (offer_id, entry.holding[stack]) for offer_id, entry in books.offered.items() if stack in entry.holding
+    ]
+    chosen: list[OfferId] = []
+    pool = free
+    # Those that bring most of what is missing first.
+    while candidates and not _fits(pool, request, stack, agent):
+        missing = _missing(pool, request)
+        candidates.sort(key=lambda item: (-_brings(item[1], missing), item[0]))
+        offer_id, part = candidates.pop(0)
+        if _brings(part, missing) == 0:
+            break
+        chosen.append(offer_id)
+        pool = pool + part
+    if _fits(pool, request, stack, agent):
+        return chosen
+    held = books.allocated_in(stack)
+    offered = [entry.holding.get(stack, EMPTY) for entry in books.offered.values()]
+    all_of_it = sum_resources([free, *offered])
+    reason = ErrorReason.INSUFFICIENT_RESOURCES
+    hint = "ask for less, or another agent; see `bursar agent show`"
+    if _fits(all_of_it + held, request, stack, agent):
+        reason = ErrorReason.RESOURCES_IN_USE
+        hint = "the rest is held by tasks, which are never touched: wait for their end or kill them (`bursar task ls`)"
+    where = "unreserved on" if stack == UNRESERVED else f"reserved to {stack[-1].holder} on"
+    lacking = "; ".join(request.shortfall(all_of_it)) or f"{format_request(request)} wanted"
+    return ErrorDetail(
+        reason, f"not enough that is free or offered, {where} {agent.info.hostname}: {lacking}", hint, "resources"
+    )
+
+
+def _fits(resources: Resources, request: ResourceRequest, stack: Stack, agent: Agent) -> bool:
+    available: Holding = {stack: resources}
+    return carve(available, request, agent.devices) is not None
+
+
+def _missing(pool: Resources, request: ResourceRequest) -> dict[str, int]:
+    missing = {kind: amount - pool.scalars.get(kind, 0) for kind, amount in request.scalars.items()}
+    missing["gpus"] = request.gpu_count - len(pool.devices)
+    if request.devices:
+        missing["gpus"] = len(set(request.devices) - pool.devices)
+    if request.ports:
+        missing["ports"] = 1
+    return {kind: amount for kind, amount in missing.items() if amount > 0}
+
+
+def _brings(part: Resources, missing: dict[str, int]) -> int:
+    """How many parts in a million of what is missing an offer brings, summed over kinds."""
+    score = 0
+    for kind, amount in missing.items():
+        there = len(part.devices) if kind == "gpus" else part.amount(kind)
+        score += min(there, amount) * 1_000_000 // amount if there else 0
+    return score

@@ -1,0 +1,270 @@
+"""What a cluster is: agents, frameworks, tasks, offers; what of it is durable and what soft.
+
+Durable (folded from `records`): agents with their reservations, frameworks with failover deadlines, tasks with their devices and
+ends, run-time flags, answered calls and requests. Soft, void after a restart: connections, offers, filters, suppression, demand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from bursar.core.clock import Deadlines, Instant
+from bursar.core.devices import Device
+from bursar.core.errors import ErrorDetail
+from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId, Generation, OfferId
+from bursar.core.machine import Persist
+from bursar.core.messages.agent import AgentInfo, MasterMessage
+from bursar.core.messages.framework import FrameworkEvent, FrameworkInfo
+from bursar.core.messages.offers import AgentDescription, Demand, Offer
+from bursar.core.messages.operator import AgentState, ClusterEvent, FrameworkState
+from bursar.core.resources import Holding, ReservedResources, Resources, Stack, subtract_holdings, to_holding
+from bursar.core.tasks import AssignedTask, StatusReason, TaskState, TaskStatus
+from bursar.master.allocator.filters import RefuseFilters
+from bursar.master.allocator.shares import Shares
+from bursar.master.allocator.visibility import Rule, compile_gpu_filter
+from bursar.master.effects import CloseStream, MasterEffect, Publish, SendToAgent, SendToFramework
+from bursar.master.flags import FlagValues
+from bursar.master.ledger import Ledger, TaskKey
+from bursar.master.records import Durable, Record
+
+
+@dataclass(slots=True, eq=False)
+class Agent:
+    """One agent. Invariant: `connection` is set iff `state` is ACTIVE; its books are open for as long as it is known."""
+
+    info: AgentInfo
+    state: AgentState
+    registered_at_ms: int
+    #: Of the description that offers refer to; grows with every change.
+    description_version: int = 1
+    connection: ConnectionId | None = None
+    #: Dynamic reservations: cut from the unreserved part of what the agent declares.
+    reservations: dict[Stack, Resources] = field(default_factory=dict)
+    devices: dict[DeviceUuid, Device] = field(default_factory=dict)
+    #: What the agent was told last; only meaningful while connected.
+    generation: Generation = Generation()
+    missed_pings: int = 0
+    #: Tasks on it that are not terminal.
+    tasks: set[TaskKey] = field(default_factory=set)
+    description: AgentDescription | None = None
+    #: Place in the cycle's order: a permutation drawn from the master's term.
+    order: int = 0
+
+    @property
+    def agent_id(self) -> AgentId:
+        """Its id."""
+        return self.info.agent_id
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether its *total* has a GPU, in use or not (GPU-3)."""
+        return bool(self.devices)
+
+    def describe(self) -> AgentDescription:
+        """What offers refer to."""
+        if self.description is None or self.description.version != self.description_version:
+            info = self.info
+            self.description = AgentDescription(
+                info.agent_id,
+                self.description_version,
+                info.hostname,
+                info.attributes,
+                info.devices,
+                info.runtime,
+                info.runs_without_image,
+            )
+        return self.description
+
+
+def buckets_of(resources: Iterable[ReservedResources], reservations: Holding) -> dict[Stack, Resources]:
+    """What an agent declares, with its dynamic reservations moved to their own buckets.
+
+    A dynamic reservation comes out of the bucket below its top level. Raises InsufficientResources where it does not fit.
+    """
+    total = to_holding(resources)
+    for stack in sorted(reservations, key=len):
+        # A refinement is cut from the level below, which must have been made first.
+        total = subtract_holdings(total, {stack[:-1]: reservations[stack]})
+        total[stack] = total[stack] + reservations[stack] if stack in total else reservations[stack]
+    return {stack: part for stack, part in total.items() if part}
+
+
+@dataclass(slots=True, eq=False)
+class Framework:
+    """One framework. Invariant: `connection` is set iff `state` is ACTIVE."""
+
+    info: FrameworkInfo
+    state: FrameworkState
+    subscribed_at_ms: int
+    connection: ConnectionId | None = None
+    suppressed: set[str] = field(default_factory=set)
+    demand: Demand = Demand()
+    #: How many of each shape of the demand are still wanted; parallel to `demand.shapes`.
+    wanted: list[int] = field(default_factory=list)
+    #: How many of each shape outstanding offers were cut for; parallel to `demand.shapes`.
+    promised: list[int] = field(default_factory=list)
+    #: Wall time at which it is removed; 0 while connected.
+    failover_deadline_ms: int = 0
+    offers: set[OfferId] = field(default_factory=set)
+    #: All its tasks that are remembered.
+    tasks: set[TaskKey] = field(default_factory=set)
+    #: Versions of agents' descriptions that its stream has seen.
+    described: dict[AgentId, int] = field(default_factory=dict)
+
+    @property
+    def framework_id(self) -> FrameworkId:
+        """Its id."""
+        return self.info.framework_id
+
+
+@dataclass(slots=True, eq=False)
+class OutstandingOffer:
+    """An offer that was not answered yet."""
+
+    offer: Offer
+    created_at_ms: int
+    #: Version of the demand that it was cut for, and how many of each shape; empty where none was stated.
+    demand_version: int = 0
+    promised: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """One task, from its launch until it is pruned."""
+
+    agent_id: AgentId
+    assigned: AssignedTask
+    state: TaskState = TaskState.STAGING
+    #: The newest status; None until there is one.
+    status: TaskStatus | None = None
+    #: What the framework has not acknowledged, in order.
+    unacknowledged: list[TaskStatus] = field(default_factory=list)
+    call_id: str = ""
+    operation_id: str = ""
+    kill_reason: StatusReason = StatusReason.UNSPECIFIED
+    kill_grace_ms: int | None = None
+    ended_at_ms: int = 0
+    end_acknowledged: bool = False
+    #: Updates of the agent that were seen, so that a repeat is not told twice in a row.
+    seen_updates: set[str] = field(default_factory=set)
+    #: Number of updates that the master itself made.
+    master_updates: int = 0
+
+    @property
+    def key(self) -> TaskKey:
+        """Its name, cluster-wide."""
+        return TaskKey(self.assigned.framework_id, self.assigned.spec.task_id)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Numbers that only grow, for metrics; soft."""
+
+    offers_made: int = 0
+    offers_accepted: int = 0
+    offers_declined: int = 0
+    offers_rescinded: int = 0
+    offers_expired: int = 0
+    calls_refused: int = 0
+    tasks_launched: int = 0
+    cycles: int = 0
+    tasks_ended: dict[TaskState, int] = field(default_factory=dict)
+    agent_registrations: int = 0
+    agents_made_unreachable: int = 0
+    framework_subscriptions: int = 0
+
+
+@dataclass(slots=True)
+class Turn:
+    """One step: when it is, and what it asks for."""
+
+    now: Instant
+    #: What the registry will mean once the effects of this step are committed.
+    durable: Durable
+    effects: list[MasterEffect] = field(default_factory=list)
+
+    def persist(self, record: Record) -> None:
+        """Make a record durable before anything else of this step is visible."""
+        self.durable.apply(record)
+        self.effects.append(Persist(record))
+
+    def to_agent(self, agent: Agent, message: MasterMessage) -> None:
+        """Tell an agent, if it is connected."""
+        if agent.connection is not None:
+            self.effects.append(SendToAgent(agent.connection, message))
+
+    def to_framework(self, framework: Framework, event: FrameworkEvent) -> None:
+        """Tell a framework, if it is connected."""
+        if framework.connection is not None:
+            self.effects.append(SendToFramework(framework.connection, event))
+
+    def close(self, connection: ConnectionId, error: ErrorDetail | None = None) -> None:
+        """End a stream."""
+        self.effects.append(CloseStream(connection, error))
+
+    def publish(
+        self, kind: str, message: str, *, agent_id: str = "", framework_id: str = "", task_id: str = ""
+    ) -> None:
+        """Tell those who watch."""
+        event = ClusterEvent(self.now.wall_ms, kind, agent_id, framework_id, task_id, message)
+        self.effects.append(Publish(event))
+
+
+class Cluster:
+    """The state of the master's machine; changed by the modules that `machine` dispatches to."""
+
+    def __init__(self, durable: Durable, flags: FlagValues) -> None:
+        #: What the registry means; changed by `Turn.persist` alone.
+        self.durable = durable
+        self.cluster_id = durable.cluster_id
+        self.term = durable.term
+        self.flags = flags
+        self.started_at_ms = 0
+        self.agents: dict[AgentId, Agent] = {}
+        self.frameworks: dict[FrameworkId, Framework] = {}
+        self.tasks: dict[TaskKey, Task] = {}
+        #: Ended and acknowledged tasks per framework, oldest first: what is pruned.
+        self.ended: dict[FrameworkId, dict[TaskKey, None]] = {}
+        self.offers: dict[OfferId, OutstandingOffer] = {}
+        self.shares = Shares(flags.excluded_names)
+        self.ledger = Ledger(self.shares)
+        self.filters = RefuseFilters()
+        self.rules: tuple[Rule, ...] = compile_gpu_filter(flags.filter_gpu_resources)
+        self.agent_connections: dict[ConnectionId, AgentId] = {}
+        self.framework_connections: dict[ConnectionId, FrameworkId] = {}
+        #: What is due when: (kind, id); the kinds are listed in `machine`.
+        self.deadlines: Deadlines[tuple[str, str]] = Deadlines()
+        #: Agents whose resources, or whose onlookers, changed since the last cycle.
+        self.dirty: set[AgentId] = set()
+        self.offer_sequence = 0
+        self.counters = Counters()
+
+    def permuted(self, agent_id: AgentId) -> int:
+        """Place of an agent in a permutation that the term decides (OFF-19)."""
+        return crc32(f"{self.term}:{agent_id}".encode())
+
+    def touch(self, agent_id: AgentId) -> None:
+        """Look at this agent in the next cycle."""
+        self.dirty.add(agent_id)
+
+    def touch_all(self) -> None:
+        """Something changed that concerns every agent with free resources."""
+        self.dirty |= self.ledger.with_free
+
+    def agent_of(self, connection: ConnectionId) -> Agent | None:
+        """The agent whose *current* stream this is."""
+        agent_id = self.agent_connections.get(connection)
+        agent = None if agent_id is None else self.agents[agent_id]
+        return agent if agent is not None and agent.connection == connection else None
+
+    def framework_of(self, connection: ConnectionId) -> Framework | None:
+        """The framework whose *current* stream this is."""
+        framework_id = self.framework_connections.get(connection)
+        framework = None if framework_id is None else self.frameworks.get(framework_id)
+        return framework if framework is not None and framework.connection == connection else None
+
+    def live_tasks(self, keys: Iterable[TaskKey]) -> list[Task]:
+        """Those that are not terminal."""
+        return [task for key in keys if not (task := self.tasks[key]).state.is_terminal]

@@ -1,0 +1,286 @@
+"""Tasks after their launch: statuses and their acknowledgement, kills, reconciliation (SU-*, TSK-8, RC-*)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from bursar.core.ids import AgentId, FrameworkId, Generation, TaskId
+from bursar.core.messages.agent import AcknowledgedUpdate, AcknowledgeUpdates, DesiredState, KillTask
+from bursar.core.messages.framework import StatusUpdates, UpdateRef
+from bursar.core.messages.operator import AgentState
+from bursar.core.resources import to_holding
+from bursar.core.tasks import AssignedTask, StatusReason, StatusSource, TaskState, TaskStatus, may_follow
+from bursar.master.ledger import Charge, TaskKey
+from bursar.master.records import (
+    MAX_ENDED_TASKS_PER_FRAMEWORK,
+    EndAcknowledged,
+    KillRecorded,
+    TaskEnded,
+    TaskForgotten,
+)
+from bursar.master.state import Agent, Cluster, Framework, Task, Turn
+
+#: Updates that the master made itself; they are never acknowledged to an agent.
+MASTER_UPDATE_PREFIX = "master-"
+#: How often unacknowledged updates of the master are repeated.
+RETRY_MS = 10_000
+
+
+def next_generation(agent: Agent, term: int) -> tuple[Generation, Generation]:
+    """Advance what the agent should be at: (base, new)."""
+    base = agent.generation
+    agent.generation = Generation(term, base.sequence + 1)
+    return base, agent.generation
+
+
+def send_launches(cluster: Cluster, turn: Turn, agent: Agent, launches: Iterable[AssignedTask]) -> None:
+    """Tell an agent what it should run in addition."""
+    base, generation = next_generation(agent, cluster.term)
+    turn.to_agent(agent, DesiredState(generation, base, launch=tuple(launches)))
+
+
+def on_update(cluster: Cluster, turn: Turn, agent: Agent, status: TaskStatus) -> None:
+    """An agent reports; repeats are told again until the framework acknowledges."""
+    key = TaskKey(status.framework_id, status.task_id)
+    task = cluster.tasks.get(key)
+    if task is None or task.agent_id != agent.agent_id:
+        # Ended and pruned long ago: nobody is left to acknowledge it.
+        _acknowledge_to_agent(cluster, turn, agent, status)
+        return
+    if status.update_id in task.seen_updates:
+        pending = next((known for known in task.unacknowledged if known.update_id == status.update_id), None)
+        if pending is None:
+            _acknowledge_to_agent(cluster, turn, agent, status)
+        else:
+            _tell_framework(cluster, turn, task, pending)
+        return
+    if task.state.is_terminal:
+        # What the master declared stands (S7): the agent is told to forget it.
+        _acknowledge_to_agent(cluster, turn, agent, status)
+        return
+    if status.state != task.state and not may_follow(task.state, status.state):
+        _acknowledge_to_agent(cluster, turn, agent, status)
+        return
+    task.seen_updates.add(status.update_id)
+    apply_status(cluster, turn, task, replace(status, agent_id=agent.agent_id, source=StatusSource.AGENT))
+
+
+def apply_status(cluster: Cluster, turn: Turn, task: Task, status: TaskStatus) -> None:
+    """Take a new status over: resources are free at once when it is terminal, and the framework is told."""
+    task.state = status.state
+    task.status = status
+    turn.publish(
+        "task_status",
+        f"{status.state.name}{f': {status.message}' if status.message else ''}",
+        agent_id=task.agent_id,
+        framework_id=status.framework_id,
+        task_id=status.task_id,
+    )
+    if status.state.is_terminal:
+        task.ended_at_ms = turn.now.wall_ms
+        turn.persist(TaskEnded(status, turn.now.wall_ms))
+        cluster.ledger.release_task(task.key)
+        cluster.agents[task.agent_id].tasks.discard(task.key)
+        cluster.touch(task.agent_id)
+        ended = cluster.counters.tasks_ended
+        ended[status.state] = ended.get(status.state, 0) + 1
+    if task.assigned.framework_id in cluster.frameworks:
+        task.unacknowledged.append(status)
+        _tell_framework(cluster, turn, task, status)
+    else:
+        agent = cluster.agents[task.agent_id]
+        if status.source is StatusSource.AGENT:
+            _acknowledge_to_agent(cluster, turn, agent, status)
+        if status.state.is_terminal:
+            _end_is_known(cluster, turn, task)
+
+
+def master_status(
+    cluster: Cluster, turn: Turn, task: Task, state: TaskState, reason: StatusReason, message: str
+) -> None:
+    """The master itself says where a task is; repeated until acknowledged, like an agent's word."""
+    task.master_updates += 1
+    status = TaskStatus(
+        task.key.task_id,
+        task.key.framework_id,
+        task.agent_id,
+        state,
+        reason,
+        StatusSource.MASTER,
+        message,
+        f"{MASTER_UPDATE_PREFIX}{cluster.term}-{task.master_updates}",
+        turn.now.wall_ms,
+        device_uuids=task.assigned.device_uuids,
+    )
+    apply_status(cluster, turn, task, status)
+    retry = ("retry", task.key.framework_id)
+    if task.key.framework_id in cluster.frameworks and retry not in cluster.deadlines:
+        cluster.deadlines.set(retry, turn.now.monotonic_ms + RETRY_MS)
+
+
+def retry_updates(cluster: Cluster, turn: Turn, framework: Framework) -> None:
+    """Repeat what the master itself said and was not acknowledged; agents repeat their own."""
+    pending = [
+        status
+        for task in pending_tasks(cluster, framework)
+        for status in task.unacknowledged
+        if status.source is StatusSource.MASTER
+    ]
+    if pending:
+        turn.to_framework(framework, StatusUpdates(tuple(pending)))
+        cluster.deadlines.set(("retry", framework.framework_id), turn.now.monotonic_ms + RETRY_MS)
+
+
+def pending_tasks(cluster: Cluster, framework: Framework) -> list[Task]:
+    """The framework's tasks with unacknowledged updates, by id."""
+    return [task for key in sorted(framework.tasks) if (task := cluster.tasks[key]).unacknowledged]
+
+
+def resend_unacknowledged(cluster: Cluster, turn: Turn, framework: Framework) -> None:
+    """Repeat everything to a framework that is (back) on line."""
+    statuses = [status for task in pending_tasks(cluster, framework) for status in task.unacknowledged]
+    if statuses:
+        turn.to_framework(framework, StatusUpdates(tuple(statuses)))
+    if any(status.source is StatusSource.MASTER for status in statuses):
+        cluster.deadlines.set(("retry", framework.framework_id), turn.now.monotonic_ms + RETRY_MS)
+
+
+def acknowledge(cluster: Cluster, turn: Turn, framework: Framework, updates: Iterable[UpdateRef]) -> None:
+    """The framework knows; what nobody waits for is ignored (SU-2)."""
+    for update in updates:
+        task = cluster.tasks.get(TaskKey(framework.framework_id, update.task_id))
+        if task is None:
+            continue
+        status = next((known for known in task.unacknowledged if known.update_id == update.update_id), None)
+        if status is None:
+            continue
+        task.unacknowledged.remove(status)
+        if status.source is StatusSource.AGENT:
+            _acknowledge_to_agent(cluster, turn, cluster.agents[task.agent_id], status)
+        if status.state.is_terminal:
+            _end_is_known(cluster, turn, task)
+
+
+def forget_framework(cluster: Cluster, turn: Turn, keys: Iterable[TaskKey]) -> None:
+    """Nobody will acknowledge these tasks' updates any more: the master does."""
+    for key in sorted(keys):
+        task = cluster.tasks[key]
+        pending, task.unacknowledged = task.unacknowledged, []
+        for status in pending:
+            if status.source is StatusSource.AGENT:
+                _acknowledge_to_agent(cluster, turn, cluster.agents[task.agent_id], status)
+        if task.state.is_terminal and not task.end_acknowledged:
+            _end_is_known(cluster, turn, task)
+
+
+def kill(cluster: Cluster, turn: Turn, task: Task, reason: StatusReason, grace_ms: int | None) -> None:
+    """Have a task ended: recorded, told to its agent now or when it is back; the task's status tells the outcome."""
+    if task.state.is_terminal:
+        return
+    if (task.kill_reason, task.kill_grace_ms) == (
+        reason,
+        grace_ms,
+    ) or task.kill_reason is StatusReason.FRAMEWORK_REMOVED:
+        # Asked before: once more to the agent does no harm, once more to the registry is no use.
+        reason, grace_ms = task.kill_reason, task.kill_grace_ms
+    else:
+        task.kill_reason, task.kill_grace_ms = reason, grace_ms
+        turn.persist(KillRecorded(task.key.framework_id, task.key.task_id, reason, grace_ms))
+    agent = cluster.agents[task.agent_id]
+    if agent.state is AgentState.ACTIVE:
+        base, generation = next_generation(agent, cluster.term)
+        order = KillTask(task.key.framework_id, task.key.task_id, reason, grace_ms)
+        turn.to_agent(agent, DesiredState(generation, base, kill=(order,)))
+
+
+def reconcile(cluster: Cluster, turn: Turn, framework: Framework, task_ids: tuple[TaskId, ...]) -> None:
+    """Say where tasks are (RC-1, RC-2); answers need no acknowledgement."""
+    answers: list[TaskStatus] = []
+    if task_ids:
+        for task_id in task_ids:
+            task = cluster.tasks.get(TaskKey(framework.framework_id, task_id))
+            if task is not None:
+                answers.append(_reconciliation(turn, task))
+            elif not any(agent.state is AgentState.RECOVERING for agent in cluster.agents.values()):
+                answers.append(unknown_status(turn, framework.framework_id, task_id))
+    else:
+        answers = [_reconciliation(turn, task) for task in cluster.live_tasks(sorted(framework.tasks))]
+    if answers:
+        turn.to_framework(framework, StatusUpdates(tuple(answers)))
+
+
+def unknown_status(turn: Turn, framework_id: FrameworkId, task_id: TaskId) -> TaskStatus:
+    """Nobody knows this task."""
+    return TaskStatus(
+        task_id,
+        framework_id,
+        agent_id=AgentId(""),
+        state=TaskState.UNKNOWN,
+        reason=StatusReason.RECONCILIATION,
+        source=StatusSource.MASTER,
+        message="no task of this framework has that id",
+        timestamp_ms=turn.now.wall_ms,
+    )
+
+
+def add_task(cluster: Cluster, task: Task, *, held: bool) -> None:
+    """Enter a task; `held`: its resources are taken from what is free, else they are its already."""
+    key = task.key
+    agent = cluster.agents[task.agent_id]
+    cluster.tasks[key] = task
+    framework = cluster.frameworks.get(key.framework_id)
+    if framework is not None:
+        framework.tasks.add(key)
+    if task.state.is_terminal:
+        return
+    agent.tasks.add(key)
+    charge = Charge(task.assigned.role, key.framework_id)
+    book = cluster.ledger.allocate if held else cluster.ledger.adopt
+    book(agent.agent_id, key, charge, to_holding(task.assigned.resources))
+
+
+def note_ended(cluster: Cluster, task: Task) -> list[TaskKey]:
+    """Remember an ended and acknowledged task as prunable; return those that are too many, oldest first."""
+    ended = cluster.ended.setdefault(task.key.framework_id, {})
+    ended[task.key] = None
+    surplus = len(ended) - MAX_ENDED_TASKS_PER_FRAMEWORK
+    return list(ended)[:surplus] if surplus > 0 else []
+
+
+def _end_is_known(cluster: Cluster, turn: Turn, task: Task) -> None:
+    task.end_acknowledged = True
+    turn.persist(EndAcknowledged(*task.key))
+    for key in note_ended(cluster, task):
+        del cluster.ended[key.framework_id][key]
+        del cluster.tasks[key]
+        framework = cluster.frameworks.get(key.framework_id)
+        if framework is not None:
+            framework.tasks.discard(key)
+        turn.persist(TaskForgotten(*key))
+
+
+def _reconciliation(turn: Turn, task: Task) -> TaskStatus:
+    status = task.status or TaskStatus(
+        task.key.task_id, task.key.framework_id, task.agent_id, task.state, device_uuids=task.assigned.device_uuids
+    )
+    return replace(
+        status,
+        state=task.state,
+        reason=StatusReason.RECONCILIATION,
+        source=StatusSource.MASTER,
+        update_id="",
+        timestamp_ms=turn.now.wall_ms,
+    )
+
+
+def _tell_framework(cluster: Cluster, turn: Turn, task: Task, status: TaskStatus) -> None:
+    framework = cluster.frameworks.get(task.key.framework_id)
+    if framework is not None:
+        turn.to_framework(framework, StatusUpdates((status,)))
+
+
+def _acknowledge_to_agent(cluster: Cluster, turn: Turn, agent: Agent, status: TaskStatus) -> None:
+    if status.update_id and not status.update_id.startswith(MASTER_UPDATE_PREFIX):
+        update = AcknowledgedUpdate(status.framework_id, status.task_id, status.update_id)
+        turn.to_agent(agent, AcknowledgeUpdates((update,)))

@@ -1,0 +1,286 @@
+"""What operators are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.messages.operator import (
+    AgentView,
+    DeviceView,
+    FrameworkView,
+    MasterView,
+    OfferView,
+    Page,
+    ReservationView,
+    RoleView,
+    TaskView,
+)
+from bursar.core.resources import Resources, holding_total, sum_resources, to_reserved
+from bursar.core.roles import covers
+from bursar.core.tasks import StatusReason
+from bursar.master.ledger import TaskKey
+from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Task
+
+T = TypeVar("T")
+
+DEFAULT_PAGE_SIZE = 500
+MAX_PAGE_SIZE = 5000
+
+
+def page_of(items: Sequence[T], key: Callable[[T], str], page: Page) -> tuple[tuple[T, ...], str]:
+    """A part of a list that is sorted by `key`, and the token of the next; empty on the last page."""
+    size = min(page.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+    rest = [item for item in items if key(item) > page.page_token] if page.page_token else list(items)
+    part = rest[:size]
+    return tuple(part), key(part[-1]) if len(rest) > size else ""
+
+
+def master_view(cluster: Cluster, version: str, address: str) -> MasterView:
+    """The master itself."""
+    return MasterView(
+        cluster.cluster_id,
+        cluster.term,
+        version,
+        address,
+        cluster.started_at_ms,
+        len(cluster.agents),
+        len(cluster.frameworks),
+        sum(len(agent.tasks) for agent in cluster.agents.values()),
+        len(cluster.offers),
+    )
+
+
+def agent_view(cluster: Cluster, agent: Agent) -> AgentView:
+    """One agent, with its books."""
+    books = cluster.ledger.books[agent.agent_id]
+    info = agent.info
+    return AgentView(
+        agent.agent_id,
+        info.hostname,
+        agent.state,
+        info.attributes,
+        info.runtime,
+        info.version,
+        total=holding_total(books.total),
+        free=holding_total(books.free),
+        offered=books.offered_total(),
+        allocated=books.allocated_total(),
+        withheld=holding_total(books.withheld()),
+        withheld_reasons=tuple(sorted(f"{uuid}: {why}" for uuid, why in books.withheld_devices.items())),
+        excess=sum_resources(books.excess().values()),
+        buckets=to_reserved(books.total),
+        devices=info.devices,
+        tasks=len(agent.tasks),
+        registered_at_ms=agent.registered_at_ms,
+        boot_id=info.boot_id,
+        incarnation=info.incarnation,
+        runs_without_image=info.runs_without_image,
+    )
+
+
+def _amounts_of_offers(cluster: Cluster, framework: Framework, role: str | None = None) -> Resources:
+    return _sum_anywhere(
+        holding_total(cluster.ledger.offer_holding(offer_id))
+        for offer_id in framework.offers
+        if role is None or cluster.offers[offer_id].offer.role == role
+    )
+
+
+def _sum_anywhere(parts: object) -> Resources:
+    """Sum over agents: ports of different agents are different ports and are left out."""
+    return sum_resources(Resources(part.scalars, (), part.devices) for part in parts)  # type: ignore[attr-defined]
+
+
+def framework_view(cluster: Cluster, framework: Framework) -> FrameworkView:
+    """One framework."""
+    live = cluster.live_tasks(framework.tasks)
+    return FrameworkView(
+        framework.info,
+        framework.state,
+        tuple(sorted(framework.suppressed)),
+        framework.demand,
+        offered=_amounts_of_offers(cluster, framework),
+        allocated=_sum_anywhere(holding_total(cluster.ledger.task_holding(task.key)) for task in live),
+        offers=len(framework.offers),
+        tasks=len(live),
+        subscribed_at_ms=framework.subscribed_at_ms,
+        failover_deadline_ms=framework.failover_deadline_ms,
+    )
+
+
+def role_names(cluster: Cluster) -> list[str]:
+    """Every role in use: by frameworks, tasks or reservations, and `*`."""
+    names = set(cluster.shares.roles()) | {"*"}
+    for framework in cluster.frameworks.values():
+        names.update(framework.info.roles)
+    for books in cluster.ledger.books.values():
+        names.update(stack[-1].holder for stack in books.total if stack)
+    return sorted(names)
+
+
+def role_view(cluster: Cluster, role: str) -> RoleView:
+    """One role; what it holds includes its descendants."""
+    offered = [
+        holding_total(cluster.ledger.offer_holding(offer_id))
+        for offer_id, outstanding in cluster.offers.items()
+        if covers(role, outstanding.offer.role)
+    ]
+    allocated = [
+        holding_total(cluster.ledger.task_holding(key))
+        for agent in cluster.agents.values()
+        for key in agent.tasks
+        if covers(role, cluster.tasks[key].assigned.role)
+    ]
+    reserved = [
+        part
+        for books in cluster.ledger.books.values()
+        for stack, part in books.total.items()
+        if stack and covers(role, stack[-1].holder)
+    ]
+    return RoleView(
+        role,
+        cluster.shares.weight_milli(role),
+        cluster.shares.share_millionths(role),
+        offered=_sum_anywhere(offered),
+        allocated=_sum_anywhere(allocated),
+        reserved=_sum_anywhere(reserved),
+        framework_ids=tuple(sorted(f.framework_id for f in cluster.frameworks.values() if role in f.info.roles)),
+    )
+
+
+def offer_view(cluster: Cluster, outstanding: OutstandingOffer) -> OfferView:
+    """One offer."""
+    offer = outstanding.offer
+    return OfferView(
+        offer,
+        cluster.agents[offer.agent_id].info.hostname,
+        cluster.frameworks[offer.framework_id].info.name,
+        outstanding.created_at_ms,
+    )
+
+
+def task_view(cluster: Cluster, task: Task) -> TaskView:
+    """One task."""
+    status = task.status
+    return TaskView(
+        task.key.framework_id,
+        task.key.task_id,
+        task.assigned.spec.name,
+        task.assigned.role,
+        task.agent_id,
+        cluster.agents[task.agent_id].info.hostname,
+        task.state,
+        StatusReason.UNSPECIFIED if status is None else status.reason,
+        "" if status is None else status.message,
+        None if status is None else status.exit_code,
+        task.assigned.resources,
+        task.assigned.spec,
+        task.assigned.launched_at_ms,
+        task.ended_at_ms,
+    )
+
+
+def device_views(cluster: Cluster, agent: Agent) -> list[DeviceView]:
+    """The devices of one agent, by index."""
+    books = cluster.ledger.books[agent.agent_id]
+    holders = dict(cluster.ledger.device_holders(agent.agent_id))
+    owners = {uuid: stack[-1].holder for stack, part in books.total.items() if stack for uuid in part.devices}
+    views = []
+    for device in sorted(agent.devices.values(), key=lambda device: (device.index, device.uuid)):
+        holder = holders.get(device.uuid)
+        reason = books.withheld_devices.get(device.uuid, "")
+        use = "withheld" if reason else "free"
+        framework_id = task_id = ""
+        if isinstance(holder, TaskKey):
+            use, (framework_id, task_id) = "allocated", holder
+        elif holder is not None:
+            use, framework_id = "offered", cluster.offers[holder].offer.framework_id
+        views.append(
+            DeviceView(
+                agent.agent_id,
+                agent.info.hostname,
+                device,
+                use,
+                owners.get(device.uuid, ""),
+                framework_id,
+                task_id,
+                reason,
+            )
+        )
+    return views
+
+
+def reservation_views(cluster: Cluster, agent: Agent) -> list[ReservationView]:
+    """What one agent keeps, static and dynamic."""
+    books = cluster.ledger.books[agent.agent_id]
+    return [
+        ReservationView(agent.agent_id, agent.info.hostname, stack, books.total[stack], books.allocated_in(stack))
+        for stack in sorted(books.total)
+        if stack
+    ]
+
+
+# --- finding what people name ---
+
+
+def find_agent(cluster: Cluster, text: str) -> Agent | ErrorDetail:
+    """By id, unique prefix of an id, or unique hostname."""
+    exact = [agent for agent_id, agent in cluster.agents.items() if agent_id == text]
+    by_name = [agent for agent in cluster.agents.values() if agent.info.hostname == text]
+    by_prefix = [agent for agent_id, agent in cluster.agents.items() if text and agent_id.startswith(text)]
+    for found in (exact, by_name, by_prefix):
+        if len(found) == 1:
+            return found[0]
+        if found:
+            return _ambiguous("agent", text, [f"{agent.agent_id} ({agent.info.hostname})" for agent in found])
+    return _not_found("agent", text)
+
+
+def find_framework(cluster: Cluster, text: str) -> Framework | ErrorDetail:
+    """By id or unique prefix of an id."""
+    exact = [framework for framework_id, framework in cluster.frameworks.items() if framework_id == text]
+    by_prefix = [f for framework_id, f in cluster.frameworks.items() if text and framework_id.startswith(text)]
+    for found in (exact, by_prefix):
+        if len(found) == 1:
+            return found[0]
+        if found:
+            return _ambiguous("framework", text, [framework.framework_id for framework in found])
+    return _not_found("framework", text)
+
+
+def find_task(cluster: Cluster, text: str) -> Task | ErrorDetail:
+    """By `FRAMEWORK_ID/TASK_ID` (each may be a unique prefix), or by a task id or prefix that is unique."""
+    framework_text, slash, task_text = text.rpartition("/")
+    keys = list(cluster.tasks)
+    if slash:
+        exact = [key for key in keys if key == (framework_text, task_text)]
+        by_prefix = [
+            key
+            for key in keys
+            if key.framework_id.startswith(framework_text) and key.task_id.startswith(task_text) and text
+        ]
+        same_id = [key for key in by_prefix if key.task_id == task_text]
+        groups = (exact, same_id, by_prefix)
+    else:
+        exact = [key for key in keys if key.task_id == text]
+        by_prefix = [key for key in keys if text and key.task_id.startswith(text)]
+        groups = (exact, by_prefix, [])
+    for found in groups:
+        if len(found) == 1:
+            return cluster.tasks[found[0]]
+        if found:
+            return _ambiguous("task", text, ["/".join(key) for key in found])
+    return _not_found("task", text)
+
+
+def _ambiguous(noun: str, text: str, candidates: list[str]) -> ErrorDetail:
+    shown = ", ".join(sorted(candidates)[:5]) + (", …" if len(candidates) > 5 else "")
+    return ErrorDetail(
+        ErrorReason.AMBIGUOUS, f"{text!r} fits {len(candidates)} {noun}s: {shown}", "write more of the id", noun
+    )
+
+
+def _not_found(noun: str, text: str) -> ErrorDetail:
+    return ErrorDetail(ErrorReason.NOT_FOUND, f"there is no {noun} {text!r}", f"see `bursar {noun} ls`", noun)
