@@ -156,6 +156,8 @@ class SessionMachine:
         self._attempts = 0
         self._address = 0
         self._was_subscribed = False
+        #: What the current connection began with.
+        self._subscribe = Subscribe(info)
         self._last_error = ErrorDetail(ErrorReason.UNSPECIFIED, "no master was found")
         self._heartbeat_ms = 15_000
         self._suppressed: set[str] = set()
@@ -251,8 +253,8 @@ class SessionMachine:
         self._torn_down = False
         address = self.addresses[self._address % len(self.addresses)]
         self._out.append(effects.OpenStream(self._connection, address))
-        subscribe = Subscribe(self.info, self.cluster_id, tuple(sorted(self._suppressed)), self.demand)
-        self._out.append(effects.SendCalls(self._connection, (subscribe,)))
+        self._subscribe = Subscribe(self.info, self.cluster_id, tuple(sorted(self._suppressed)), self.demand)
+        self._out.append(effects.SendCalls(self._connection, (self._subscribe,)))
         self._timers.set(Timer.ATTEMPT, ms + ATTEMPT_MS)
 
     def _reconnect(self, error: ErrorDetail, ms: int) -> None:
@@ -394,6 +396,7 @@ class SessionMachine:
         if self._stopping:
             self._tear_down(ms)
             return
+        self._catch_up()
         self._look_up(ms)
         for task_id, grace_ms in self._kills.items():
             self._send(Kill(task_id, grace_ms))
@@ -531,6 +534,16 @@ class SessionMachine:
         roles = tuple(sorted(more - self._suppressed))
         if roles and stated:
             self._send(Revive(roles))
+
+    def _catch_up(self) -> None:
+        """Say what the author said while Subscribe was on its way."""
+        before = set(self._subscribe.suppressed_roles)
+        if suppressed := self._suppressed - before:
+            self._send(Suppress(tuple(sorted(suppressed))))
+        if revived := before - self._suppressed:
+            self._send(Revive(tuple(sorted(revived))))
+        if self.demand != self._subscribe.demand:
+            self._send(UpdateDemand(self.demand))
 
     # --- after a return --------------------------------------------------------------------------------------------
 
