@@ -1,0 +1,39 @@
+"""`bursar gpu`: every device and what it is used for."""
+
+from __future__ import annotations
+
+import click
+
+from bursar.cli import output as out
+from bursar.cli.options import ask, master_option, output_option
+from bursar.core.text import format_amount
+
+LISTING = out.Listing(
+    columns={
+        "DEVICE": lambda view: view.device.uuid,
+        "HOSTNAME": lambda view: view.hostname,
+        "INDEX": lambda view: str(view.device.index),
+        "MODEL": lambda view: view.device.model or "-",
+        "MEMORY": lambda view: format_amount("mem", view.device.mem_bytes),
+        "HEALTH": lambda view: out.state(view.device, "health").lower(),
+        "USE": lambda view: view.use if not view.reason else f"{view.use} ({view.reason})",
+        "RESERVED TO": lambda view: view.reserved_to or "-",
+        "TASK": lambda view: f"{view.framework_id}/{view.task_id}" if view.task_id else "-",
+    },
+    name=lambda view: view.device.uuid,
+    details={},
+)
+
+
+@click.group()
+def gpu() -> None:
+    """The GPUs and other devices."""
+
+
+@gpu.command("ls")
+@click.option("--agent", default="", help="Only this agent's: an id, prefix or hostname.")
+@output_option
+@master_option
+def list_gpus(agent: str, output: str) -> None:
+    """List all devices and what they are used for."""
+    out.print_list(ask(lambda client: client.devices(agent)), LISTING, output)

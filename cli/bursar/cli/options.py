@@ -1,0 +1,182 @@
+"""Options that commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from bursar.core.errors import InvalidText
+from bursar.core.resources import CPUS, GPUS, MEM, MILLI
+from bursar.core.roles import DEFAULT_ROLE, role_problem
+from bursar.core.text import format_milli, parse_amount, parse_duration, parse_request
+from bursar.runtime.client import DEFAULT_MASTER, parse_addresses
+from bursar.sdk import OperatorClient
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+ROOT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+_MASTER_KEY = "bursar.master"
+
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    # Generic for type checkers only; older versions of click cannot be subscripted.
+    _ParamType = click.ParamType
+
+
+class TextType(_ParamType):
+    """A value that one of the core grammars reads; its refusal is a usage error."""
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read a text; leave defaults alone."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._read(value)
+        except InvalidText as error:
+            self.fail(str(error), param, ctx)
+
+
+def _read_role(text: str) -> str:
+    if problem := role_problem(text):
+        raise InvalidText(problem, "a role is a path such as eng/backend")
+    return text
+
+
+def _read_reservable_role(text: str) -> str:
+    if text == DEFAULT_ROLE:
+        raise InvalidText(
+            "resources cannot be reserved to '*'", "name a role: unreserved resources are everybody's already"
+        )
+    return _read_role(text)
+
+
+#: Kept as exact texts: they go to `Task`, which reads the same grammar.
+CPUS_TEXT = TextType("cpus", lambda text: format_milli(parse_amount(CPUS, text)))
+MEM_TEXT = TextType("mem", lambda text: (parse_amount(MEM, text), text.strip())[1])
+GPU_COUNT = TextType("count", lambda text: parse_amount(GPUS, text) // MILLI)
+DURATION_MS = TextType("duration", parse_duration)
+ROLE = TextType("role", _read_role)
+RESERVABLE_ROLE = TextType("role", _read_reservable_role)
+RESOURCES = TextType("resources", parse_request)
+ADDRESSES = TextType("host:port[,…]", lambda text: ",".join(parse_addresses(text)))
+
+
+def _remember_master(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.meta[_MASTER_KEY] = value
+
+
+def master_option(command: F) -> F:
+    """`--master`, before or after the command's name; the nearest to its end wins."""
+    return click.option(
+        "--master",
+        type=ADDRESSES,
+        expose_value=False,
+        callback=_remember_master,
+        help=f"Where the master is.  [BURSAR_MASTER; {DEFAULT_MASTER}]",
+    )(command)
+
+
+def output_option(command: F) -> F:
+    """`-o table|json|name`."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json", "name"]),
+        default="table",
+        show_default=True,
+        help="A table for people, JSON for programs, or one full id per line.",
+    )(command)
+
+
+def master_address() -> str:
+    """What --master or BURSAR_MASTER says. Raises UsageError."""
+    given = click.get_current_context().meta.get(_MASTER_KEY)
+    if given is not None:
+        return str(given)
+    text = os.environ.get("BURSAR_MASTER") or DEFAULT_MASTER
+    try:
+        return ",".join(parse_addresses(text))
+    except InvalidText as error:
+        raise click.UsageError(f"BURSAR_MASTER: {error}") from None
+
+
+def ask(question: Callable[[OperatorClient], Awaitable[T]]) -> T:
+    """Ask the master one thing, from a command that is not asynchronous. Raises BursarError."""
+    address = master_address()
+
+    async def talk() -> T:
+        async with OperatorClient(address) as client:
+            return await question(client)
+
+    return asyncio.run(talk())
+
+
+def _read_environment(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """`K=V`; `K` alone takes the caller's own value, and is left out where there is none (as docker does)."""
+    result: dict[str, str] = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not name or "\x00" in value:
+            raise click.BadParameter(
+                f"{value!r} is not NAME=VALUE (write --env NAME=VALUE, or --env NAME for your own)", ctx, param
+            )
+        if equals:
+            result[name] = text
+        elif name in os.environ:
+            result[name] = os.environ[name]
+    return result
+
+
+def task_options(command: F) -> F:
+    """What `run` and `batch` say about a task."""
+    options = [
+        click.option(
+            "--role", type=ROLE, default=DEFAULT_ROLE, show_default=True, help="Whose share and reservations are used."
+        ),
+        click.option("--name", default=None, help="For people.  [the program's name]"),
+        click.option("--cpus", type=CPUS_TEXT, default="1", show_default=True, help="Up to three decimal places."),
+        click.option(
+            "--mem",
+            type=MEM_TEXT,
+            default="128MiB",
+            show_default=True,
+            help="With KiB, MiB, GiB or TiB; a bare number is MiB.",
+        ),
+        click.option("--gpus", type=GPU_COUNT, default="0", show_default=True, help="Whole GPUs."),
+        click.option("--image", default="", help="The container image; none where agents run plain processes."),
+        click.option(
+            "--env",
+            "env",
+            multiple=True,
+            callback=_read_environment,
+            metavar="NAME[=VALUE]",
+            help="Repeatable; NAME alone takes yours.",
+        ),
+        click.option(
+            "--capability",
+            "capabilities",
+            multiple=True,
+            help="What the framework understands; repeatable.  [GPU_RESOURCES where GPUs are asked for]",
+        ),
+        click.argument("command", nargs=-1, type=click.UNPROCESSED),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def capabilities_for(given: tuple[str, ...], gpus: int) -> frozenset[str]:
+    """Asking for GPUs implies GPU_RESOURCES, unless capabilities are given."""
+    return frozenset(given) if given else frozenset({"GPU_RESOURCES"} if gpus else ())

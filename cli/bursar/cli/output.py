@@ -1,0 +1,227 @@
+"""Tables for people, JSON for programs, names for pipes.
+
+JSON is a contract: `ls` prints an array, `show` and `get` an object; keys are those of the protocol, in snake_case; every field is
+always there (an absent message or optional value is null); 64-bit numbers are numbers; enum values are their names without the
+prefix (`RUNNING`). Off a terminal a table is plain text in columns: no boxes, no colours, nothing cut.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import Message
+
+from bursar.cli import problems
+from bursar.core.resources import ReservedResources, Resources
+from bursar.core.text import format_resources, quote_role
+from bursar.runtime.codec import decode, decode_resources
+
+
+@dataclass(frozen=True)
+class Listing:
+    """How things of one kind are shown."""
+
+    #: Title → text.
+    columns: dict[str, Callable[[Any], str]]
+    #: The full id: accepted wherever an id is.
+    name: Callable[[Any], str]
+    #: What `show` says beyond the columns.
+    details: dict[str, Callable[[Any], str]]
+
+
+def print_list(items: Sequence[Message], listing: Listing, output: str) -> None:
+    """All items, in the form that was asked for."""
+    if output == "json":
+        write(dump_json([to_json(item) for item in items]))
+    elif output == "name":
+        write("".join(f"{listing.name(item)}\n" for item in items))
+    else:
+        write_table(list(listing.columns), [[show(item) for show in listing.columns.values()] for item in items])
+
+
+def print_one(item: Message, listing: Listing, output: str) -> None:
+    """One item, in the form that was asked for."""
+    if output == "json":
+        write(dump_json(to_json(item)))
+    elif output == "name":
+        write(f"{listing.name(item)}\n")
+    else:
+        write_pairs([(title, show(item)) for title, show in (listing.columns | listing.details).items()])
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def dump_json(value: Any) -> str:
+    """As text; ASCII only, so that every locale can carry it."""
+    return json.dumps(value, indent=2) + "\n"
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """A message as a dictionary; see the module."""
+    result: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        oneof = field.containing_oneof
+        if oneof is not None and len(oneof.fields) > 1:
+            if message.HasField(field.name):
+                result[field.name] = _value(field, getattr(message, field.name))
+        elif field.has_presence and not message.HasField(field.name):
+            result[field.name] = None
+        else:
+            result[field.name] = _value(field, getattr(message, field.name))
+    return result
+
+
+def _value(field: Any, value: Any) -> Any:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        of = field.message_type.fields_by_name["value"]
+        return {str(key): _scalar(of, value[key]) for key in sorted(value)}
+    if isinstance(value, str | bytes | bool | int | float | Message):
+        return _scalar(field, value)
+    return [_scalar(field, item) for item in value]
+
+
+def _scalar(field: Any, value: Any) -> Any:
+    if isinstance(value, Message):
+        return to_json(value)
+    if field.enum_type is not None:
+        return enum_name(field.enum_type, value)
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def enum_name(enum: Any, number: int) -> str | int:
+    """`TASK_STATE_RUNNING` as `RUNNING`; a value that this version does not know as its number."""
+    value = enum.values_by_number.get(number)
+    if value is None:
+        return number
+    prefix = "".join(f"_{c}" if c.isupper() else c.upper() for c in enum.name).lstrip("_") + "_"
+    return str(value.name.removeprefix(prefix))
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def write(text: str) -> None:
+    """To stdout. A reader that went away ends the program as SIGPIPE would, without a word."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(problems.BROKEN_PIPE)
+
+
+def write_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns; with some style on a terminal."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _write_rich_table(titles, rows)
+        return
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    lines = [titles, *rows]
+    write(
+        "".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
+            for line in lines
+        )
+    )
+
+
+def write_pairs(pairs: Iterable[tuple[str, str]]) -> None:
+    """One thing, a line per property; several lines of one property are indented."""
+    pairs = list(pairs)
+    width = max(len(title) for title, _ in pairs) + 2
+    for title, text in pairs:
+        lines = text.split("\n") if text else ["-"]
+        write(f"{title + ':':<{width}}" + ("\n" + " " * width).join(printable(line) for line in lines) + "\n")
+
+
+def _write_rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(cell, style=_STYLES.get(cell, "")) for cell in row])
+    console = Console()
+    with console.capture() as capture:
+        console.print(table)
+    write(capture.get())
+
+
+_STYLES = {
+    "ACTIVE": "green",
+    "RUNNING": "green",
+    "FINISHED": "green",
+    "free": "green",
+    "RECOVERING": "yellow",
+    "DISCONNECTED": "yellow",
+    "UNREACHABLE": "red",
+    "FAILED": "red",
+    "ERROR": "red",
+    "GONE": "red",
+    "unhealthy": "red",
+}
+
+
+def printable(text: str) -> str:
+    """Without characters that would move the cursor or colour the terminal: names come from others."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# --- pieces of text -------------------------------------------------------------------------------------------------
+
+
+def state(message: Message, field: str = "state") -> str:
+    """The short name of an enum field."""
+    descriptor = message.DESCRIPTOR.fields_by_name[field]
+    assert descriptor.enum_type is not None
+    return str(enum_name(descriptor.enum_type, getattr(message, field)))
+
+
+def resources(message: Any) -> str:
+    """`cpus:8;mem:16GiB;gpus:4`."""
+    return format_resources(decode_resources(message)) or "-"
+
+
+def reserved(parts: Iterable[Any]) -> str:
+    """Resources by reservation, the holder in parentheses."""
+    texts = []
+    for message in parts:
+        part = decode(ReservedResources, message)
+        if part.resources:
+            texts.append(format_resources(part.resources, part.stack[-1].holder if part.stack else None))
+    return ";".join(texts) or "-"
+
+
+def holders(stack: Iterable[Any]) -> str:
+    """A reservation stack, bottom first: `eng>eng/backend`."""
+    return ">".join(quote_role(level.holder) for level in stack) or "-"
+
+
+def devices(message: Any) -> str:
+    """Uuids of devices, one per line."""
+    found: Resources = decode_resources(message)
+    return "\n".join(sorted(found.devices))
+
+
+def labels(mapping: Any) -> str:
+    """`a=1;b=2`."""
+    return ";".join(f"{key}={mapping[key]}" for key in sorted(mapping)) or "-"
+
+
+def moment(milliseconds: int) -> str:
+    """A wall time in UTC."""
+    if not milliseconds:
+        return "-"
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(milliseconds / 1000))

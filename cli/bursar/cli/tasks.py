@@ -1,0 +1,101 @@
+"""`bursar task`: what runs and what has run."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from bursar.cli import output as out
+from bursar.cli.options import DURATION_MS, ask, master_address, master_option, output_option
+from bursar.cli.problems import BROKEN_PIPE
+from bursar.cli.streams import OutputClosed, StandardStreams
+from bursar.core.text import format_request
+from bursar.runtime.codec import decode_request
+from bursar.sdk import LogReader, OperatorClient
+
+LISTING = out.Listing(
+    columns={
+        "TASK": lambda task: f"{task.framework_id}/{task.task_id}",
+        "NAME": lambda task: task.name or "-",
+        "STATE": lambda task: out.state(task).lower(),
+        "EXIT": lambda task: str(task.exit_code) if task.HasField("exit_code") else "-",
+        "ROLE": lambda task: task.role,
+        "HOSTNAME": lambda task: task.hostname or task.agent_id,
+        "RESOURCES": lambda task: out.reserved(task.resources),
+    },
+    name=lambda task: f"{task.framework_id}/{task.task_id}",
+    details={
+        "REASON": lambda task: out.state(task, "reason").lower().replace("unspecified", ""),
+        "MESSAGE": lambda task: task.message,
+        "COMMAND": lambda task: " ".join(task.spec.command),
+        "IMAGE": lambda task: task.spec.image,
+        "ASKED FOR": lambda task: format_request(decode_request(task.spec.resources)),
+        "DEVICES": lambda task: "\n".join(
+            sorted(uuid for part in task.resources for uuid in part.resources.device_uuids)
+        ),
+        "AGENT": lambda task: task.agent_id,
+        "LABELS": lambda task: out.labels(task.spec.labels),
+        "LAUNCHED": lambda task: out.moment(task.launched_at_ms),
+        "ENDED": lambda task: out.moment(task.ended_at_ms),
+    },
+)
+
+
+@click.group()
+def task() -> None:
+    """What runs and what has run."""
+
+
+@task.command("ls")
+@click.option("-a", "--all", "ended", is_flag=True, help="Also those that have ended.")
+@click.option("--framework", default="", help="Only this framework's: an id or prefix.")
+@output_option
+@master_option
+def list_tasks(ended: bool, framework: str, output: str) -> None:
+    """List tasks."""
+    out.print_list(ask(lambda client: client.tasks(framework, ended=ended)), LISTING, output)
+
+
+@task.command("show")
+@click.argument("task")
+@output_option
+@master_option
+def show_task(task: str, output: str) -> None:
+    """Show one task, by FRAMEWORK_ID/TASK_ID, or its own id or prefix."""
+    out.print_one(ask(lambda client: client.task(task)), LISTING, output)
+
+
+@task.command("kill")
+@click.argument("task")
+@click.option("--grace", "grace_ms", type=DURATION_MS, help="From SIGTERM to SIGKILL, such as 10s.  [the task's own]")
+@output_option
+@master_option
+def kill_task(task: str, grace_ms: int | None, output: str) -> None:
+    """End a task: SIGTERM, grace, SIGKILL. Returns at once; `task show` tells when it has ended."""
+    out.print_one(ask(lambda client: client.kill_task(task, grace_ms)), LISTING, output)
+
+
+@task.command("logs")
+@click.argument("task")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
+@click.option("--tail", "tail_bytes", type=click.IntRange(0), metavar="BYTES", help="Only the end of each output.")
+@master_option
+def task_logs(task: str, follow: bool, tail_bytes: int | None) -> int:
+    """Print a task's outputs: its stdout to stdout, its stderr to stderr."""
+    return asyncio.run(_copy_logs(master_address(), task, follow, tail_bytes))
+
+
+async def _copy_logs(address: str, task: str, follow: bool, tail_bytes: int | None) -> int:
+    streams = StandardStreams()
+    async with OperatorClient(address) as client:
+        view = await client.task(task)
+        reader = LogReader(client, f"{view.framework_id}/{view.task_id}", streams.write, streams.say_skipped)
+        try:
+            if follow:
+                await reader.follow(tail_bytes=tail_bytes)
+            else:
+                await reader.read(tail_bytes=tail_bytes)
+        except OutputClosed:
+            return BROKEN_PIPE
+    return 0
