@@ -298,6 +298,13 @@ def test_pings_are_answered_and_silence_closes() -> None:
     assert agent.machine.next_deadline_ms() is not None, "pruning goes on"
 
 
+def test_the_interval_of_pings_may_change() -> None:
+    agent = Agent().ready()
+    agent.hear(Registered("c1", 1, 100, 2))
+    assert not of(agent.wait(199), CloseConnection)
+    assert of(agent.wait(1), CloseConnection)
+
+
 def test_after_a_stall_the_master_gets_its_time() -> None:
     agent = Agent().ready()
     agent.ms += 100_000

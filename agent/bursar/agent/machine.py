@@ -299,7 +299,11 @@ class AgentMachine:
 
     def _let_in(self, connection: ConnectionId, message: Registered) -> None:
         mine = self.state
-        if self.registered or self._announced is None:
+        if self._announced is None:
+            return
+        if self.registered:
+            # The intervals changed at run time.
+            self._listen_for(message)
             return
         if mine.cluster_id and message.cluster_id != mine.cluster_id:
             self._close(
@@ -323,8 +327,7 @@ class AgentMachine:
         self.registered = True
         self.refusal = ""
         self.registrations_total += 1
-        self._silence_ms = message.ping_interval_ms * message.max_missed_pings
-        self._expect_ping()
+        self._listen_for(message)
         self._deadlines.set(("prune", ""), self._now.monotonic_ms + PRUNE_INTERVAL_MS)
         self._log("info", "registered", cluster=message.cluster_id, term=message.term, tasks=len(mine.tasks))
         if self._announced is not self.info:
@@ -336,6 +339,11 @@ class AgentMachine:
                 told = self._sent.get(key, 0)
                 self._updates += [status for status in record.unacknowledged if int(status.update_id) > told]
         self._sent.clear()
+
+    def _listen_for(self, message: Registered) -> None:
+        self._silence_ms = message.ping_interval_ms * message.max_missed_pings
+        self._deadlines.cancel(("ping", ""))
+        self._expect_ping()
 
     def _expect_ping(self) -> None:
         if self._silence_ms:

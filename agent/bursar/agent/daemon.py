@@ -1,0 +1,371 @@
+"""The agent's shell: one machine, and the adapters that its effects reach.
+
+Thin on purpose: what to do is decided in `machine`; here it is done, and its outcome becomes an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bursar.agent.checkpoint import Checkpoint
+from bursar.agent.containers.runtime import (
+    ContainerExit,
+    ContainerId,
+    ContainerRuntime,
+    ContainerSpec,
+    Decoration,
+    LaunchFailed,
+    RecoveredContainer,
+    RuntimeUnavailable,
+)
+from bursar.agent.devices.driver import ContainerDecorator, DeviceDriver, DriverUnavailable
+from bursar.agent.effects import (
+    CloseConnection,
+    KillContainer,
+    Log,
+    OpenLogStream,
+    RemoveContainer,
+    RemoveSandbox,
+    SendToMaster,
+    StartContainer,
+)
+from bursar.agent.events import (
+    ContainerExited,
+    ContainerLaunchFailed,
+    ContainersRecovered,
+    ContainerStarted,
+    DevicesDiscovered,
+)
+from bursar.agent.logs_service import LogSender
+from bursar.agent.machine import AgentConfig, AgentMachine
+from bursar.agent.master_client import MasterClient
+from bursar.agent.metrics import AgentMetrics
+from bursar.agent.pinning import DEVICES_FILE, devices_file_content, task_environment
+from bursar.agent.resources import HostResources, ResolvedResources, resolve_resources
+from bursar.agent.tasks import container_of
+from bursar.agent.work_dir import WorkDir
+from bursar.core.devices import Device
+from bursar.core.errors import BursarError, InvalidText
+from bursar.core.messages.agent import AgentInfo
+from bursar.core.resources import CPUS, MEM, ReservedResources, sum_resources
+from bursar.core.tasks import StatusReason
+from bursar.runtime.driver import Driver
+from bursar.runtime.telemetry import logger
+
+#: Between two looks at the devices.
+DISCOVERY_INTERVAL_S = 30.0
+#: A stopping agent waits so long for starts under way, so that their outcome is recorded.
+STOP_TIMEOUT_S = 10.0
+_RETRY_REMOVE_S = (1.0, 5.0, 30.0)
+
+
+@dataclass(slots=True)
+class _Container:
+    """A container that may still print."""
+
+    #: Set once it was started, or has ended without.
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Asked to be removed; done when what it printed is complete in the sandbox.
+    removal: asyncio.Task[None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSource:
+    """Finds devices, and what the agent offers with them."""
+
+    driver: DeviceDriver
+    #: Value of --resources.
+    declared: str
+    host: HostResources
+
+    def discover(self) -> tuple[Device, ...]:
+        """Every device there is; none where the driver has nothing. Blocks."""
+        return self.driver.discover()
+
+    def resolve(self, found: Sequence[Device], assignment: Mapping[str, Sequence[Any]]) -> ResolvedResources:
+        """What to offer. Raises InvalidText."""
+        return resolve_resources(self.declared, self.host, found, assignment)
+
+    def resolve_again(self, found: Sequence[Device], now: ResolvedResources) -> ResolvedResources:
+        """As `resolve`, while the agent runs: devices that vanished are left out instead of being an error."""
+        try:
+            return self.resolve(found, now.assignment)
+        except InvalidText:
+            there = {device.uuid: device for device in found}
+            parts = tuple(
+                ReservedResources(
+                    part.stack,
+                    type(part.resources)(
+                        part.resources.scalars, part.resources.ports, part.resources.devices & there.keys()
+                    ),
+                )
+                for part in now.resources
+            )
+            devices = tuple(there[device.uuid] for device in now.devices if device.uuid in there)
+            return ResolvedResources(parts, devices, now.assignment)
+
+
+class AgentDaemon:
+    """Everything of a running agent, from its adapters to its stop."""
+
+    def __init__(
+        self,
+        *,
+        info: AgentInfo,
+        default_image: str,
+        masters: Sequence[str],
+        work_dir: WorkDir,
+        checkpoint: Checkpoint,
+        runtime: ContainerRuntime,
+        devices: DeviceSource,
+        resolved: ResolvedResources,
+        metrics: AgentMetrics,
+    ) -> None:
+        self._work_dir = work_dir
+        self._checkpoint = checkpoint
+        self._runtime = runtime
+        self._devices = devices
+        self._resolved = resolved
+        self._metrics = metrics
+        self._log = logger()
+        self.machine = AgentMachine(AgentConfig(info, default_image), checkpoint.load())
+        self.driver = Driver(self.machine, commit=self._commit, perform=self._perform)
+        self.client = MasterClient(masters, self.driver.post, self._log)
+        self._log_sender = LogSender()
+        self._containers: dict[ContainerId, _Container] = {}
+        #: Ends told while the containers of an earlier life are still being looked for.
+        self._early_exits: list[ContainerExited] | None = []
+        self._starts: set[asyncio.Task[None]] = set()
+        self._others: set[asyncio.Task[None]] = set()
+        metrics.watch(self.machine, lambda: self.client.connections_total)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop`; tasks run on. Raises BursarError where the checkpoint fails."""
+        driving = asyncio.create_task(self.driver.run())
+        others: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait())]
+        try:
+            try:
+                recovered = await self._runtime.recover()
+            except RuntimeUnavailable as error:
+                raise BursarError(str(error)) from error
+            self._take_over(recovered)
+            await asyncio.to_thread(self._work_dir.sweep, self._wanted_sandboxes())
+            others += [asyncio.create_task(self.client.run()), asyncio.create_task(self._watch_devices())]
+            await asyncio.wait({driving, *others}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (driving, *others[1:]):
+                if task.done():
+                    task.result()
+        finally:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await self._log_sender.close()
+            if self._starts:
+                await asyncio.wait(self._starts, timeout=STOP_TIMEOUT_S)
+            self.driver.stop()
+            try:
+                await driving
+            finally:
+                for task in (*self._starts, *self._others):
+                    task.cancel()
+                await self._runtime.close()
+                self._checkpoint.close()
+                self._devices.driver.close()
+                self._work_dir.close()
+
+    # --- from the adapters ------------------------------------------------------------------------------------------
+
+    def container_exited(self, container_id: ContainerId, exit: ContainerExit) -> None:
+        """The runtime's `on_exit`."""
+        event = ContainerExited(container_id, exit)
+        if self._early_exits is not None:
+            self._early_exits.append(event)
+        else:
+            self.driver.post(event)
+
+    def _take_over(self, recovered: Sequence[RecoveredContainer]) -> None:
+        for container in recovered:
+            entry = self._containers[container.container_id] = _Container()
+            entry.settled.set()
+        early, self._early_exits = self._early_exits or [], None
+        self.driver.post(ContainersRecovered(tuple(recovered)))
+        for event in early:
+            self.driver.post(event)
+
+    def _wanted_sandboxes(self) -> set[ContainerId]:
+        state, agent_id = self.machine.state, self.machine.info.agent_id
+        kept = [*state.tasks, *(key for key, task in state.finished.items() if task.sandbox)]
+        return {container_of(agent_id, key) for key in kept} | self._containers.keys()
+
+    async def _watch_devices(self) -> None:
+        failing = ""
+        while True:
+            await asyncio.sleep(DISCOVERY_INTERVAL_S)
+            try:
+                found = await asyncio.to_thread(self._devices.discover)
+                failing = ""
+            except DriverUnavailable as error:
+                if str(error) != failing and self._resolved.devices:
+                    self._log.warning("the devices cannot be looked at; as before until then", reason=str(error))
+                failing = str(error)
+                continue
+            self._resolved = self._devices.resolve_again(found, self._resolved)
+            self.driver.post(DevicesDiscovered(self._resolved.devices, self._resolved.resources))
+
+    # --- to the adapters --------------------------------------------------------------------------------------------
+
+    async def _commit(self, records: Sequence[object]) -> None:
+        begun = time.perf_counter()
+        await self._checkpoint.commit(records)
+        self._metrics.commit_seconds.observe(time.perf_counter() - begun)
+
+    def _perform(self, effect: object) -> None:
+        match effect:
+            case SendToMaster(connection, message):
+                self.client.send(connection, message)
+            case StartContainer():
+                self._containers[effect.container_id] = _Container()
+                self._spawn(self._start(effect), self._starts)
+            case KillContainer(container_id, grace_ms):
+                self._spawn(self._guarded("kill", self._runtime.kill(container_id, grace_ms)), self._others)
+            case RemoveContainer(container_id):
+                entry = self._containers.setdefault(container_id, _Container())
+                if entry.removal is None:
+                    entry.removal = self._spawn(self._remove(container_id), self._others)
+            case RemoveSandbox(container_id):
+                self._spawn(self._remove_sandbox(container_id), self._others)
+            case CloseConnection(connection, reason):
+                self.client.close(connection, reason)
+            case OpenLogStream():
+                self._open_log(effect)
+            case Log(level, text, fields):
+                getattr(self._log, level)(text, **fields)
+            case _:
+                raise AssertionError(f"unknown effect {effect!r}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        return task
+
+    async def _start(self, effect: StartContainer) -> None:
+        begun = time.perf_counter()
+        self._metrics.launches.inc()
+        container_id = effect.container_id
+        outcome: object
+        try:
+            await self._runtime.start(self._spec(effect))
+            outcome = ContainerStarted(container_id)
+        except LaunchFailed as error:
+            outcome = ContainerLaunchFailed(
+                container_id, error.reason, error.message, getattr(error, "exit_code", None)
+            )
+        except OSError as error:
+            outcome = ContainerLaunchFailed(
+                container_id, StatusReason.LAUNCH_FAILED, f"the sandbox cannot be made: {error.strerror or error}"
+            )
+        except Exception as error:  # noqa: BLE001
+            # An adapter's mistake must not take the agent, and all its other tasks' reports, with it.
+            self._log.exception("the runtime failed in an unexpected way", container=container_id)
+            outcome = ContainerLaunchFailed(
+                container_id, StatusReason.LAUNCH_FAILED, f"{type(error).__name__}: {error}"
+            )
+        self._metrics.start_seconds.observe(time.perf_counter() - begun)
+        if isinstance(outcome, ContainerLaunchFailed):
+            self._metrics.launch_failures.labels(outcome.reason.name.lower()).inc()
+        self._containers[container_id].settled.set()
+        self.driver.post(outcome)
+
+    def _spec(self, effect: StartContainer) -> ContainerSpec:
+        """Everything that the runtime needs. Raises OSError."""
+        task, runtime = effect.task, self._runtime.name
+        sandbox = self._work_dir.make_sandbox(effect.container_id)
+        (sandbox / DEVICES_FILE).write_text(devices_file_content(effect.devices), encoding="utf-8")
+        driver = self._devices.driver
+        decoration = (
+            driver.decorate(effect.devices, runtime) if isinstance(driver, ContainerDecorator) else Decoration()
+        )
+        amounts = sum_resources(part.resources for part in task.resources).scalars
+        return ContainerSpec(
+            container_id=effect.container_id,
+            framework_id=task.framework_id,
+            task_id=task.spec.task_id,
+            command=task.spec.command,
+            image=effect.image,
+            environment=task_environment(
+                task_id=task.spec.task_id,
+                variables=task.spec.environment,
+                granted=effect.devices,
+                runtime=runtime,
+                sandbox=sandbox,
+                agent_environment=os.environ,
+                decoration=decoration.environment,
+            ),
+            sandbox=sandbox,
+            cpus_milli=amounts.get(CPUS, 0),
+            mem_bytes=amounts.get(MEM, 0),
+            decoration=decoration,
+            labels=task.spec.labels,
+        )
+
+    async def _remove(self, container_id: ContainerId) -> None:
+        """Until it is done: an engine that is away comes back."""
+        attempt = 0
+        while True:
+            try:
+                await self._runtime.remove(container_id)
+                break
+            except Exception as error:  # noqa: BLE001 - whatever it is, it may be over next time
+                if attempt == 0:
+                    self._log.warning(
+                        "a container cannot be removed; trying again", container=container_id, reason=str(error)
+                    )
+                await asyncio.sleep(_RETRY_REMOVE_S[min(attempt, len(_RETRY_REMOVE_S) - 1)])
+                attempt += 1
+        entry = self._containers.pop(container_id, None)
+        if entry is not None:
+            entry.settled.set()
+
+    async def _remove_sandbox(self, container_id: ContainerId) -> None:
+        entry = self._containers.get(container_id)
+        if entry is not None and entry.removal is not None:
+            await entry.removal
+        await asyncio.to_thread(self._work_dir.remove_sandbox, container_id)
+
+    async def _guarded(self, what: str, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001
+            # The machine asks again in time.
+            self._log.warning(f"cannot {what} a container", reason=str(error))
+
+    def _open_log(self, effect: OpenLogStream) -> None:
+        address, container_id = self.client.address, effect.container_id
+        if address is None:
+            return
+        if effect.error is not None:
+            self._log_sender.refuse(address, effect.stream_id, effect.error)
+            return
+
+        async def prepare() -> None:
+            entry = self._containers.get(container_id)
+            if entry is not None:
+                await entry.settled.wait()
+                if container_id in self._containers:
+                    await self._guarded("show the output of", self._runtime.prepare_logs(container_id))
+
+        self._log_sender.send(
+            address,
+            effect.stream_id,
+            self._work_dir.sandbox(container_id),
+            prepare=prepare,
+            ended=lambda: container_id not in self._containers,
+            follow=effect.follow,
+            tail_bytes=effect.tail_bytes,
+        )

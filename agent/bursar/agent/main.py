@@ -1,0 +1,145 @@
+"""`bursar-agent`: flags in, a running agent out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from bursar.agent.checkpoint import Checkpoint
+from bursar.agent.containers.process import ProcessRuntime, boot_id
+from bursar.agent.containers.runtime import ContainerRuntime, RuntimeUnavailable
+from bursar.agent.daemon import AgentDaemon, DeviceSource
+from bursar.agent.devices.driver import DriverUnavailable
+from bursar.agent.devices.select import driver_for
+from bursar.agent.metrics import AgentMetrics
+from bursar.agent.resources import discover_host
+from bursar.agent.settings import PROGRAM, load_settings
+from bursar.agent.work_dir import WorkDir
+from bursar.core.devices import Device
+from bursar.core.errors import BursarError
+from bursar.core.ids import AgentId
+from bursar.core.messages.agent import AgentInfo
+from bursar.core.text import parse_attributes
+from bursar.runtime.settings import Settings, fail
+from bursar.runtime.telemetry import configure_logging, logger, serve_metrics
+
+
+def program_version() -> str:
+    """As the package says."""
+    try:
+        return version("bursar")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> None:
+    """Run an agent until SIGTERM or SIGINT. Exit status 0; 1 where it cannot start or go on; 2 for a wrong use."""
+    try:
+        settings = load_settings(sys.argv[1:] if argv is None else argv, environ, program_version())
+        configure_logging(PROGRAM, environ)
+        for warning in settings.warnings:
+            logger().warning(warning)
+        asyncio.run(serve(settings))
+    except BursarError as error:
+        fail(PROGRAM, error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+async def serve(settings: Settings) -> None:
+    """Set everything up, then run. Raises BursarError."""
+    log = logger()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    registry = CollectorRegistry()
+    metrics = AgentMetrics(registry)
+    with contextlib.ExitStack() as opened:
+        if address := settings.text("metrics"):
+            server = serve_metrics(address, PROGRAM, settings.switch("insecure"), registry)
+            opened.callback(server.close)
+            log.info("metrics", port=server.port)
+        daemon = await _build(settings, metrics)
+        info = daemon.machine.info
+        log.info(
+            "the agent runs", agent=info.agent_id, runtime=info.runtime, devices=len(info.devices), pid=os.getpid()
+        )
+        await daemon.run(stop)
+        log.info("the agent stops; its tasks run on")
+
+
+async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
+    log = logger()
+    work_dir = WorkDir(Path(settings.text("work-dir")).expanduser())
+    checkpoint = Checkpoint(work_dir.checkpoint)
+    agent_id, incarnation = checkpoint.begin_life()
+    source = DeviceSource(
+        driver_for(settings.text("devices"), agent_id), settings.text("resources"), discover_host(work_dir.path)
+    )
+    resolved = source.resolve(await asyncio.to_thread(_first_look, source), checkpoint.device_assignment())
+    for warning in resolved.warnings:
+        log.warning(warning)
+    if keep_only := getattr(source.driver, "keep_only", None):
+        keep_only([device.uuid for device in resolved.devices])
+    checkpoint.keep_device_assignment(resolved.assignment)
+    runtime = _runtime_for(settings, agent_id, work_dir)
+    image = settings.text("default-image") if runtime.name == "docker" else ""
+    info = AgentInfo(
+        agent_id=agent_id,
+        incarnation=incarnation,
+        boot_id=boot_id(),
+        hostname=settings.text("hostname"),
+        attributes=parse_attributes(settings.text("attributes")),
+        resources=resolved.resources,
+        devices=resolved.devices,
+        runtime=runtime.name,
+        runs_without_image=runtime.name != "docker" or bool(image),
+        version=program_version(),
+    )
+    daemon = AgentDaemon(
+        info=info,
+        default_image=image,
+        masters=settings.items("master"),
+        work_dir=work_dir,
+        checkpoint=checkpoint,
+        runtime=runtime,
+        devices=source,
+        resolved=resolved,
+        metrics=metrics,
+    )
+    try:
+        await runtime.open(daemon.container_exited)
+    except RuntimeUnavailable as error:
+        raise BursarError(str(error)) from error
+    return daemon
+
+
+def _first_look(source: DeviceSource) -> tuple[Device, ...]:
+    try:
+        return source.discover()
+    except DriverUnavailable as error:
+        logger().info("no GPUs", driver=source.driver.name, reason=str(error))
+        return ()
+
+
+def _runtime_for(settings: Settings, agent_id: AgentId, work_dir: WorkDir) -> ContainerRuntime:
+    if settings.text("runtime") == "process":
+        logger().warning(
+            "the process runtime isolates nothing: tasks run as this user, see all GPUs, and are held to no CPU or memory limit"
+        )
+        return ProcessRuntime(work_dir.records)
+    from bursar.agent.containers.docker import DockerRuntime
+
+    return DockerRuntime(agent_id)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The flags of `bursar-agent`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bursar.core.errors import BursarError
+from bursar.core.flags import Flag, FlagType, FlagValue
+from bursar.core.text import parse_attributes, parse_resources
+from bursar.runtime.rpc import split_address
+from bursar.runtime.settings import Settings, load
+
+PROGRAM = "bursar-agent"
+SUMMARY = (
+    "Runs the tasks that a Bursar master assigns to this machine, in containers pinned to the GPUs they were granted."
+)
+
+
+def default_work_dir(environ: Mapping[str, str]) -> str:
+    """Where an agent keeps its state: `/var/lib/bursar/agent` for root, the user's state directory otherwise."""
+    if os.geteuid() == 0:
+        return "/var/lib/bursar/agent"
+    state = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local/state")
+    return f"{state}/bursar/agent"
+
+
+def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
+    """All of them; the defaults of some depend on the user and the machine."""
+    return (
+        Flag(
+            "master",
+            FlagType.LIST,
+            ("127.0.0.1:5050",),
+            "The masters, tried in turn for ever.",
+            metavar="HOST:PORT[,HOST:PORT…]",
+            problem=_addresses,
+        ),
+        Flag(
+            "work-dir",
+            FlagType.TEXT,
+            default_work_dir(environ),
+            "State, sandboxes and logs; one agent's alone.",
+            metavar="DIR",
+        ),
+        Flag(
+            "resources",
+            FlagType.TEXT,
+            "",
+            "What to offer, such as 'cpus:8;mem:16GiB;gpus(ml):4'; kinds that are not named are discovered.",
+            problem=_resources,
+        ),
+        Flag("attributes", FlagType.TEXT, "", "Such as 'rack:r1;zone:a'.", problem=_attributes),
+        Flag(
+            "runtime",
+            FlagType.CHOICE,
+            "docker",
+            "What runs tasks: the Docker engine, or plain processes without isolation.",
+            choices=("docker", "process"),
+        ),
+        Flag(
+            "devices",
+            FlagType.TEXT,
+            "nvml",
+            "Where GPUs come from.",
+            metavar="{nvml|simulated:N|simulated:N:MODEL|none}",
+        ),
+        Flag(
+            "hostname",
+            FlagType.TEXT,
+            socket.gethostname() or "localhost",
+            "The name shown for this machine.",
+            problem=_hostname,
+        ),
+        Flag(
+            "metrics",
+            FlagType.TEXT,
+            "",
+            "Serve Prometheus metrics here; off unless given.",
+            metavar="HOST:PORT",
+            problem=_optional_address,
+        ),
+        Flag("default-image", FlagType.TEXT, "", "For tasks without an image, with --runtime docker.", metavar="IMAGE"),
+        Flag("insecure", FlagType.BOOL, False, "Listen beyond loopback although there is no authentication yet."),
+    )
+
+
+def load_settings(argv: Sequence[str], environ: Mapping[str, str], version: str) -> Settings:
+    """Read all flags. Raises BursarError."""
+    return load(flags(environ), argv, environ, PROGRAM, summary=SUMMARY, version=version)
+
+
+def _addresses(value: FlagValue) -> str | None:
+    assert isinstance(value, tuple)
+    if not value:
+        return "no master is named; write HOST:PORT"
+    return next(filter(None, map(_address_problem, value)), None)
+
+
+def _optional_address(value: FlagValue) -> str | None:
+    return _address_problem(str(value)) if value else None
+
+
+def _address_problem(address: str) -> str | None:
+    try:
+        split_address(address)
+    except BursarError as error:
+        return str(error)
+    return None
+
+
+def _resources(value: FlagValue) -> str | None:
+    try:
+        parse_resources(str(value))
+    except BursarError as error:
+        return str(error).removeprefix("resources: ")
+    return None
+
+
+def _attributes(value: FlagValue) -> str | None:
+    try:
+        parse_attributes(str(value))
+    except BursarError as error:
+        return str(error).removeprefix("attributes: ")
+    return None
+
+
+def _hostname(value: FlagValue) -> str | None:
+    text = str(value)
+    if not text or len(text) > 253 or any(character.isspace() or not character.isprintable() for character in text):
+        return f"{text!r} is not a name for a machine"
+    return None

@@ -1,0 +1,77 @@
+"""The agent's work directory: one agent's alone, and how it is laid out."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from bursar.agent.containers.runtime import ContainerId
+from bursar.core.errors import BursarError
+
+
+class WorkDir:
+    """A locked work directory. The kernel lets go of the lock when the agent dies, however it dies."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the directory and lock it. Raises BursarError where that cannot be, or another agent has it."""
+        self.path = path.absolute()
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._sandboxes = self.path / "sandboxes"
+            self._sandboxes.mkdir(mode=0o700, exist_ok=True)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise BursarError(
+                f"the work directory {self.path} cannot be used: {error.strerror or error}",
+                "choose one that this user may write to, with --work-dir",
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._lock, 100, 0).decode("ascii", "replace").strip()
+            os.close(self._lock)
+            raise BursarError(
+                f"the work directory {self.path} is in use by another agent" + (f" (pid {holder})" if holder else ""),
+                "stop that agent, or give this one another --work-dir",
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode("ascii"), 0)
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file of what must outlive the agent."""
+        return self.path / "checkpoint.db"
+
+    @property
+    def records(self) -> Path:
+        """Where the `process` runtime keeps what it must know of its containers."""
+        return self.path / "containers"
+
+    def sandbox(self, container_id: ContainerId) -> Path:
+        """A task's own directory; may not exist."""
+        return self._sandboxes / container_id
+
+    def make_sandbox(self, container_id: ContainerId) -> Path:
+        """A task's own directory, empty. Raises OSError."""
+        path = self.sandbox(container_id)
+        path.mkdir(mode=0o755, exist_ok=True)
+        return path
+
+    def remove_sandbox(self, container_id: ContainerId) -> None:
+        """Remove what a task left. Blocks; errors are ignored: `sweep` tries again at the next start."""
+        shutil.rmtree(self.sandbox(container_id), ignore_errors=True)
+
+    def sweep(self, keep: Collection[ContainerId]) -> int:
+        """Remove the sandboxes of nobody and say how many there were. Blocks."""
+        found = [ContainerId(path.name) for path in self._sandboxes.iterdir()]
+        strays = [container_id for container_id in found if container_id not in keep]
+        for container_id in strays:
+            self.remove_sandbox(container_id)
+        return len(strays)
+
+    def close(self) -> None:
+        """Let another agent have it."""
+        os.close(self._lock)
