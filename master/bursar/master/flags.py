@@ -1,4 +1,4 @@
-"""The flags of the master: what they mean, where their values come from, and which can change at run time.
+"""The flags of the master: which there are, which of them can change at run time, and where their values come from.
 
 Rising precedence: default, file, environment, command line, run time. A run-time value is kept in the registry and wins
 until it is unset.
@@ -6,122 +6,115 @@ until it is unset.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
+from bursar.core.flags import Flag, FlagType, FlagValue, canonical_name, closest, format_flag, parse_flag
 from bursar.core.messages.operator import FlagView
-from bursar.core.text import format_duration, parse_duration
-
-
-def _choice(*choices: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        value = text.strip().lower()
-        if value not in choices:
-            raise InvalidText(f"{text!r} is not one of {', '.join(choices)}", f"use {' or '.join(choices)}")
-        return value
-
-    return read
-
-
-def _duration(minimum_ms: int) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        value = parse_duration(text)
-        if value < minimum_ms:
-            raise InvalidText(f"{text} is too short", f"use at least {format_duration(minimum_ms)}")
-        return format_duration(value)
-
-    return read
-
-
-def _count(text: str) -> str:
-    if not text.strip().isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise InvalidText(f"{text!r} is not a whole number between 1 and 1000000", "use a whole number such as 5")
-    return str(int(text))
-
-
-def _names(text: str) -> str:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if not all(character.isalnum() or character in "_.-" for character in name):
-            raise InvalidText(
-                f"{name!r} is not the name of a resource", "write names separated by commas, such as gpus"
-            )
-    return ",".join(names)
-
-
-def _text(text: str) -> str:
-    return text
-
-
-@dataclass(frozen=True, slots=True)
-class FlagSpec:
-    """One flag."""
-
-    name: str
-    default: str
-    help: str
-    #: Reads and normalises a value; raises InvalidText.
-    read: Callable[[str], str] = _text
-    #: Whether it can be set while the master runs.
-    at_run_time: bool = False
-
 
 #: Every flag of `bursar-master`, in the order of `--help`.
-MASTER_FLAGS: tuple[FlagSpec, ...] = (
-    FlagSpec("listen", "127.0.0.1:5050", "address of the gRPC services, HOST:PORT"),
-    FlagSpec("metrics", "127.0.0.1:5052", "address of the Prometheus metrics, HOST:PORT; empty for none"),
-    FlagSpec(
+MASTER_FLAGS: tuple[Flag, ...] = (
+    Flag("listen", FlagType.TEXT, "127.0.0.1:5050", "Address of the gRPC services.", metavar="HOST:PORT"),
+    Flag(
+        "metrics",
+        FlagType.TEXT,
+        "127.0.0.1:5052",
+        "Address of the Prometheus metrics; empty: none.",
+        metavar="HOST:PORT",
+    ),
+    Flag(
         "work-dir",
+        FlagType.TEXT,
         "",
-        "directory of the registry; the default is ~/.local/state/bursar/master, for root /var/lib/bursar/master",
+        "Where the registry lives; empty: /var/lib/bursar/master for root, ~/.local/state/bursar/master otherwise.",
+        metavar="DIR",
     ),
-    FlagSpec("registry", "", "SQLAlchemy URL of the registry; the default is SQLite under the work directory"),
-    FlagSpec(
+    Flag(
+        "registry",
+        FlagType.TEXT,
+        "",
+        "SQLAlchemy URL of the registry; empty: SQLite in the work directory.",
+        metavar="URL",
+    ),
+    Flag(
         "filter-gpu-resources",
+        FlagType.CHOICE,
         "true",
-        "hide agents that have GPUs from frameworks without the capability GPU_RESOURCES: true or false",
-        _choice("true", "false"),
-        True,
+        "Hide agents that have GPUs from frameworks without the capability GPU_RESOURCES.",
+        choices=("true", "false"),
+        runtime_settable=True,
+        hints=(("strip", "'strip' is not built yet"),),
     ),
-    FlagSpec("allocation-interval", "1s", "time between full allocation cycles", _duration(10), True),
-    FlagSpec("offer-timeout", "30s", "time after which an unanswered offer is rescinded", _duration(100), True),
-    FlagSpec("agent-ping-timeout", "15s", "time between pings of an agent", _duration(100), True),
-    FlagSpec("max-agent-ping-timeouts", "5", "missed pings after which an agent is unreachable", _count, True),
-    FlagSpec(
+    Flag(
+        "allocation-interval",
+        FlagType.DURATION,
+        1000,
+        "Time between full allocation cycles; what changed is allocated at once.",
+        runtime_settable=True,
+        minimum=10,
+    ),
+    Flag(
+        "offer-timeout",
+        FlagType.DURATION,
+        30_000,
+        "Time after which an unanswered offer is rescinded.",
+        runtime_settable=True,
+        minimum=100,
+    ),
+    Flag(
+        "agent-ping-timeout",
+        FlagType.DURATION,
+        15_000,
+        "Time between pings of an agent.",
+        runtime_settable=True,
+        minimum=100,
+    ),
+    Flag(
+        "max-agent-ping-timeouts",
+        FlagType.INT,
+        5,
+        "Unanswered pings after which an agent is unreachable.",
+        runtime_settable=True,
+        minimum=1,
+    ),
+    Flag(
         "agent-reregister-timeout",
-        "10m",
-        "time that agents have to come back after a master restart",
-        _duration(1000),
-        True,
+        FlagType.DURATION,
+        600_000,
+        "Time that agents have to come back after a start of the master.",
+        runtime_settable=True,
+        minimum=1000,
     ),
-    FlagSpec(
+    Flag(
         "fair-sharing-excluded-resource-names",
-        "",
-        "resources that do not count in fair shares, NAME,NAME",
-        _names,
-        True,
+        FlagType.LIST,
+        (),
+        "Kinds of resources that do not count in fair shares.",
+        runtime_settable=True,
+        metavar="NAME,…",
     ),
+    Flag("insecure", FlagType.BOOL, False, "Listen off loopback although there is no authentication yet."),
 )
 _BY_NAME = {flag.name: flag for flag in MASTER_FLAGS}
 
 
 @dataclass(slots=True)
 class FlagValues:
-    """The values in force."""
+    """The values in force, as text; `started` are those that the program was started with."""
 
-    #: name → (value, source) as the program was started.
+    #: name → (value, source).
     started: dict[str, tuple[str, str]] = field(default_factory=dict)
     #: name → value set at run time.
     at_run_time: dict[str, str] = field(default_factory=dict)
+    _parsed: dict[str, FlagValue] = field(default_factory=dict)
 
     @classmethod
     def defaults(cls, **overrides: str) -> FlagValues:
         """Defaults, with some values as from the command line (`_` for `-`); for the simulation and for tests."""
-        values = {flag.name: (flag.default, "default") for flag in MASTER_FLAGS}
+        values = {flag.name: (format_flag(flag, flag.default), "default") for flag in MASTER_FLAGS}
         for name, value in overrides.items():
-            flag = _BY_NAME[name.replace("_", "-")]
-            values[flag.name] = (flag.read(value), "command line")
+            flag = _BY_NAME[canonical_name(name)]
+            values[flag.name] = (format_flag(flag, parse_flag(flag, value)), "command line")
         return cls(values)
 
     def view(self, name: str) -> FlagView:
@@ -135,49 +128,69 @@ class FlagValues:
         """All flags, by name."""
         return [self.view(name) for name in sorted(self.started)]
 
-    def value(self, name: str) -> str:
+    def set_at_run_time(self, values: dict[str, str]) -> None:
+        """What the registry holds; a value that no longer can be read (an older release wrote it) is left out."""
+        self.at_run_time = {
+            name: value for name, value in values.items() if isinstance(read_run_time_value(name, value), str)
+        }
+        self._parsed.clear()
+
+    def change(self, name: str, value: str | None) -> None:
+        """Set a value at run time, or unset it."""
+        if value is None:
+            self.at_run_time.pop(name, None)
+        else:
+            self.at_run_time[name] = value
+        self._parsed.pop(name, None)
+
+    def value(self, name: str) -> FlagValue:
         """The value in force."""
-        return self.view(name).value
+        value = self._parsed.get(name)
+        if value is None:
+            value = self._parsed[name] = parse_flag(_BY_NAME[name], self.view(name).value)
+        return value
 
     @property
     def filter_gpu_resources(self) -> str:
         """`true` or `false`."""
-        return self.value("filter-gpu-resources")
+        return str(self.value("filter-gpu-resources"))
 
     @property
     def excluded_names(self) -> frozenset[str]:
         """Kinds that do not count in fair shares."""
-        return frozenset(filter(None, self.value("fair-sharing-excluded-resource-names").split(",")))
+        names = self.value("fair-sharing-excluded-resource-names")
+        assert isinstance(names, tuple)
+        return frozenset(names)
 
     def duration_ms(self, name: str) -> int:
         """A duration in milliseconds."""
-        return parse_duration(self.value(name))
+        value = self.value(name)
+        assert isinstance(value, int), name
+        return value
 
     @property
     def max_agent_ping_timeouts(self) -> int:
-        """Missed pings after which an agent is unreachable."""
-        return int(self.value("max-agent-ping-timeouts"))
+        """Unanswered pings after which an agent is unreachable."""
+        value = self.value("max-agent-ping-timeouts")
+        assert isinstance(value, int)
+        return value
 
 
-def canonical_name(name: str) -> str:
-    """A flag's name as written by people: `_` for `-`, leading dashes, any case."""
-    return name.strip().lstrip("-").replace("_", "-").lower()
-
-
-def find_flag(name: str, known: Mapping[str, object]) -> str | ErrorDetail:
-    """The flag's own name, or a refusal that names the nearest ones."""
-    canonical = canonical_name(name)
-    if canonical in known:
+def find_flag(name: str) -> str | ErrorDetail:
+    """The flag's own name (`_` for `-` and leading dashes accepted), or a refusal that names the nearest one."""
+    canonical = canonical_name(name.lstrip("-"))
+    if canonical in _BY_NAME:
         return canonical
-    near = sorted(known, key=lambda other: (-_common(canonical, other), other))[:3]
-    return ErrorDetail(ErrorReason.NOT_FOUND, f"there is no flag {name!r}", f"did you mean {', '.join(near)}?", "name")
+    near = closest(canonical, list(_BY_NAME))
+    hint = f"did you mean {near}?" if near else "see `bursar flag ls`"
+    return ErrorDetail(ErrorReason.NOT_FOUND, f"there is no flag {name!r}", hint, "name")
 
 
 def read_run_time_value(name: str, value: str) -> str | ErrorDetail:
     """Check a value that is to be set at run time; return it normalised, or a refusal."""
     flag = _BY_NAME.get(name)
-    if flag is None or not flag.at_run_time:
-        settable = ", ".join(known.name for known in MASTER_FLAGS if known.at_run_time)
+    if flag is None or not flag.runtime_settable:
+        settable = ", ".join(known.name for known in MASTER_FLAGS if known.runtime_settable)
         return ErrorDetail(
             ErrorReason.NEEDS_RESTART,
             f"the flag {name} needs a restart of the master to change",
@@ -185,12 +198,6 @@ def read_run_time_value(name: str, value: str) -> str | ErrorDetail:
             "name",
         )
     try:
-        return flag.read(value)
+        return format_flag(flag, parse_flag(flag, value))
     except InvalidText as error:
-        detail = error.detail
-        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, f"{name}: {detail.message}", detail.hint, "value")
-
-
-def _common(left: str, right: str) -> int:
-    pairs = {left[index : index + 2] for index in range(len(left) - 1)}
-    return sum(right[index : index + 2] in pairs for index in range(len(right) - 1))
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, error.detail.message, error.detail.hint, "value")

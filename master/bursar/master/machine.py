@@ -53,12 +53,13 @@ class MasterMachine:
         version: str = "",
         address: str = "",
     ) -> None:
-        flags.at_run_time = dict(durable.flags)
+        flags.set_at_run_time(durable.flags)
         self.cluster = Cluster(durable, flags)
         self.cluster.started_at_ms = now.wall_ms
         self._answers = answers
         self._version = version
-        self._address = address
+        #: Where clients reach this master; for people.
+        self.address = address
         self._recover(now)
 
     # --- Machine ---
@@ -109,7 +110,7 @@ class MasterMachine:
         assert durable.agents.keys() == cluster.agents.keys()
         assert durable.frameworks.keys() == cluster.frameworks.keys()
         assert durable.tasks.keys() == {tuple(key) for key in cluster.tasks}
-        assert durable.flags == cluster.flags.at_run_time
+        assert cluster.flags.at_run_time.items() <= durable.flags.items()
         for agent in cluster.agents.values():
             assert (agent.connection is not None) == (agent.state is AgentState.ACTIVE), agent.agent_id
             recorded = durable.agents[agent.agent_id]
@@ -244,7 +245,7 @@ class MasterMachine:
             if remembered is not None:
                 turn.effects.append(Reply(event.token, self._answers[1](*remembered)))
                 return
-        answer = operators.answer(self.cluster, turn, request, event.principal, self._version, self._address)
+        answer = operators.answer(self.cluster, turn, request, event.principal, self._version, self.address)
         if mutating and request_id and self._answers is not None and not isinstance(answer, ErrorDetail):
             turn.persist(RequestDone(request_id, type(answer).__name__, self._answers[0](answer)))
         turn.effects.append(Reply(event.token, answer))

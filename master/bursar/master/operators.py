@@ -81,7 +81,7 @@ def answer(
             flags, token = views.page_of(cluster.flags.views(), lambda flag: flag.name, page)
             return op.ListFlagsResponse(flags, token)
         case op.GetFlagRequest(name):
-            flag = find_flag(name, cluster.flags.started)
+            flag = find_flag(name)
             return flag if isinstance(flag, ErrorDetail) else op.GetFlagResponse(cluster.flags.view(flag))
         case op.ExplainFrameworkRequest(name):
             framework = views.find_framework(cluster, name)
@@ -152,16 +152,13 @@ def _teardown(cluster: Cluster, turn: Turn, framework: Framework) -> op.Teardown
 
 def _set_flag(cluster: Cluster, turn: Turn, name: str, value: str | None) -> Answer:
     flags = cluster.flags
-    flag = find_flag(name, flags.started)
+    flag = find_flag(name)
     if isinstance(flag, ErrorDetail):
         return flag
     new = read_run_time_value(flag, flags.started[flag][0] if value is None else value)
     if isinstance(new, ErrorDetail):
         return new
-    if value is None:
-        flags.at_run_time.pop(flag, None)
-    else:
-        flags.at_run_time[flag] = new
+    flags.change(flag, None if value is None else new)
     turn.persist(FlagRecorded(flag, None if value is None else new))
     rescinded = apply_flag(cluster, turn, flag)
     view: FlagView = flags.view(flag)

@@ -1,0 +1,113 @@
+"""What an operator looks at first, in Prometheus' form.
+
+The event loop takes a snapshot now and then; scrapes, which come in a thread of their own, only see snapshots.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from bursar.core.messages.operator import AgentState, FrameworkState
+from bursar.core.resources import BYTE_KINDS, MILLI, holding_total
+from bursar.master.machine import MasterMachine
+from bursar.runtime.driver import Driver
+
+BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+
+@dataclass(slots=True)
+class _Snapshot:
+    gauges: list[tuple[str, str, dict[str, str], float]] = field(default_factory=list)
+    counters: list[tuple[str, str, dict[str, str], float]] = field(default_factory=list)
+
+
+class MasterMetrics(Collector):
+    """Metrics of one master, prefixed `bursar_master_`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._snapshot = _Snapshot()
+        self.commit_seconds = Histogram(
+            "bursar_master_registry_commit_seconds",
+            "Time to make one batch durable",
+            registry=registry,
+            buckets=BUCKETS_S,
+        )
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """The newest snapshot."""
+        snapshot = self._snapshot
+        for make, rows in ((GaugeMetricFamily, snapshot.gauges), (CounterMetricFamily, snapshot.counters)):
+            families: dict[str, Metric] = {}
+            for name, help_text, labels, value in rows:
+                family = families.get(name)
+                if family is None:
+                    family = families[name] = make(f"bursar_master_{name}", help_text, labels=list(labels))
+                family.add_metric(list(labels.values()), value)  # type: ignore[attr-defined]
+            yield from families.values()
+
+    def take(self, machine: MasterMachine, driver: Driver) -> None:
+        """Take a snapshot; called in the event loop."""
+        cluster = machine.cluster
+        snapshot = _Snapshot()
+
+        def gauge(name: str, help_text: str, value: float, **labels: str) -> None:
+            snapshot.gauges.append((name, help_text, labels, value))
+
+        def counter(name: str, help_text: str, value: float, **labels: str) -> None:
+            snapshot.counters.append((name, help_text, labels, value))
+
+        gauge("term", "This master's reign", cluster.term)
+        agent_states = Counter(agent.state for agent in cluster.agents.values())
+        for agent_state in list(AgentState)[1:]:
+            gauge("agents", "Agents by state", agent_states[agent_state], state=agent_state.name.lower())
+        framework_states = Counter(framework.state for framework in cluster.frameworks.values())
+        for framework_state in (FrameworkState.ACTIVE, FrameworkState.DISCONNECTED):
+            gauge(
+                "frameworks",
+                "Frameworks by state",
+                framework_states[framework_state],
+                state=framework_state.name.lower(),
+            )
+        task_states = Counter(cluster.tasks[key].state for agent in cluster.agents.values() for key in agent.tasks)
+        for task_state, count in sorted(task_states.items()):
+            gauge("tasks", "Tasks that are not terminal, by state", count, state=task_state.name.lower())
+        gauge("offers_outstanding", "Offers that wait for an answer", len(cluster.offers))
+        gauge("refuse_filters", "Filters of declined offers", len(cluster.filters))
+        uses: dict[str, Counter[str]] = {
+            "total": Counter(),
+            "free": Counter(),
+            "offered": Counter(),
+            "allocated": Counter(),
+        }
+        for books in cluster.ledger.books.values():
+            if books.counted:
+                uses["total"].update(holding_total(books.total).amounts())
+                uses["free"].update(holding_total(books.free).amounts())
+                uses["offered"].update(books.offered_total().amounts())
+                uses["allocated"].update(books.allocated_total().amounts())
+        for use, amounts in uses.items():
+            for kind in sorted(uses["total"]):
+                scale = 1 if kind in BYTE_KINDS else MILLI
+                help_text = "Resources of reachable agents; bytes for mem and disk"
+                gauge("resources", help_text, amounts[kind] / scale, kind=kind, use=use)
+        counters = cluster.counters
+        for outcome in ("made", "accepted", "declined", "rescinded", "expired"):
+            counter("offers", "Offers by outcome", getattr(counters, f"offers_{outcome}"), outcome=outcome)
+        counter("calls_refused", "Accepts that were refused", counters.calls_refused)
+        counter("allocation_cycles", "Allocation cycles", counters.cycles)
+        counter("tasks_launched", "Tasks launched", counters.tasks_launched)
+        for task_state, count in sorted(counters.tasks_ended.items()):
+            counter("tasks_ended", "Tasks ended, by state", count, state=task_state.name.lower())
+        counter("agent_registrations", "Agents that registered", counters.agent_registrations)
+        counter("agents_made_unreachable", "Agents given up", counters.agents_made_unreachable)
+        counter("framework_subscriptions", "Frameworks that subscribed", counters.framework_subscriptions)
+        counter("events", "Events stepped", driver.events_total)
+        counter("stalls", "Times that the process did not run for a while", driver.stalls_total)
+        self._snapshot = snapshot

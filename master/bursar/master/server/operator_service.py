@@ -1,0 +1,67 @@
+"""OperatorService: one method per noun and verb, all answered by the machine; logs and events are streamed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from bursar.core.errors import ErrorDetail
+from bursar.core.messages.operator import GetTaskRequest
+from bursar.master.server.hub import Hub
+from bursar.master.server.logs import LogRelays
+from bursar.master.server.streams import Refusal
+from bursar.runtime.codec import decode, encode, operator_types
+from bursar.runtime.rpc import abort
+from bursar.v1 import operator_service_pb2 as pb
+
+#: Answered outside the machine.
+STREAMED = frozenset({"ReadTaskLog", "Watch"})
+
+
+def _unary(method: str) -> Callable[..., Awaitable[Any]]:
+    request_type, _ = operator_types(method)
+
+    async def handle(self: OperatorServicer, request: Any, context: Any) -> Any:
+        answer = await self.hub.ask(decode(request_type, request))
+        if isinstance(answer, ErrorDetail):
+            await abort(context, answer)
+        return encode(answer)
+
+    handle.__name__ = method
+    handle.__doc__ = f"See {method} in operator_service.proto."
+    return handle
+
+
+class OperatorServicer:
+    """Unary methods are made from the contract; each is decode, ask, encode."""
+
+    def __init__(self, hub: Hub, logs: LogRelays) -> None:
+        self.hub = hub
+        self._logs = logs
+
+    async def ReadTaskLog(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """A task's outputs, from its agent."""
+        answer = await self.hub.ask(GetTaskRequest(request.task))
+        if isinstance(answer, ErrorDetail):
+            await abort(context, answer)
+            return
+        tail = request.tail_bytes if request.HasField("tail_bytes") else None
+        try:
+            async for chunk in self._logs.read(answer.task, request.follow, tail):
+                yield pb.ReadTaskLogResponse(chunk=chunk)
+        except Refusal as refusal:
+            await abort(context, refusal.error)
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        """What happens, from now on."""
+        outbox = self.hub.watch()
+        try:
+            while batch := await outbox.next_batch():
+                yield pb.WatchResponse(events=batch)
+        finally:
+            self.hub.unwatch(outbox)
+
+
+for _method in pb.DESCRIPTOR.services_by_name["OperatorService"].methods:
+    if _method.name not in STREAMED:
+        setattr(OperatorServicer, _method.name, _unary(_method.name))
