@@ -145,7 +145,10 @@ class _Run:
             if self._over:
                 return self._code_without_end()
             if self._signal is not None or self._output_closed:
-                return await self._kill()
+                code = await self._kill()
+                if not self._output_closed:
+                    await self._drain(copy)
+                return code
             if framework.task.status.state is TaskState.UNREACHABLE:
                 self._say_once(f"{framework.task.hostname or 'its agent'} does not answer; waiting for it")
             await self._wait(None)

@@ -1,0 +1,377 @@
+"""Every other command as a process: output forms, exit codes, words on stderr. The JSON is a contract and is tested as one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+
+from bursar.cli.main import run
+from bursar.core.devices import Device
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.messages import operator as op
+from bursar.core.messages.framework import FrameworkInfo
+from bursar.core.messages.offers import Offer
+from bursar.core.resources import Reservation, ReservationType, ReservedResources, Resources
+from bursar.core.tasks import StatusReason, TaskSpec, TaskState
+
+GPU = "GPU-11111111-1111-1111-1111-111111111111"
+STACK = (Reservation(ReservationType.DYNAMIC, "research", "", (("why", "paper"),)),)
+SOME = Resources({"cpus": 4000, "mem": 8 * 2**30}, (), frozenset({GPU}))  # type: ignore[arg-type]
+DEVICE = Device(GPU, "gpus", "Simulated", 16 * 2**30, 3, driver="simulated")  # type: ignore[arg-type]
+AGENT: Any = op.AgentView(
+    "agent-1", "node-1", op.AgentState.RECOVERING, {"rack": "r1", "generation": 3500}, "process", "0.1.0",  # type: ignore[arg-type]
+    total=SOME, free=SOME, buckets=(ReservedResources(STACK, SOME),), devices=(DEVICE,), tasks=2, registered_at_ms=1_700_000_000_000,
+    incarnation=2**62,
+)  # fmt: skip
+FRAMEWORK: Any = op.FrameworkView(
+    FrameworkInfo("framework-1", "1", "trainer", ("a", "b"), ("GPU_RESOURCES", "OWN")),  # type: ignore[arg-type]
+    op.FrameworkState.ACTIVE, tasks=1,
+)  # fmt: skip
+TASK: Any = op.TaskView(
+    "framework-1", "task-1", "train", "a", "agent-1", "node-1", TaskState.FAILED, StatusReason.COMMAND_EXITED, "", 3,  # type: ignore[arg-type]
+    (ReservedResources(STACK, SOME),), TaskSpec("task-1", command=("sh", "-c", "x")), 1, 2,  # type: ignore[arg-type]
+)  # fmt: skip
+ROLE: Any = op.RoleView("research", 2000, 333_333, allocated=SOME, framework_ids=("framework-1",))  # type: ignore[arg-type]
+OFFER: Any = op.OfferView(
+    Offer("1-O1", "framework-1", "a", "agent-1", 1, (ReservedResources(STACK, SOME),), 30_000),
+    "node-1",
+    "trainer",
+    5,  # type: ignore[arg-type]
+)
+VIEW: Any = op.DeviceView("agent-1", "node-1", DEVICE, "allocated", "research", "framework-1", "task-1")  # type: ignore[arg-type]
+RESERVATION: Any = op.ReservationView("agent-1", "node-1", STACK, SOME)  # type: ignore[arg-type]
+FLAG = op.FlagView("filter-gpu-resources", "true", "default")
+MASTER = op.MasterView("cluster-1", 3, "0.1.0", "127.0.0.1:5050", 1, 2, 3, 4, 5)
+
+
+@pytest.fixture
+def answers(master: Any) -> Any:
+    master.operator |= {
+        "GetMaster": lambda r: op.GetMasterResponse(MASTER),
+        "ListAgents": lambda r: op.ListAgentsResponse((AGENT,)),
+        "GetAgent": lambda r: op.GetAgentResponse(AGENT),
+        "ListFrameworks": lambda r: op.ListFrameworksResponse((FRAMEWORK,)),
+        "GetFramework": lambda r: op.GetFrameworkResponse(FRAMEWORK),
+        "TeardownFramework": lambda r: op.TeardownFrameworkResponse(FRAMEWORK),
+        "ListRoles": lambda r: op.ListRolesResponse((ROLE,)),
+        "ListOffers": lambda r: op.ListOffersResponse((OFFER,)),
+        "ListTasks": lambda r: op.ListTasksResponse((TASK,)),
+        "GetTask": lambda r: op.GetTaskResponse(TASK),
+        "KillTask": lambda r: op.KillTaskResponse(TASK),
+        "ListDevices": lambda r: op.ListDevicesResponse((VIEW,)),
+        "ReserveResources": lambda r: op.ReserveResourcesResponse(RESERVATION),
+        "UnreserveResources": lambda r: op.UnreserveResourcesResponse(RESERVATION),
+        "ListReservations": lambda r: op.ListReservationsResponse((RESERVATION,)),
+        "ListFlags": lambda r: op.ListFlagsResponse((FLAG,)),
+        "GetFlag": lambda r: op.GetFlagResponse(FLAG),
+        "SetFlag": lambda r: op.SetFlagResponse(FLAG, 2),
+        "UnsetFlag": lambda r: op.UnsetFlagResponse(FLAG),
+    }
+    return master
+
+
+RESERVE = ("--role", "research", "--agent", "node-1", "--resources", "gpus:2;cpus:4")
+LISTS = [
+    (("agent", "ls"), "agent-1"),
+    (("framework", "ls"), "framework-1"),
+    (("role", "ls"), "research"),
+    (("offer", "ls"), "1-O1"),
+    (("task", "ls"), "framework-1/task-1"),
+    (("gpu", "ls"), GPU),
+    (("reservation", "ls"), "agent-1"),
+    (("flag", "ls"), "filter-gpu-resources"),
+]
+SHOWS = [
+    (("agent", "show", "node-1"), "agent-1"),
+    (("framework", "show", "f"), "framework-1"),
+    (("framework", "teardown", "f"), "framework-1"),
+    (("task", "show", "t"), "framework-1/task-1"),
+    (("task", "kill", "t", "--grace", "10s"), "framework-1/task-1"),
+    (("flag", "get", "filter-gpu-resources"), "filter-gpu-resources"),
+    (("flag", "set", "filter-gpu-resources", "false"), "filter-gpu-resources"),
+    (("flag", "unset", "filter-gpu-resources"), "filter-gpu-resources"),
+    (("master", "status"), "cluster-1"),
+    (("reserve", *RESERVE), "agent-1"),
+    (("unreserve", *RESERVE), "agent-1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), LISTS + SHOWS, ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else ""
+)
+async def test_three_forms(answers: Any, bursar: Any, command: tuple[str, ...], name: str) -> None:
+    table, as_json, names = await asyncio.gather(
+        bursar(*command), bursar(*command, "-o", "json"), bursar(*command, "-o", "name")
+    )
+    assert (table.code, as_json.code, names.code) == (0, 0, 0)
+    assert names.stdout == name + "\n"
+    value = json.loads(as_json.stdout)
+    assert isinstance(value, list if (command, name) in LISTS else dict)
+    assert name.rpartition("/")[2] in table.stdout and "\x1b" not in table.stdout and table.stdout.isascii()
+    if (command, name) in LISTS:
+        assert len(table.stdout.splitlines()) == 2 and table.stdout.split()[0].isupper()
+
+
+async def test_json_of_a_flag_is_exactly_this(answers: Any, bursar: Any) -> None:
+    done = await bursar("flag", "get", "--", "--filter_gpu_resources", "-o", "json")
+    assert done.code == 2, "options come before --"
+    done = await bursar("flag", "get", "-o", "json", "filter_gpu_resources")
+    assert json.loads(done.stdout) == {"name": "filter-gpu-resources", "value": "true", "source": "default"}
+    assert answers.operator_calls[-1][1].name == "filter-gpu-resources"
+
+
+async def test_json_of_an_agent_is_the_contract(answers: Any, bursar: Any) -> None:
+    resources = {
+        "cpus_milli": 4000,
+        "mem_bytes": 8 * 2**30,
+        "disk_bytes": 0,
+        "ports": [],
+        "device_uuids": [GPU],
+        "custom_milli": {},
+    }
+    nothing = {**resources, "cpus_milli": 0, "mem_bytes": 0, "device_uuids": []}
+    device = {
+        "uuid": GPU,
+        "kind": "gpus",
+        "model": "Simulated",
+        "mem_bytes": 16 * 2**30,
+        "index": 3,
+        "numa_node": None,
+        "pci_address": "",
+        "parent_uuid": "",
+        "links": [],
+        "health": "HEALTHY",
+        "health_reason": "",
+        "driver": "simulated",
+        "attributes": {},
+    }
+    level = {"type": "DYNAMIC", "holder": "research", "principal": "", "labels": {"why": "paper"}}
+    agents = json.loads((await bursar("agent", "ls", "-o", "json")).stdout)
+    assert agents == [
+        {
+            "agent_id": "agent-1",
+            "hostname": "node-1",
+            "state": "RECOVERING",
+            "attributes": {"generation": {"scalar_milli": 3500}, "rack": {"text": "r1"}},
+            "runtime": "process",
+            "version": "0.1.0",
+            "total": resources,
+            "free": resources,
+            "offered": nothing,
+            "allocated": nothing,
+            "withheld": nothing,
+            "withheld_reasons": [],
+            "excess": nothing,
+            "buckets": [{"stack": [level], "resources": resources}],
+            "devices": [device],
+            "tasks": 2,
+            "registered_at_ms": 1_700_000_000_000,
+            "boot_id": "",
+            "incarnation": 2**62,
+            "runs_without_image": False,
+        }
+    ]
+
+
+async def test_json_says_null_for_what_is_not_there(answers: Any, bursar: Any) -> None:
+    answers.operator["GetTask"] = lambda r: op.GetTaskResponse(op.TaskView("f", "t", state=TaskState.RUNNING))  # type: ignore[arg-type]
+    task = json.loads((await bursar("task", "show", "-o", "json", "t")).stdout)
+    assert (
+        task["exit_code"] is None
+        and task["spec"] is None
+        and task["state"] == "RUNNING"
+        and task["reason"] == "UNSPECIFIED"
+    )
+
+
+async def test_all_pages_are_read(answers: Any, bursar: Any) -> None:
+    pages = {"": (op.FlagView("a", "1", "default"), "2"), "2": (op.FlagView("b", "2", "default"), "")}
+    answers.operator["ListFlags"] = lambda r: op.ListFlagsResponse(
+        (pages[r.page.page_token][0],), pages[r.page.page_token][1]
+    )
+    assert (await bursar("flag", "ls", "-o", "name")).stdout == "a\nb\n"
+
+
+async def test_an_empty_list(answers: Any, bursar: Any) -> None:
+    answers.operator["ListAgents"] = lambda r: op.ListAgentsResponse(())
+    assert (await bursar("agent", "ls", "-o", "json")).stdout == "[]\n"
+    assert (await bursar("agent", "ls", "-o", "name")).stdout == ""
+    assert (await bursar("agent", "ls")).stdout.split() == [
+        "AGENT",
+        "HOSTNAME",
+        "STATE",
+        "TOTAL",
+        "FREE",
+        "TASKS",
+        "RUNTIME",
+    ]
+
+
+async def test_names_of_others_do_not_reach_the_terminal_raw(answers: Any, bursar: Any) -> None:
+    answers.operator["GetTask"] = lambda r: op.GetTaskResponse(op.TaskView("f", "t", "evil\x1b[2J\nname\u202e"))  # type: ignore[arg-type]
+    done = await bursar("task", "show", "t", PYTHONIOENCODING="ascii:strict", LC_ALL="C")
+    assert done.code == 0 and "evil\\x1b[2J" in done.stdout and "\x1b" not in done.stdout
+
+
+async def test_nothing_is_cut_off_a_terminal(answers: Any, bursar: Any) -> None:
+    long = "x" * 500
+    answers.operator["ListFlags"] = lambda r: op.ListFlagsResponse((op.FlagView("a", long, "default"),))
+    assert long in (await bursar("flag", "ls", COLUMNS="40")).stdout
+
+
+async def test_reserve_sends_what_was_asked_and_names_the_devices(answers: Any, bursar: Any) -> None:
+    done = await bursar("reserve", *RESERVE, "--label", "why=paper")
+    assert done.code == 0 and GPU in done.stdout
+    again = await bursar("unreserve", *RESERVE)
+    (_, first), (_, second) = answers.operator_calls
+    assert (first.agent, first.role, first.resources.gpus, first.resources.cpus_milli) == (
+        "node-1",
+        "research",
+        2,
+        4000,
+    )
+    assert dict(first.labels) == {"why": "paper"} and again.code == 0
+    assert first.request_id and second.request_id and first.request_id != second.request_id
+
+
+async def test_rescinded_offers_are_told_on_stderr(answers: Any, bursar: Any) -> None:
+    done = await bursar("flag", "set", "filter-gpu-resources", "false", "-o", "name")
+    assert (done.stdout, done.stderr) == ("filter-gpu-resources\n", "2 outstanding offers were rescinded\n")
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (ErrorReason.NOT_FOUND, 3),
+        (ErrorReason.AMBIGUOUS, 3),
+        (ErrorReason.RESOURCES_IN_USE, 1),
+        (ErrorReason.INVALID_ARGUMENT, 1),
+        (ErrorReason.NEEDS_RESTART, 1),
+        (ErrorReason.AGENT_UNAVAILABLE, 1),
+        (ErrorReason.INTERNAL, 1),
+    ],
+)
+async def test_a_refusal_says_what_and_what_to_do(answers: Any, bursar: Any, reason: ErrorReason, code: int) -> None:
+    answers.operator["GetAgent"] = lambda r: ErrorDetail(reason, "what is wrong", "what to do")
+    done = await bursar("agent", "show", "x")
+    assert (done.code, done.stdout, done.stderr) == (code, "", "error: what is wrong\nhint: what to do\n")
+
+
+async def test_no_master_within_ten_seconds(bursar: Any, unused_tcp_port: int) -> None:
+    begin = time.monotonic()
+    done = await bursar("agent", "ls", "--master", f"127.0.0.1:{unused_tcp_port}")
+    assert done.code == 4 and done.stdout == "" and "no master answers" in done.stderr and "hint: " in done.stderr
+    assert 8 < time.monotonic() - begin < 15
+
+
+async def test_a_master_that_comes_late_is_waited_for(answers: Any, bursar: Any) -> None:
+    await answers.stop()
+    process = await bursar.start("agent", "ls", "-o", "name")
+    await asyncio.sleep(2)
+    await answers.start()
+    assert (await bursar.finish(process)).stdout == "agent-1\n"
+
+
+async def test_a_repeated_order_carries_the_same_request_id(answers: Any, bursar: Any) -> None:
+    failures = [ErrorDetail(ErrorReason.SHUTTING_DOWN, "ending")]
+    answers.operator["SetFlag"] = lambda r: failures.pop() if failures else op.SetFlagResponse(FLAG)
+    assert (await bursar("flag", "set", "filter-gpu-resources", "false")).code == 0
+    (_, first), (_, second) = answers.operator_calls
+    assert first.request_id == second.request_id
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "nope",
+        "--nope",
+        "agent ls --nope",
+        "agent ls -o yaml",
+        "agent show",
+        "agent ls --master nowhere",
+        "run",
+        "run --nope true",
+        "run --gpus -1 true",
+        "run --gpus 0.5 true",
+        "run --gpus 1e3 true",
+        "run --cpus nan true",
+        "run --cpus 0.0001 true",
+        "run --cpus 99999999999999999 true",
+        "run --mem 1GB true",
+        "run --cpus 0 --mem 0 true",
+        "run --role a//b true",
+        "run --role -x true",
+        "run --wait 5 true",
+        "run --env =1 true",
+        "batch true",
+        "batch --count 0 true",
+        "batch --count 1",
+        "reserve --role * --agent a --resources gpus:1",
+        "reserve --role a --agent a --resources gpus:0.5",
+        "reserve --role a --agent a --resources gpus(b):1",
+        "reserve --role a --agent a --resources nothing",
+        "reserve --role a --resources gpus:1",
+        "task logs --tail -1 t",
+        "task kill --grace soon t",
+    ],
+)
+def test_wrong_usage_is_2_and_says_why(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, said = run(command.split()), capsys.readouterr()
+    assert code == 2 and said.out == "" and "Error: " in said.err and said.err.count("\n") >= 2
+
+
+def test_a_bug_of_ours_is_named_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bursar.cli.version.metadata", None)
+    code, said = run(["version"]), capsys.readouterr()
+    assert code == 1 and "this is a bug in bursar: AttributeError" in said.err and "Traceback" not in said.err
+
+
+async def test_a_wrong_environment_is_wrong_usage(bursar: Any) -> None:
+    done = await bursar("agent", "ls", BURSAR_MASTER="nowhere")
+    assert done.code == 2 and "BURSAR_MASTER" in done.stderr
+
+
+async def test_logs_go_where_they_came_from(answers: Any, bursar: Any) -> None:
+    from types import SimpleNamespace
+
+    log = [(1, b"out \xff\n"), (2, b"err\n")]
+    answers.tasks["task-1"] = SimpleNamespace(log=log, grew=asyncio.Event(), state=TaskState.FINISHED, process=None)
+    for arguments in (["task-1"], ["-f", "task-1"]):
+        process = await bursar.start("task", "logs", *arguments)
+        assert await process.communicate() == (b"out \xff\n", b"err\n") and process.returncode == 0
+
+
+async def test_logs_of_nothing(answers: Any, bursar: Any) -> None:
+    answers.operator["GetTask"] = lambda r: ErrorDetail(ErrorReason.NOT_FOUND, "no task t", "see bursar task ls --all")
+    assert (await bursar("task", "logs", "t")).code == 3
+
+
+async def test_a_reader_that_went_away_is_no_error_message(answers: Any, bursar: Any) -> None:
+    answers.operator["ListFlags"] = lambda r: op.ListFlagsResponse(
+        tuple(op.FlagView(f"f{n}", "x" * 99, "default") for n in range(5000))
+    )
+    process = await bursar.start("flag", "ls")
+    await asyncio.wait_for(process.stdout.readline(), 20)
+    process._transport.get_pipe_transport(1).close()
+    assert await asyncio.wait_for(process.wait(), 20) == 141
+    assert await process.stderr.read() == b""
+
+
+async def test_version_needs_no_master(bursar: Any) -> None:
+    done = await bursar("version", BURSAR_MASTER="127.0.0.1:1")
+    assert done.code == 0 and done.stdout.startswith("bursar ")
+    assert json.loads((await bursar("version", "-o", "json")).stdout)["version"] == done.stdout.split()[1]
+
+
+async def test_help_of_every_command(bursar: Any) -> None:
+    done = await bursar("--help")
+    commands = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
+    assert {"run", "agent", "reserve", "flag", "version"} <= set(commands)
+    helps = [await bursar(command, "--help") for command in commands]
+    assert all(done.code == 0 and "Usage: bursar" in done.stdout for done in helps)
