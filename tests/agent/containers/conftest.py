@@ -176,6 +176,14 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield made
 
 
+@pytest.fixture(name="make_bench")
+def make_bench_fixture(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """`async with make_bench(kind)`: for tests of one runtime alone."""
+    for needed in ("docker_image", "docker_agent") if "docker" in request.module.__name__ else ():
+        request.getfixturevalue(needed)
+    return lambda kind: make_bench(kind, request, tmp_path)
+
+
 @contextlib.asynccontextmanager
 async def make_bench(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     agent_id = AgentId("0f5e7a52-agent")

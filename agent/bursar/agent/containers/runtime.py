@@ -1,7 +1,7 @@
 """The interface between the agent and whatever runs its tasks.
 
 A runtime keeps no state of its own that a restart would miss: what runs is found again by label (docker) or by the records
-of the shim in the sandbox (process).
+that its shims keep locked (process).
 """
 
 from __future__ import annotations
@@ -108,7 +108,10 @@ class ContainerRuntime(Protocol):
         """Connect and begin to watch. Raises RuntimeUnavailable."""
 
     async def recover(self) -> list[RecoveredContainer]:
-        """Find every container of this agent from an earlier life and watch those that still run."""
+        """Find every container of this agent from an earlier life and watch those that still run.
+
+        One that was never begun, because the agent died first, is not among them. Raises RuntimeUnavailable.
+        """
 
     async def start(self, spec: ContainerSpec) -> None:
         """Start a container; on return it runs (or has already ended, which `on_exit` tells). Raises LaunchFailed."""

@@ -1,0 +1,598 @@
+"""Tasks as containers of a Docker engine.
+
+The engine keeps everything: what runs is found again by label, exit codes and outputs stay with the container until it is
+removed. One thread reads the engine's events; all other calls go to bounded pools. When the engine goes away its containers
+are given `engine_patience_s` to be seen again, then they are reported lost; one that turns out to have survived is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import docker.errors
+
+from bursar.agent.containers.docker_engine import (
+    CONNECTION_ERRORS,
+    ENGINE_ERRORS,
+    LABEL_CONTAINER,
+    DockerEngine,
+    Phase,
+    Seen,
+    words_of,
+)
+from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES, LogFile, log_files
+from bursar.agent.containers.process import boot_id
+from bursar.agent.containers.runtime import (
+    ContainerExit,
+    ContainerId,
+    ContainerSpec,
+    ExitCallback,
+    LaunchFailed,
+    RecoveredContainer,
+    RuntimeUnavailable,
+)
+from bursar.core.ids import AgentId
+from bursar.core.tasks import StatusReason
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+#: More starts in flight per core only add latency.
+_STARTS_PER_CORE = 2
+_CALLS = 4
+_PULLS = 2
+_RECONNECT_S = (0.1, 0.2, 0.5, 1.0)
+_PUMP_ENDS_S = 10.0
+#: What an engine makes of a container that it lost sight of.
+_CODES_OF_A_LOST_ENGINE = (137, 255)
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """A container whose end is to be told."""
+
+    container_id: ContainerId
+    sandbox: Path
+    #: False until `start` returns: an end is not told before.
+    is_started: bool = False
+    #: Its end, not told yet.
+    exit: ContainerExit | None = None
+    had_oom: bool = False
+    kill_timer: asyncio.TimerHandle | None = None
+
+
+class DockerRuntime:
+    """Runs tasks in containers.
+
+    `network_mode` is Docker's (`bridge`, `none`, `host`, …); `base_url` of None takes `DOCKER_HOST` or the usual socket.
+    `log_limit_bytes` holds for each output in the sandbox and about for both together in the engine.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        agent_id: AgentId,
+        *,
+        network_mode: str = "bridge",
+        log_limit_bytes: int = DEFAULT_LOG_LIMIT_BYTES,
+        log_check_interval_s: float = 1.0,
+        engine_patience_s: float = 10.0,
+        base_url: str | None = None,
+    ) -> None:
+        starts = _STARTS_PER_CORE * (os.cpu_count() or 1)
+        self._engine = DockerEngine(agent_id, "", network_mode, log_limit_bytes, base_url, starts + _CALLS + _PULLS + 8)
+        self._starts = ThreadPoolExecutor(starts, "docker-start")
+        self._calls = ThreadPoolExecutor(_CALLS, "docker-call")
+        self._pulls = ThreadPoolExecutor(_PULLS, "docker-pull")
+        self._log_limit_bytes = log_limit_bytes
+        self._log_check_interval_s = log_check_interval_s
+        self._engine_patience_s = engine_patience_s
+        self._watched: dict[ContainerId, _Watched] = {}
+        #: Reported lost while the engine was away; removed when it is back, before anything is started again.
+        self._lost: set[ContainerId] = set()
+        self._pumps: dict[ContainerId, _LogPump] = {}
+        self._pulling: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_up = False
+        self._is_closing = threading.Event()
+        self._events: _EventThread | None = None
+        self._patience_timer: asyncio.TimerHandle | None = None
+        self._log_timer: asyncio.TimerHandle | None = None
+        self._on_exit: ExitCallback | None = None
+        self._first_connect = asyncio.Event()
+
+    async def open(self, on_exit: ExitCallback) -> None:
+        """Connect to the engine and listen to its events. Raises RuntimeUnavailable."""
+        loop = asyncio.get_running_loop()
+        self._on_exit = on_exit
+        self._engine.boot_id = boot_id()
+        try:
+            await loop.run_in_executor(self._calls, self._engine.connect)
+        except ENGINE_ERRORS as error:
+            raise RuntimeUnavailable(
+                f"no Docker engine can be used here: {_root_cause(error)}; start one and see that this user may talk to it, "
+                "or run tasks as plain processes with --runtime process"
+            ) from error
+        self._first_connect = asyncio.Event()
+        self._events = _EventThread(
+            self._engine, loop, self._is_closing, self._on_event, self._connected, self._disconnected
+        )
+        self._events.start()
+        try:
+            await asyncio.wait_for(self._first_connect.wait(), self._engine_patience_s)
+        except TimeoutError:
+            raise RuntimeUnavailable(
+                "the Docker engine answers, but tells no events; restart it, or use --runtime process"
+            ) from None
+        self._log_timer = loop.call_later(self._log_check_interval_s, self._check_logs)
+
+    async def recover(self) -> list[RecoveredContainer]:
+        """List this agent's containers; those never started are removed. Raises RuntimeUnavailable."""
+        try:
+            return await self._recover()
+        except ENGINE_ERRORS as error:
+            raise RuntimeUnavailable(f"the Docker engine went away: {_root_cause(error)}") from error
+
+    async def _recover(self) -> list[RecoveredContainer]:
+        recovered = []
+        for seen in await self._call(self._engine.containers):
+            if seen.container_id in self._watched:
+                continue
+            if seen.phase is Phase.CREATED:
+                await self._call(self._engine.remove, seen.container_id, True)
+            elif seen.phase is Phase.RUNNING:
+                self._watched[seen.container_id] = _Watched(seen.container_id, Path(seen.sandbox), True)
+                recovered.append(RecoveredContainer(seen.container_id, None))
+            else:
+                recovered.append(RecoveredContainer(seen.container_id, seen.exit))
+        # One may have ended between the listing and our watching.
+        await self._look_again([found.container_id for found in recovered if found.exit is None])
+        return recovered
+
+    async def start(self, spec: ContainerSpec) -> None:
+        """Create and start a container, pulling its image if need be. Raises LaunchFailed."""
+        if not spec.image:
+            raise LaunchFailed(
+                StatusReason.LAUNCH_FAILED,
+                "a task without an image cannot run in Docker: name one, or set --default-image",
+            )
+        if not self._is_up:
+            raise LaunchFailed(StatusReason.ENGINE_LOST, "the Docker engine does not answer at the moment")
+        watched = self._watched[spec.container_id] = _Watched(spec.container_id, spec.sandbox)
+        try:
+            end = await self._start(spec)
+        except LaunchFailed:
+            self._watched.pop(spec.container_id, None)
+            raise
+        except docker.errors.DockerException as error:
+            self._watched.pop(spec.container_id, None)
+            raise LaunchFailed(StatusReason.LAUNCH_FAILED, words_of(error)) from error
+        except CONNECTION_ERRORS as error:
+            # It may have come to life all the same.
+            self._watched.pop(spec.container_id, None)
+            self._lost.add(spec.container_id)
+            raise LaunchFailed(
+                StatusReason.ENGINE_LOST, f"the Docker engine went away: {_root_cause(error)}"
+            ) from error
+        except BaseException:
+            self._watched.pop(spec.container_id, None)
+            self._lost.add(spec.container_id)
+            raise
+        watched.is_started = True
+        if end is not None:
+            watched.exit = end
+        if watched.exit is not None:
+            asyncio.get_running_loop().call_soon(self._tell, watched)
+
+    async def _start(self, spec: ContainerSpec) -> ContainerExit | None:
+        try:
+            return await self._call(self._create_and_start, spec, pool=self._starts)
+        except docker.errors.ImageNotFound:
+            await self._pull(spec.image)
+        try:
+            return await self._call(self._create_and_start, spec, pool=self._starts)
+        except docker.errors.ImageNotFound as error:
+            raise LaunchFailed(StatusReason.IMAGE_NOT_FOUND, f"image {spec.image}: {words_of(error)}") from error
+
+    def _create_and_start(self, spec: ContainerSpec) -> ContainerExit | None:
+        """In a thread."""
+        try:
+            self._engine.create(spec)
+        except FileExistsError:
+            taken = self._engine.inspect(spec.container_id)
+            if taken is not None and taken.agent_id != self._engine.agent_id:
+                raise LaunchFailed(
+                    StatusReason.LAUNCH_FAILED,
+                    f"a container that is not ours has the name {spec.container_id}: remove it",
+                ) from None
+            if taken is not None and taken.phase is not Phase.CREATED:
+                return taken.exit  # an earlier life of this agent started it: never twice
+            self._engine.remove(spec.container_id, force=True)
+            self._engine.create(spec)
+        try:
+            end = self._engine.start(spec.container_id)
+        except LaunchFailed:
+            with contextlib.suppress(*ENGINE_ERRORS):
+                self._engine.remove(spec.container_id, force=True)
+            raise
+        if end is not None:
+            with contextlib.suppress(OSError), open(spec.sandbox / "stderr", "ab") as file:
+                file.write(f"{end.message}\n".encode())
+        return end
+
+    async def _pull(self, image: str) -> None:
+        """Pull an image, once for all who wait for it."""
+        task = self._pulling.get(image)
+        if task is None:
+            task = asyncio.create_task(self._call(self._engine.pull, image, pool=self._pulls))
+            self._pulling[image] = task
+            task.add_done_callback(lambda _: self._pulling.pop(image, None))
+        try:
+            await asyncio.shield(task)
+        except LaunchFailed as failed:
+            raise LaunchFailed(failed.reason, failed.message) from failed
+
+    async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
+        """SIGTERM to the first process, SIGKILL to all after the grace. A second kill can only shorten the grace."""
+        watched = self._watched.get(container_id)
+        if watched is None:
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + grace_ms / 1000
+        if watched.kill_timer is not None:
+            if watched.kill_timer.when() <= due:
+                return
+            watched.kill_timer.cancel()
+        elif grace_ms > 0:
+            self._send(watched, "SIGTERM")
+        if grace_ms <= 0:
+            self._send(watched, "SIGKILL")
+        else:
+            watched.kill_timer = loop.call_at(due, self._send, watched, "SIGKILL")
+
+    async def remove(self, container_id: ContainerId) -> None:
+        """Save the outputs in the sandbox and remove the container."""
+        if container_id in self._watched:
+            log.warning("container %s still runs: not removed", container_id)
+            return
+        try:
+            seen = await self._call(self._engine.inspect, container_id)
+            if seen is None or seen.agent_id != self._engine.agent_id:
+                return
+            if seen.sandbox and Path(seen.sandbox).is_dir():
+                await self._save_logs(container_id, Path(seen.sandbox))
+            await self._call(self._engine.remove, container_id)
+        except ENGINE_ERRORS as error:
+            # It is found again, by its label, when the engine is back and the agent asks what there is.
+            log.warning("container %s cannot be removed now: %s", container_id, _root_cause(error))
+
+    async def prepare_logs(self, container_id: ContainerId) -> None:
+        """Copy the outputs to the sandbox from now on, beginning with what was printed before."""
+        watched = self._watched.get(container_id)
+        if watched is not None and container_id not in self._pumps:
+            self._pump(container_id, watched.sandbox, follow=True)
+
+    async def close(self) -> None:
+        """Stop listening; containers run on."""
+        self._is_closing.set()
+        for timer in (self._patience_timer, self._log_timer, *(one.kill_timer for one in self._watched.values())):
+            if timer is not None:
+                timer.cancel()
+        self._on_exit = None
+        self._watched.clear()
+        for pump in self._pumps.values():
+            pump.stop()
+        if self._events is not None:
+            await asyncio.to_thread(self._events.stop)
+        for task in list(self._tasks):
+            task.cancel()
+        for pool in (self._starts, self._calls, self._pulls):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._engine.close()
+
+    # What the event thread tells, in the event loop.
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        attributes = (event.get("Actor") or {}).get("Attributes") or {}
+        watched = self._watched.get(ContainerId(attributes.get(LABEL_CONTAINER, "")))
+        if watched is None:
+            return
+        if event.get("Action", event.get("status")) == "oom":
+            watched.had_oom = True
+            return
+        try:
+            code = int(attributes.get("exitCode", ""))
+        except ValueError:
+            code = None
+        if code is None or (code != 0 and (watched.had_oom or code == 137)):
+            self._spawn(self._look_again([watched.container_id]))
+        else:
+            self._ended(watched, ContainerExit(code, StatusReason.COMMAND_EXITED, f"exited with code {code}"))
+
+    def _connected(self, after_outage: bool) -> None:
+        if self._patience_timer is not None:
+            self._patience_timer.cancel()
+            self._patience_timer = None
+        self._first_connect.set()
+        if after_outage:
+            self._spawn(self._reconcile())
+        else:
+            self._is_up = True
+
+    def _disconnected(self, why: str) -> None:
+        if self._is_closing.is_set():
+            return
+        if self._is_up:
+            log.warning("the Docker engine is gone: %s", why)
+        self._is_up = False
+        if self._patience_timer is None:
+            loop = asyncio.get_running_loop()
+            self._patience_timer = loop.call_later(self._engine_patience_s, self._give_up, why)
+
+    def _give_up(self, why: str) -> None:
+        """The engine did not come back in time: its tasks are lost."""
+        for watched in list(self._watched.values()):
+            if watched.is_started:
+                self._lost.add(watched.container_id)
+                self._ended(watched, ContainerExit(None, StatusReason.ENGINE_LOST, f"the Docker engine is gone: {why}"))
+
+    async def _reconcile(self) -> None:
+        """The engine is back: what has become of its containers?"""
+        try:
+            there = {seen.container_id: seen for seen in await self._call(self._engine.containers)}
+        except ENGINE_ERRORS as error:
+            log.warning("the Docker engine is back, but does not answer: %s", _root_cause(error))
+            if self._events is not None:
+                self._events.reconnect()
+            return
+        await self._remove_lost()
+        log.info("the Docker engine is back")
+        self._is_up = True
+        for watched in list(self._watched.values()):
+            if watched.is_started:
+                self._apply(watched, there.get(watched.container_id), after_outage=True)
+
+    async def _remove_lost(self) -> None:
+        """What was reported lost must not live on: its devices are somebody else's by now."""
+        for container_id in list(self._lost):
+            try:
+                await self._call(self._engine.remove, container_id, True)
+            except ENGINE_ERRORS as error:
+                log.warning("container %s cannot be removed now: %s", container_id, _root_cause(error))
+            else:
+                self._lost.discard(container_id)
+
+    async def _look_again(self, container_ids: list[ContainerId]) -> None:
+        """Ask the engine itself how containers are."""
+        for container_id in container_ids:
+            try:
+                seen = await self._call(self._engine.inspect, container_id)
+            except ENGINE_ERRORS as error:
+                log.warning("container %s: %s", container_id, _root_cause(error))
+                continue  # its end will be found when the engine is back
+            if (watched := self._watched.get(container_id)) is not None:
+                self._apply(watched, seen)
+
+    def _apply(self, watched: _Watched, seen: Seen | None, after_outage: bool = False) -> None:
+        if seen is None:
+            self._ended(
+                watched, ContainerExit(None, StatusReason.CONTAINER_LOST, "the container was removed by somebody")
+            )
+        elif seen.exit is not None:
+            end = seen.exit
+            if watched.had_oom and end.exit_code == 137:
+                end = ContainerExit(137, StatusReason.MEM_LIMIT, "the task used more memory than it asked for")
+            if after_outage and end.reason is StatusReason.COMMAND_EXITED and end.exit_code in _CODES_OF_A_LOST_ENGINE:
+                end = ContainerExit(
+                    end.exit_code, StatusReason.ENGINE_LOST, "the task ended when the Docker engine did"
+                )
+            self._ended(watched, end)
+
+    def _ended(self, watched: _Watched, end: ContainerExit) -> None:
+        if watched.exit is None:
+            watched.exit = end
+        if watched.is_started:
+            self._tell(watched)
+
+    def _tell(self, watched: _Watched) -> None:
+        """Report an end, once."""
+        if self._watched.get(watched.container_id) is not watched or watched.exit is None:
+            return
+        del self._watched[watched.container_id]
+        if watched.kill_timer is not None:
+            watched.kill_timer.cancel()
+        if self._on_exit is not None:
+            self._on_exit(watched.container_id, watched.exit)
+
+    # Small parts.
+
+    def _send(self, watched: _Watched, name: str) -> None:
+        if self._watched.get(watched.container_id) is watched:
+            self._spawn(self._signal(watched.container_id, name))
+
+    async def _signal(self, container_id: ContainerId, name: str) -> None:
+        try:
+            await self._call(self._engine.signal, container_id, name)
+        except ENGINE_ERRORS as error:
+            log.warning("container %s: cannot send %s: %s", container_id, name, _root_cause(error))
+
+    def _pump(self, container_id: ContainerId, sandbox: Path, follow: bool) -> _LogPump:
+        pump = self._pumps[container_id] = _LogPump(self._engine, container_id, sandbox, follow)
+        return pump
+
+    async def _save_logs(self, container_id: ContainerId, sandbox: Path) -> None:
+        """All that was printed is in the sandbox afterwards, by the pump that copies it already, or by one of now."""
+        pump = self._pumps.get(container_id) or self._pump(container_id, sandbox, follow=False)
+        try:
+            await pump.wait(_PUMP_ENDS_S)
+        finally:
+            self._pumps.pop(container_id, None)
+        for file in pump.files:
+            try:
+                file.cut(self._log_limit_bytes)
+                file.compact()
+            except OSError as error:
+                log.warning("cannot tidy %s: %s", file.path, error)
+
+    def _check_logs(self) -> None:
+        for pump in self._pumps.values():
+            for file in pump.files:
+                file.cut(self._log_limit_bytes)
+        self._log_timer = asyncio.get_running_loop().call_later(self._log_check_interval_s, self._check_logs)
+
+    async def _call(self, function: Callable[..., _T], *arguments: Any, pool: ThreadPoolExecutor | None = None) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(pool or self._calls, function, *arguments)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _EventThread:
+    """Reads the engine's events, and comes back to an engine that went away."""
+
+    def __init__(
+        self,
+        engine: DockerEngine,
+        loop: asyncio.AbstractEventLoop,
+        closing: threading.Event,
+        on_event: Callable[[dict[str, Any]], None],
+        on_connected: Callable[[bool], None],
+        on_disconnected: Callable[[str], None],
+    ) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._closing = closing
+        self._on_event = on_event
+        self._on_connected = on_connected
+        self._on_disconnected = on_disconnected
+        self._stream: Any = None
+        self._thread = threading.Thread(target=self._run, name="docker-events", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def reconnect(self) -> None:
+        """Begin anew: the stream seems alive, but the engine does not answer."""
+        stream = self._stream
+        if stream is not None:
+            with contextlib.suppress(Exception):  # whatever state it is in
+                stream.close()
+
+    def stop(self) -> None:
+        """Blocks until the thread is done, for a little while."""
+        self._closing.set()
+        self.reconnect()
+        self._thread.join(5)
+
+    def _post(self, function: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _run(self) -> None:
+        after_outage = False
+        attempt = 0
+        while not self._closing.is_set():
+            why = "it ended the stream of events"
+            try:
+                # Listening begins before anybody looks what there is: no end falls in between.
+                self._stream = self._engine.events()
+                self._post(self._on_connected, after_outage)
+                attempt = 0
+                for event in self._stream:
+                    self._post(self._on_event, event)
+            except Exception as error:  # noqa: BLE001 - whatever a dying engine makes of HTTP and JSON
+                why = _root_cause(error)
+            self._stream = None
+            after_outage = True
+            if not self._closing.is_set():
+                self._post(self._on_disconnected, why)
+                self._closing.wait(_RECONNECT_S[min(attempt, len(_RECONNECT_S) - 1)])
+                attempt += 1
+
+
+class _LogPump:
+    """Copies both outputs of one container into its sandbox, each in a thread, until the container has ended.
+
+    What an earlier pump has copied is skipped, so that an agent that was restarted copies nothing twice.
+    """
+
+    def __init__(self, engine: DockerEngine, container_id: ContainerId, sandbox: Path, follow: bool) -> None:
+        self.files = log_files(sandbox)
+        self._engine = engine
+        self._container_id = container_id
+        self._follow = follow
+        self._is_stopped = False
+        self._streams: list[Any] = []
+        self._done: list[Future[None]] = []
+        for file in self.files:
+            done: Future[None] = Future()
+            self._done.append(done)
+            threading.Thread(target=self._run, args=(file, done), name="docker-logs", daemon=True).start()
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until everything is copied, or the time is over."""
+        _, late = await asyncio.wait([asyncio.wrap_future(done) for done in self._done], timeout=timeout_s)
+        if late:
+            log.warning("container %s: its outputs do not end; what was copied so far is kept", self._container_id)
+            self.stop()
+
+    def stop(self) -> None:
+        """Let go."""
+        self._is_stopped = True
+        for stream in list(self._streams):
+            with contextlib.suppress(Exception):  # whatever state it is in
+                stream.close()
+
+    def _run(self, file: LogFile, done: Future[None]) -> None:
+        try:
+            self._copy(file)
+        except Exception as error:  # noqa: BLE001 - a thread of its own: nobody else would hear of it
+            if not self._is_stopped:
+                log.warning(
+                    "container %s: %s cannot be copied: %s", self._container_id, file.stream, _root_cause(error)
+                )
+        done.set_result(None)
+
+    def _copy(self, file: LogFile) -> None:
+        _, skip = file.extent()
+        with open(file.path, "ab", buffering=0) as target:
+            stream = self._engine.logs(self._container_id, file.stream, self._follow)
+            self._streams.append(stream)
+            for data in stream:
+                if self._is_stopped:
+                    return
+                if skip >= len(data):
+                    skip -= len(data)
+                    continue
+                target.write(data[skip:])
+                skip = 0
+
+
+def _root_cause(error: BaseException) -> str:
+    """The innermost cause, which is what an operator can act upon (`Permission denied`, `Connection refused`)."""
+    seen = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            nested = [part for part in error.args if isinstance(part, BaseException)]
+            if not nested:
+                break
+            inner = nested[0]
+        error = inner
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return words_of(error) if isinstance(error, Exception) else str(error)

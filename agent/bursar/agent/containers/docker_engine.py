@@ -1,0 +1,314 @@
+"""Docker's engine as this agent uses it: blocking calls, called from threads, with the engine's refusals put into our words.
+
+Containers are addressed by their name, which is our container id.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import http.client
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import docker
+import docker.errors
+import psutil
+import requests.exceptions
+import urllib3.exceptions
+from docker.types import DeviceRequest, LogConfig, Mount
+from docker.utils import parse_repository_tag
+
+from bursar.agent.containers.logs import LogStream
+from bursar.agent.containers.runtime import ContainerExit, ContainerId, ContainerSpec, LaunchFailed
+from bursar.agent.pinning import CONTAINER_SANDBOX
+from bursar.core.ids import AgentId
+from bursar.core.tasks import StatusReason
+
+log = logging.getLogger(__name__)
+
+LABEL_AGENT = "bursar.agent_id"
+LABEL_FRAMEWORK = "bursar.framework_id"
+LABEL_TASK = "bursar.task_id"
+LABEL_CONTAINER = "bursar.container_id"
+LABEL_SANDBOX = "bursar.sandbox"
+LABEL_BOOT = "bursar.boot_id"
+
+#: The engine refuses less.
+_MIN_MEM_BYTES = 6 * 2**20
+_CPU_PERIOD_US = 100_000
+_MIN_CPU_QUOTA_US = 1000
+_MIN_CPU_SHARES, _MAX_CPU_SHARES = 2, 262_144
+_CALL_TIMEOUT_S = 60
+
+#: What talking to an engine that is not there, or goes away meanwhile, raises.
+CONNECTION_ERRORS: tuple[type[Exception], ...] = (
+    requests.exceptions.RequestException,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+)
+#: The same, and what an engine that is there refuses.
+ENGINE_ERRORS: tuple[type[Exception], ...] = (docker.errors.DockerException, *CONNECTION_ERRORS)
+
+
+class Phase(enum.Enum):
+    """Where the engine says that a container is."""
+
+    #: Made, never started.
+    CREATED = enum.auto()
+    RUNNING = enum.auto()
+    ENDED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A container as the engine describes it."""
+
+    container_id: ContainerId
+    phase: Phase
+    sandbox: str
+    agent_id: str
+    #: Set where it has ended.
+    exit: ContainerExit | None = None
+
+
+@dataclass(slots=True)
+class EngineFacts:
+    """What was learnt at connecting."""
+
+    has_nvidia_runtime: bool = False
+    version: str = ""
+
+
+@dataclass(slots=True)
+class DockerEngine:
+    """One connection pool to the engine. All methods block; all but `connect` may raise CONNECTION_ERRORS."""
+
+    agent_id: AgentId
+    boot_id: str
+    network_mode: str
+    log_limit_bytes: int
+    base_url: str | None
+    connections: int
+    facts: EngineFacts = field(default_factory=EngineFacts)
+    _client: Any = None
+
+    def connect(self) -> None:
+        """Find the engine and ask what it can do. Raises DockerException and CONNECTION_ERRORS."""
+        options: dict[str, Any] = {"timeout": _CALL_TIMEOUT_S, "max_pool_size": self.connections}
+        if self.base_url:
+            client: Any = docker.DockerClient(base_url=self.base_url, version="auto", **options)
+        else:
+            client = docker.from_env(version="auto", **options)
+        info = client.info()
+        self.facts = EngineFacts("nvidia" in (info.get("Runtimes") or {}), str(info.get("ServerVersion", "")))
+        self._client = client
+
+    def close(self) -> None:
+        """Close idle connections."""
+        if self._client is not None:
+            self._client.close()
+
+    @property
+    def _api(self) -> Any:
+        return self._client.api
+
+    def create(self, spec: ContainerSpec) -> None:
+        """Make a container. Raises ImageNotFound (docker's), LaunchFailed, FileExistsError for a name that is taken."""
+        try:
+            self._api.create_container_from_config(self._config(spec), str(spec.container_id))
+        except docker.errors.ImageNotFound:
+            raise
+        except docker.errors.APIError as error:
+            if error.status_code == 409:
+                raise FileExistsError(str(spec.container_id)) from error
+            if error.status_code == 404 and "image" in words_of(error).lower():
+                raise docker.errors.ImageNotFound(str(error), error.response, error.explanation) from error
+            raise LaunchFailed(StatusReason.LAUNCH_FAILED, words_of(error)) from error
+
+    def start(self, container_id: ContainerId) -> ContainerExit | None:
+        """Start a container; or say how it ended where its command cannot be run. Raises LaunchFailed."""
+        try:
+            self._api.start(str(container_id))
+        except docker.errors.APIError as error:
+            words = words_of(error)
+            code = _shell_code(words)
+            if code is not None:
+                return ContainerExit(code, StatusReason.COMMAND_EXITED, words)
+            raise LaunchFailed(StatusReason.LAUNCH_FAILED, words) from error
+        return None
+
+    def pull(self, image: str) -> None:
+        """Pull an image. Raises LaunchFailed with IMAGE_NOT_FOUND and the engine's words."""
+        repository, tag = parse_repository_tag(image)
+        try:
+            for line in self._api.pull(repository, tag=tag or "latest", stream=True, decode=True):
+                if isinstance(line, dict) and line.get("error"):
+                    raise LaunchFailed(StatusReason.IMAGE_NOT_FOUND, f"image {image}: {line['error']}")
+        except docker.errors.APIError as error:
+            raise LaunchFailed(StatusReason.IMAGE_NOT_FOUND, f"image {image}: {words_of(error)}") from error
+
+    def signal(self, container_id: ContainerId, name: str) -> None:
+        """Send a signal; a container that is not there or has ended is none of our concern."""
+        try:
+            self._api.kill(str(container_id), signal=name)
+        except docker.errors.APIError as error:
+            if error.status_code not in (404, 409):
+                log.warning("container %s: cannot send %s: %s", container_id, name, words_of(error))
+
+    def remove(self, container_id: ContainerId, force: bool = False) -> None:
+        """Remove a container and its anonymous volumes; idempotent."""
+        try:
+            self._api.remove_container(str(container_id), v=True, force=force)
+        except docker.errors.APIError as error:
+            if error.status_code not in (404, 409):
+                log.warning("container %s: cannot remove it: %s", container_id, words_of(error))
+
+    def inspect(self, container_id: ContainerId) -> Seen | None:
+        """One container, None where there is none of this name."""
+        try:
+            return self._seen(self._api.inspect_container(str(container_id)))
+        except docker.errors.NotFound:
+            return None
+
+    def containers(self) -> list[Seen]:
+        """Every container of this agent, whatever its state."""
+        found = []
+        for summary in self._api.containers(all=True, filters={"label": f"{LABEL_AGENT}={self.agent_id}"}):
+            name = (summary.get("Labels") or {}).get(LABEL_CONTAINER)
+            if name and (seen := self.inspect(ContainerId(name))) is not None:
+                found.append(seen)
+        return found
+
+    def events(self) -> Any:
+        """Ends and out-of-memory kills of this agent's containers, as they happen: an iterator with `close()`."""
+        filters = {"type": "container", "label": f"{LABEL_AGENT}={self.agent_id}", "event": ["die", "oom"]}
+        return self._api.events(decode=True, filters=filters)
+
+    def logs(self, container_id: ContainerId, stream: LogStream, follow: bool) -> Any:
+        """One output from its beginning: an iterator over bytes with `close()`. Raises NotFound, APIError."""
+        return self._api.logs(
+            str(container_id),
+            stdout=stream is LogStream.STDOUT,
+            stderr=stream is LogStream.STDERR,
+            stream=True,
+            follow=follow,
+        )
+
+    def ping(self) -> None:
+        """See whether the engine answers. Raises DockerException too."""
+        self._api.ping()
+
+    def _config(self, spec: ContainerSpec) -> dict[str, Any]:
+        mounts = [Mount(CONTAINER_SANDBOX, os.fspath(spec.sandbox.absolute()), type="bind")]
+        for extra in spec.decoration.mounts:
+            mounts.append(Mount(extra.target, extra.source, type="bind", read_only=extra.read_only))
+        limits: dict[str, Any] = {}
+        if spec.mem_bytes:
+            limits["mem_limit"] = limits["memswap_limit"] = max(spec.mem_bytes, _MIN_MEM_BYTES)
+        if spec.cpus_milli:
+            # Not nano_cpus: the engine refuses more than the machine has, and an operator may declare more.
+            limits["cpu_period"] = _CPU_PERIOD_US
+            limits["cpu_quota"] = max(spec.cpus_milli * _CPU_PERIOD_US // 1000, _MIN_CPU_QUOTA_US)
+        requests_, nodes = self._devices(spec)
+        host_config = self._api.create_host_config(
+            init=True,
+            network_mode=self.network_mode,
+            mounts=mounts,
+            cpu_shares=min(max(spec.cpus_milli * 1024 // 1000, _MIN_CPU_SHARES), _MAX_CPU_SHARES),
+            log_config=LogConfig(
+                type=LogConfig.types.JSON,
+                config={"max-size": str(max(self.log_limit_bytes // 2, 4096)), "max-file": "2"},
+            ),
+            device_requests=requests_,
+            devices=nodes,
+            **limits,
+        )
+        labels = {
+            **spec.labels,
+            LABEL_AGENT: self.agent_id,
+            LABEL_FRAMEWORK: spec.framework_id,
+            LABEL_TASK: spec.task_id,
+            LABEL_CONTAINER: spec.container_id,
+            LABEL_SANDBOX: os.fspath(spec.sandbox),
+            LABEL_BOOT: self.boot_id,
+        }
+        config: dict[str, Any] = self._api.create_container_config(
+            image=spec.image,
+            # The command is what runs, whatever entry point the image has; without one the image's own.
+            command=None,
+            entrypoint=list(spec.command) or None,
+            environment={**spec.decoration.environment, **spec.environment},
+            working_dir=CONTAINER_SANDBOX,
+            labels=labels,
+            host_config=host_config,
+            stop_signal="SIGTERM",
+        )
+        return config
+
+    def _devices(self, spec: ContainerSpec) -> tuple[list[DeviceRequest] | None, list[str] | None]:
+        """By NVIDIA's own runtime where the engine has it; else by nodes; else let the engine say what it lacks."""
+        decoration = spec.decoration
+        nodes = [f"{node}:{node}:rwm" for node in decoration.device_nodes]
+        if decoration.device_requests and (self.facts.has_nvidia_runtime or not nodes):
+            return [DeviceRequest(device_ids=list(decoration.device_requests), capabilities=[["gpu"]])], None
+        return None, nodes or None
+
+    def _seen(self, description: Mapping[str, Any]) -> Seen:
+        state: Mapping[str, Any] = description["State"]
+        labels: Mapping[str, str] = description["Config"].get("Labels") or {}
+        status = state.get("Status")
+        if status == "created":
+            phase = Phase.CREATED
+        elif status in ("running", "paused", "restarting"):
+            phase = Phase.RUNNING
+        else:
+            phase = Phase.ENDED
+        return Seen(
+            container_id=ContainerId(description["Name"].lstrip("/")),
+            phase=phase,
+            sandbox=labels.get(LABEL_SANDBOX, ""),
+            agent_id=labels.get(LABEL_AGENT, ""),
+            exit=self._exit(state, labels) if phase is Phase.ENDED else None,
+        )
+
+    def _exit(self, state: Mapping[str, Any], labels: Mapping[str, str]) -> ContainerExit:
+        code = int(state.get("ExitCode", 0))
+        if labels.get(LABEL_BOOT, self.boot_id) != self.boot_id and _finished_after_boot(state.get("FinishedAt", "")):
+            return ContainerExit(None, StatusReason.AGENT_REBOOTED, "the machine was booted again while the task ran")
+        if state.get("OOMKilled") and code != 0:
+            return ContainerExit(code, StatusReason.MEM_LIMIT, "the task used more memory than it asked for")
+        error = str(state.get("Error") or "")
+        if error and (shell := _shell_code(error)) is not None:
+            code = shell
+        return ContainerExit(code, StatusReason.COMMAND_EXITED, error or f"exited with code {code}")
+
+
+def words_of(error: Exception) -> str:
+    """The engine's own words, without the request around them."""
+    explanation = getattr(error, "explanation", None)
+    if isinstance(explanation, bytes):
+        explanation = explanation.decode("utf-8", "replace")
+    return str(explanation or error).strip()
+
+
+def _shell_code(words: str) -> int | None:
+    """What a shell would exit with, where the OCI runtime could not run the command itself."""
+    lowered = words.lower()
+    if "executable file not found" in lowered or ("exec:" in lowered and "no such file or directory" in lowered):
+        return 127
+    if "exec" in lowered and "permission denied" in lowered:
+        return 126
+    return None
+
+
+def _finished_after_boot(text: str) -> bool:
+    try:
+        finished = datetime.datetime.fromisoformat(text[:19] + "+00:00").timestamp()
+    except ValueError:
+        return True
+    return finished >= psutil.boot_time()
