@@ -82,21 +82,41 @@ make_venv() {
     exit 1
 }
 
-# --- Is there anything to do? ---
-
-installed=
-if version=$(version_of "$venv/bin/python") && [ -f "$stamp" ]; then
+# Whether nothing is to be done. Sets `version` and `installed` to what a sound .venv has; `installed` is empty for none.
+is_done() {
+    installed=
+    version=$(version_of "$venv/bin/python") && [ -f "$stamp" ] || return 1
     stamped=$(sed 1d "$stamp")
     needed=$(dependencies_of "$version")
-    if [ "$(printf '%s\n' "$stamped" | sed 2q)" = "$(printf '%s\n' "$needed" | sed 2q)" ]; then
-        installed=$(sed 1q "$stamp")
-        if [ "$stamped" = "$needed" ] && { [ "$installed" = "$wanted" ] || [ "$installed" = dev ]; }; then
-            exit 0
-        fi
-    fi
-fi
+    [ "$(printf '%s\n' "$stamped" | sed 2q)" = "$(printf '%s\n' "$needed" | sed 2q)" ] || return 1
+    installed=$(sed 1q "$stamp")
+    [ "$stamped" = "$needed" ] && { [ "$installed" = "$wanted" ] || [ "$installed" = dev ]; }
+}
 
-# --- There is. ---
+# One set-up at a time (`make -j demo test`). The lock is on a file that is there anyway and ends with the last process
+# that has it open, children of a set-up that was killed included. Where there are no such locks, there is none.
+lock() {
+    exec 9<pyproject.toml
+    for candidate in "$venv/bin/python" ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11; do
+        "$candidate" -I - 2>/dev/null <<'PROGRAM' && return
+import fcntl, sys
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("setup: waiting for another set-up of this tree", flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)
+PROGRAM
+    done
+    return 0
+}
+
+if is_done; then
+    exit 0
+fi
+lock >&2
+if is_done; then
+    exit 0
+fi
 
 if [ -z "$installed" ]; then
     choose_python
