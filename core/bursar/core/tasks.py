@@ -184,7 +184,9 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
             return f"resources.{kind}", "an amount must not be negative"
         if kind == "gpus":
             return "resources", "GPUs are whole: use the field gpus"
-    if not request:
+    if request.gpus < 0:
+        return "resources.gpus", "an amount must not be negative"
+    if not (request.gpu_count or request.ports or any(request.scalars.values())):
         return "resources", "a task must ask for some resources"
     if spec.kill_grace_ms is not None and spec.kill_grace_ms < 0:
         return "kill_grace_ms", "must not be negative"

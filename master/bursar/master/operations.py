@@ -12,6 +12,7 @@ from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.offers import Accept, CallResult, Launch, OperationResult, Reserve, Unreserve
 from bursar.core.resources import (
+    EMPTY,
     UNRESERVED,
     Reservation,
     ReservationType,
@@ -56,9 +57,10 @@ class _Start:
 
 @dataclass(slots=True)
 class _Plan:
-    """What an accept comes to; `remaining` is what is left of the offers, by agent."""
+    """What an accept comes to; `remaining` is what is left of the offered, by agent."""
 
     role: str
+    offered: dict[AgentId, dict[Stack, Resources]]
     remaining: dict[AgentId, dict[Stack, Resources]]
     steps: list[_Restack | _Start] = field(default_factory=list)
     results: list[OperationResult] = field(default_factory=list)
@@ -119,17 +121,17 @@ def _offers_problem(cluster: Cluster, framework: Framework, call: Accept) -> Err
 
 def _plan(cluster: Cluster, framework: Framework, call: Accept) -> _Plan:
     offers = [cluster.offers[offer_id].offer for offer_id in call.offer_ids]
-    remaining: dict[AgentId, dict[Stack, Resources]] = {}
+    offered: dict[AgentId, dict[Stack, Resources]] = {}
     for offer in offers:
-        remaining[offer.agent_id] = add_holdings(remaining.get(offer.agent_id, {}), to_holding(offer.resources))
-    plan = _Plan(offers[0].role, remaining)
+        offered[offer.agent_id] = add_holdings(offered.get(offer.agent_id, {}), to_holding(offer.resources))
+    plan = _Plan(offers[0].role, offered, dict(offered))
     for index, operation in enumerate(call.operations):
         path = f"operations[{index}]"
         match operation.operation:
             case Launch() as launch:
                 error = _plan_launch(cluster, framework, plan, launch, operation.operation_id, path)
             case Reserve() as reserve:
-                error = _plan_reserve(framework, plan, reserve, path)
+                error = _plan_reserve(cluster, framework, plan, reserve, path)
             case Unreserve() as unreserve:
                 error = _plan_unreserve(plan, unreserve, path)
             case _:
@@ -222,7 +224,9 @@ def _task_problem(
     return None
 
 
-def _plan_reserve(framework: Framework, plan: _Plan, reserve: Reserve, path: str) -> ErrorDetail | None:
+def _plan_reserve(
+    cluster: Cluster, framework: Framework, plan: _Plan, reserve: Reserve, path: str
+) -> ErrorDetail | None:
     if reserve.agent_id not in plan.remaining:
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT, "the offers are of other agents", "", f"{path}.reserve.agent_id"
@@ -239,9 +243,12 @@ def _plan_reserve(framework: Framework, plan: _Plan, reserve: Reserve, path: str
     )
     if error := reservations.holder_problem(reserve.role, f"{path}.reserve.role"):
         return error
+    if error := reservations.request_problem(reserve.resources, f"{path}.reserve.resources"):
+        return error
     remaining = plan.remaining[reserve.agent_id]
-    part = carve({UNRESERVED: remaining.get(UNRESERVED, Resources())}, reserve.resources, {})
-    if part is None or not part:
+    devices = cluster.agents[reserve.agent_id].devices
+    part = carve({UNRESERVED: remaining.get(UNRESERVED, EMPTY)}, reserve.resources, devices)
+    if part is None:
         return ErrorDetail(
             ErrorReason.INSUFFICIENT_RESOURCES,
             "the offers have less unreserved resources than are to be reserved",
@@ -266,7 +273,7 @@ def _plan_unreserve(plan: _Plan, unreserve: Unreserve, path: str) -> ErrorDetail
             "static ones are changed with the agent's --resources",
             f"{path}.unreserve.resources",
         )
-    if not remaining.get(stack, Resources()).contains(resources) or not resources:
+    if not remaining.get(stack, EMPTY).contains(resources) or not resources:
         return ErrorDetail(
             ErrorReason.INSUFFICIENT_RESOURCES,
             "the offers do not contain these reserved resources",
@@ -308,9 +315,12 @@ def _carry_out(cluster: Cluster, turn: Turn, framework: Framework, call: Accept,
     for agent_id in sorted(changed):
         reservations.record(cluster, turn, agent_id)
     for agent_id, left in plan.remaining.items():
-        offer = next(offer for offer in offers if offer.agent_id == agent_id)
-        if left:
-            damp(cluster, offer, left, until_ms)
+        offered = plan.offered[agent_id]
+        # What the call itself made (a fresh reservation) was never refused (mesos.md §2.1).
+        refused = {
+            stack: common for stack, part in left.items() if (common := part.intersection(offered.get(stack, EMPTY)))
+        }
+        damp(cluster, next(offer for offer in offers if offer.agent_id == agent_id), refused, until_ms)
     result = CallResult(call.call_id, operations=tuple(plan.results))
     turn.persist(CallDone(framework.framework_id, result))
     turn.to_framework(framework, result)

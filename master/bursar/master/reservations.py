@@ -140,23 +140,25 @@ def unreserve(
     return error
 
 
-def request_problem(request: ResourceRequest) -> ErrorDetail | None:
+def request_problem(request: ResourceRequest, field: str = "resources") -> ErrorDetail | None:
     """Say why nobody can ask for such resources."""
     wrong = [kind for kind, amount in request.scalars.items() if amount <= 0 or kind == "gpus"]
+    if request.gpus < 0:
+        wrong.append("gpus")
     if wrong:
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT,
             f"amounts must be above zero: {', '.join(wrong)}",
             "GPUs are whole",
-            "resources",
+            field,
         )
     if not request:
         return ErrorDetail(
-            ErrorReason.INVALID_ARGUMENT, "no resources are named", "name some, such as gpus:2", "resources"
+            ErrorReason.INVALID_ARGUMENT, "no resources are named", "name some, such as gpus:2", field
         )
     if len(set(request.devices)) != len(request.devices) or (request.devices and request.gpus > len(request.devices)):
         return ErrorDetail(
-            ErrorReason.INVALID_ARGUMENT, "the devices named are not as many as the GPUs asked for", "", "resources"
+            ErrorReason.INVALID_ARGUMENT, "the devices named are not as many as the GPUs asked for", "", field
         )
     return None
 
