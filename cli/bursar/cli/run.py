@@ -19,6 +19,7 @@ from bursar.core.errors import BursarError, ErrorReason, InvalidText
 from bursar.core.text import format_duration
 from bursar.frameworks.run import RunOnce, describe_end, exit_code
 from bursar.sdk import FrameworkSession, LogReader, MasterUnreachable, OperatorClient, Status, Task, TaskState
+from bursar.v1.operator_service_pb2 import REFUSAL_REASON_DECLINED
 
 #: A master must be found within this time.
 CONNECT_S = 10
@@ -289,7 +290,12 @@ class _Run:
             self._say_once(f"waiting: {self._framework.misfit}")
         if answer.refusals:
             # Nearest to success last: that one is the most useful, so it goes first.
-            for refusal in list(reversed(answer.refusals))[:3]:
+            others = [
+                r
+                for r in reversed(answer.refusals)
+                if r.reason != REFUSAL_REASON_DECLINED or not self._framework.misfit
+            ]
+            for refusal in others[:3]:
                 self._say_once(f"waiting: {refusal.message}" + (f" ({refusal.hint})" if refusal.hint else ""))
         elif not answer.agents:
             self._say_once("waiting: no agent is registered (start one: bursar-agent --master HOST:PORT)")

@@ -34,6 +34,9 @@ class StandardStreams:
 
     def say_skipped(self, stream: int, count: int) -> None:
         """Tell of output that the agent no longer keeps."""
+        if not count:
+            say("bursar: the log was interrupted; some output may be missing (without --tail none is)")
+            return
         say(f"bursar: {count} bytes of std{'out' if stream == 1 else 'err'} are no longer kept and were skipped")
 
 

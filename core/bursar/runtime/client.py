@@ -74,7 +74,7 @@ def to_bursar_error(error: grpc.aio.AioRpcError, address: str) -> BursarError:
         grpc.StatusCode.CANCELLED,
         grpc.StatusCode.UNKNOWN,
     ):
-        return unreachable(address, text)
+        return unreachable(address, _short(code, text))
     return BursarError(
         ErrorDetail(
             _REASONS.get(code, ErrorReason.UNSPECIFIED), f"the master at {address} answered {code.name}: {text}"
@@ -91,3 +91,12 @@ def unreachable(address: str, why: str = "") -> MasterUnreachable:
             "start one (bursar-master, or bursar dev for a whole cluster), or name another with --master or BURSAR_MASTER",
         )
     )
+
+
+def _short(code: grpc.StatusCode, text: str) -> str:
+    """The words of gRPC name its layers; these name what a user can look at."""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer in time"
+    if "onnection refused" in text:
+        return "connection refused"
+    return text.partition("; last error:")[0] if len(text) > 200 else text

@@ -103,8 +103,8 @@ class FrameworkSession:
             framework.webui_url,
             dict(framework.labels),
         )
-        first_ms = None if connect_timeout is None else seconds_to_ms(connect_timeout, "connect_timeout")
-        self._machine = SessionMachine(info, self.addresses, resume=resume, first_subscribe_ms=first_ms)
+        self._first_ms = None if connect_timeout is None else seconds_to_ms(connect_timeout, "connect_timeout")
+        self._machine = SessionMachine(info, self.addresses, resume=resume, first_subscribe_ms=self._first_ms)
         self._tasks: dict[str, Task] = {}
         #: Tasks by id, from being yielded until their end was reported.
         self.running: Mapping[str, Task] = MappingProxyType(self._tasks)
@@ -177,7 +177,7 @@ class FrameworkSession:
 
     def _raise(self, end: effects.End) -> None:
         if end.unreachable:
-            raise unreachable(",".join(self.addresses), end.error.message if end.error else "")
+            raise unreachable(",".join(self.addresses), f"tried for {(self._first_ms or 0) / 1000:g} s")
         if end.error is not None:
             raise BursarError(end.error)
 
