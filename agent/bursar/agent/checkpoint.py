@@ -134,6 +134,9 @@ class Checkpoint:
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._problem(error) from error
+        finally:
+            if self._db.in_transaction:
+                self._db.rollback()
 
     def _write_facts(self, facts: Mapping[str, str]) -> None:
         self._db.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", list(facts.items()))
@@ -164,15 +167,17 @@ class Checkpoint:
 
     def write(self, records: Sequence[object]) -> None:
         """As `commit`, at once. Raises BursarError."""
+        wanted = list(_coalesce(records))
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            for record in _coalesce(records):
+            for record in wanted:
                 self._apply(record)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
+            raise self._problem(error) from error
+        finally:
             if self._db.in_transaction:
                 self._db.rollback()
-            raise self._problem(error) from error
 
     def _apply(self, record: Record) -> None:
         execute = self._db.execute
