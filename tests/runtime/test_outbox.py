@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import asyncio
+
+from bursar.runtime.outbox import MAX_BATCH_BYTES, MAX_ITEMS, Outbox
+
+
+def size(item: int) -> int:
+    return item
+
+
+async def test_what_is_due_at_once_travels_together_in_order() -> None:
+    outbox: Outbox[int] = Outbox(10)
+    for item in (3, 1, 2):
+        outbox.put(item)
+    assert await outbox.next_batch(size) == [3, 1, 2]
+    assert len(outbox) == 0
+
+
+async def test_a_batch_is_bounded_by_number_and_size() -> None:
+    outbox: Outbox[int] = Outbox(MAX_ITEMS + 2)
+    for _ in range(MAX_ITEMS + 1):
+        outbox.put(1)
+    assert len(await outbox.next_batch(size)) == MAX_ITEMS
+    assert await outbox.next_batch(size) == [1]
+    for item in (MAX_BATCH_BYTES - 1, 1, 1, 5 * MAX_BATCH_BYTES, 1):
+        outbox.put(item)
+    assert await outbox.next_batch(size) == [MAX_BATCH_BYTES - 1, 1]
+    assert await outbox.next_batch(size) == [1]
+    assert await outbox.next_batch(size) == [5 * MAX_BATCH_BYTES], "alone, however large"
+    assert await outbox.next_batch(size) == [1]
+
+
+async def test_a_reader_waits_until_there_is_something() -> None:
+    outbox: Outbox[int] = Outbox(10)
+    reader = asyncio.create_task(outbox.next_batch(size))
+    await asyncio.sleep(0)
+    assert not reader.done()
+    outbox.put(1)
+    assert await asyncio.wait_for(reader, 1) == [1]
+
+
+async def test_a_peer_that_stops_reading_overflows_it() -> None:
+    told: list[bool] = []
+    outbox: Outbox[int] = Outbox(3, lambda: told.append(True))
+    for item in range(10):
+        outbox.put(item)
+    assert outbox.overflowed and told == [True]
+    assert await outbox.next_batch(size) == []
+
+
+async def test_after_the_close_what_is_queued_is_still_taken() -> None:
+    outbox: Outbox[int] = Outbox(3)
+    outbox.put(1)
+    outbox.close()
+    outbox.put(2)
+    assert await outbox.next_batch(size) == [1]
+    assert await outbox.next_batch(size) == []
