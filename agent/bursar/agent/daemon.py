@@ -357,7 +357,10 @@ class AgentDaemon:
             entry = self._containers.get(container_id)
             if entry is not None:
                 await entry.settled.wait()
-                if container_id in self._containers:
+                if entry.removal is not None:
+                    # It has ended; what it printed is complete once it was removed.
+                    await asyncio.shield(entry.removal)
+                elif container_id in self._containers:
                     await self._guarded("show the output of", self._runtime.prepare_logs(container_id))
 
         self._log_sender.send(
