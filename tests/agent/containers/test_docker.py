@@ -258,6 +258,41 @@ async def test_an_engine_that_dies_loses_its_tasks_and_the_agent_goes_on(bench: 
     assert len(bench.exits[spec.container_id]) == 1
 
 
+async def test_an_engine_that_is_stopped_takes_its_tasks_along(bench: Any, proxy: Proxy, client: Any) -> None:
+    """It stops its containers first, and tells of each: their codes alone would look like the tasks' own failure."""
+    runtime = DockerRuntime(bench.agent_id, base_url=proxy.url, engine_patience_s=30)
+    await runtime.open(bench.on_exit)
+    bench.runtimes.append(runtime)
+    spec = bench.spec("stopped", bench.script(UNTIL_GO, NOTHING))
+    await runtime.start(spec)
+    client.containers.get(str(spec.container_id)).kill("SIGTERM")
+    await until(lambda: bool(runtime._tasks))  # its death was heard of
+    await proxy.down()
+    end = await bench.exit_of(spec.container_id)
+    assert (end.exit_code, end.reason) == (143, StatusReason.ENGINE_LOST)
+    await proxy.up()
+    await until(lambda: runtime._is_up)
+
+
+async def test_a_task_killed_by_somebody_else_is_told_as_such(bench: Any, client: Any) -> None:
+    runtime = await bench.open()
+    spec = bench.spec("shot", bench.script(UNTIL_GO, NOTHING))
+    await runtime.start(spec)
+    client.containers.get(str(spec.container_id)).kill("SIGKILL")
+    end = await bench.exit_of(spec.container_id)
+    assert (end.exit_code, end.reason) == (137, StatusReason.COMMAND_EXITED)
+
+
+async def test_a_kill_that_comes_before_the_start_is_done_is_not_lost(bench: Any) -> None:
+    runtime = await bench.open()
+    spec = bench.spec("hasty", bench.script(UNTIL_GO, NOTHING))
+    starting = asyncio.create_task(runtime.start(spec))
+    await asyncio.sleep(0)
+    await runtime.kill(spec.container_id, 0)
+    await starting
+    assert (await bench.exit_of(spec.container_id)).exit_code == 137
+
+
 async def test_an_engine_that_is_away_for_a_moment_loses_nothing(bench: Any, proxy: Proxy, client: Any) -> None:
     runtime = DockerRuntime(bench.agent_id, base_url=proxy.url, engine_patience_s=30)
     await runtime.open(bench.on_exit)

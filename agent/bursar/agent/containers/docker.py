@@ -53,6 +53,9 @@ _CALLS = 4
 _PULLS = 2
 _RECONNECT_S = (0.1, 0.2, 0.5, 1.0)
 _PUMP_ENDS_S = 10.0
+#: What an engine that is being stopped makes of its containers, and how long it is then watched for going away.
+_CODES_OF_A_STOPPING_ENGINE = (137, 143)
+_STOPPING_S = 1.0
 #: What an engine makes of a container that it lost sight of.
 _CODES_OF_A_LOST_ENGINE = (137, 255)
 
@@ -69,13 +72,15 @@ class _Watched:
     exit: ContainerExit | None = None
     had_oom: bool = False
     kill_timer: asyncio.TimerHandle | None = None
+    #: The last signal that was asked for; sent again once it runs, if it came too early.
+    asked_signal: str = ""
 
 
 class DockerRuntime:
     """Runs tasks in containers.
 
     `network_mode` is Docker's (`bridge`, `none`, `host`, …); `base_url` of None takes `DOCKER_HOST` or the usual socket.
-    `log_limit_bytes` holds for each output in the sandbox and about for both together in the engine.
+    `log_limit_bytes` holds for each output in the sandbox; the engine keeps about twice that for both together.
     """
 
     name = "docker"
@@ -105,6 +110,8 @@ class DockerRuntime:
         self._pulling: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_up = False
+        #: Set while the engine does not answer.
+        self._gone = asyncio.Event()
         self._is_closing = threading.Event()
         self._events: _EventThread | None = None
         self._patience_timer: asyncio.TimerHandle | None = None
@@ -190,6 +197,8 @@ class DockerRuntime:
             self._lost.add(spec.container_id)
             raise
         watched.is_started = True
+        if watched.asked_signal:
+            self._send(watched, watched.asked_signal)
         if end is not None:
             watched.exit = end
         if watched.exit is not None:
@@ -315,12 +324,24 @@ class DockerRuntime:
             code = int(attributes.get("exitCode", ""))
         except ValueError:
             code = None
-        if code is None or (code != 0 and (watched.had_oom or code == 137)):
+        if code in _CODES_OF_A_STOPPING_ENGINE and not watched.asked_signal:
+            self._spawn(self._suspect(watched, code))
+        elif code is None or (code != 0 and (watched.had_oom or code == 137)):
             self._spawn(self._look_again([watched.container_id]))
         else:
             self._ended(watched, ContainerExit(code, StatusReason.COMMAND_EXITED, f"exited with code {code}"))
 
+    async def _suspect(self, watched: _Watched, code: int) -> None:
+        """A task was killed, and not by us: is the engine about to go away?"""
+        try:
+            await asyncio.wait_for(self._gone.wait(), _STOPPING_S)
+        except TimeoutError:
+            await self._look_again([watched.container_id])
+        else:
+            self._ended(watched, ContainerExit(code, StatusReason.ENGINE_LOST, "the Docker engine was stopped"))
+
     def _connected(self, after_outage: bool) -> None:
+        self._gone.clear()
         if self._patience_timer is not None:
             self._patience_timer.cancel()
             self._patience_timer = None
@@ -336,6 +357,7 @@ class DockerRuntime:
         if self._is_up:
             log.warning("the Docker engine is gone: %s", why)
         self._is_up = False
+        self._gone.set()
         if self._patience_timer is None:
             loop = asyncio.get_running_loop()
             self._patience_timer = loop.call_later(self._engine_patience_s, self._give_up, why)
@@ -419,6 +441,7 @@ class DockerRuntime:
 
     def _send(self, watched: _Watched, name: str) -> None:
         if self._watched.get(watched.container_id) is watched:
+            watched.asked_signal = name
             self._spawn(self._signal(watched.container_id, name))
 
     async def _signal(self, container_id: ContainerId, name: str) -> None:

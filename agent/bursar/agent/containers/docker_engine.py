@@ -42,6 +42,8 @@ _MIN_MEM_BYTES = 6 * 2**20
 _CPU_PERIOD_US = 100_000
 _MIN_CPU_QUOTA_US = 1000
 _MIN_CPU_SHARES, _MAX_CPU_SHARES = 2, 262_144
+#: Rarely rotated: one who follows an output while the engine rotates it quickly is left behind, or loses lines.
+_MIN_ENGINE_LOG_BYTES = 4 * 2**20
 _CALL_TIMEOUT_S = 60
 
 #: What talking to an engine that is not there, or goes away meanwhile, raises.
@@ -222,7 +224,7 @@ class DockerEngine:
             cpu_shares=min(max(spec.cpus_milli * 1024 // 1000, _MIN_CPU_SHARES), _MAX_CPU_SHARES),
             log_config=LogConfig(
                 type=LogConfig.types.JSON,
-                config={"max-size": str(max(self.log_limit_bytes // 2, 4096)), "max-file": "2"},
+                config={"max-size": str(max(self.log_limit_bytes, _MIN_ENGINE_LOG_BYTES)), "max-file": "2"},
             ),
             device_requests=requests_,
             devices=nodes,
