@@ -1,9 +1,15 @@
-"""A scripted master: a real gRPC server that says what a test tells it and remembers what it heard."""
+"""The agent as a real process, and a scripted master for it: a real gRPC server that says what a test tells it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -167,3 +173,70 @@ async def scripted_master() -> AsyncIterator[ScriptedMaster]:
     await master.start()
     yield master
     await master.stop()
+
+
+class AgentProcess:
+    """One agent's program; its log is kept for the assertion message."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self.work_dir = work_dir
+        self.process: asyncio.subprocess.Process | None = None
+        self.log: list[str] = []
+        self._reader: asyncio.Task[None] | None = None
+        self._line = asyncio.Event()
+
+    async def start(self, *flags: str) -> None:
+        self.log.clear()
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "bursar.agent.main",
+            "--work-dir",
+            str(self.work_dir),
+            "--resources",
+            "cpus:4;mem:1GiB",
+            *flags,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "SECRET_OF_THE_AGENT": "x"},
+        )
+        self._reader = asyncio.create_task(self._read(self.process))
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stderr is not None
+        async for line in process.stderr:
+            self.log.append(line.decode())
+            self._line.set()
+
+    async def until_logged(self, pattern: str, timeout_s: float = 20) -> re.Match[str]:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                for line in self.log:
+                    if match := re.search(pattern, line):
+                        return match
+                self._line.clear()
+                await self._line.wait()
+
+    async def wait(self, timeout_s: float = 20) -> int:
+        assert self.process is not None and self._reader is not None
+        code = await asyncio.wait_for(self.process.wait(), timeout_s)
+        await self._reader
+        return code
+
+    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        return await self.wait()
+
+
+@pytest.fixture
+async def agent(tmp_path: Path) -> AsyncIterator[AgentProcess]:
+    process = AgentProcess(tmp_path / "agent")
+    yield process
+    if process.process is not None:
+        await process.end(signal.SIGKILL)
+    for record in (tmp_path / "agent" / "containers").glob("*.record"):
+        pid = re.search(r"^pid (\d+)$", record.read_text(), re.MULTILINE)
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(pid[1]), signal.SIGKILL)

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import re
 import signal
-import sys
 import urllib.request
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,73 +17,6 @@ from bursar.core.tasks import AssignedTask, EnvironmentVariable, StatusReason, T
 from bursar.v1 import agent_service_pb2
 
 S = TaskState
-
-
-class AgentProcess:
-    """One agent's program; its log is kept for the assertion message."""
-
-    def __init__(self, work_dir: Path) -> None:
-        self.work_dir = work_dir
-        self.process: asyncio.subprocess.Process | None = None
-        self.log: list[str] = []
-        self._reader: asyncio.Task[None] | None = None
-        self._line = asyncio.Event()
-
-    async def start(self, *flags: str) -> None:
-        self.log.clear()
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "bursar.agent.main",
-            "--work-dir",
-            str(self.work_dir),
-            "--resources",
-            "cpus:4;mem:1GiB",
-            *flags,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "SECRET_OF_THE_AGENT": "x"},
-        )
-        self._reader = asyncio.create_task(self._read(self.process))
-
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        async for line in process.stderr:
-            self.log.append(line.decode())
-            self._line.set()
-
-    async def until_logged(self, pattern: str, timeout_s: float = 20) -> re.Match[str]:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                for line in self.log:
-                    if match := re.search(pattern, line):
-                        return match
-                self._line.clear()
-                await self._line.wait()
-
-    async def wait(self, timeout_s: float = 20) -> int:
-        assert self.process is not None and self._reader is not None
-        code = await asyncio.wait_for(self.process.wait(), timeout_s)
-        await self._reader
-        return code
-
-    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        assert self.process is not None
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-        return await self.wait()
-
-
-@pytest.fixture
-async def agent(tmp_path: Path) -> AsyncIterator[AgentProcess]:
-    process = AgentProcess(tmp_path / "agent")
-    yield process
-    if process.process is not None:
-        await process.end(signal.SIGKILL)
-    for record in (tmp_path / "agent" / "containers").glob("*.record"):
-        pid = re.search(r"^pid (\d+)$", record.read_text(), re.MULTILINE)
-        if pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(int(pid[1]), signal.SIGKILL)
 
 
 def task(
@@ -111,7 +39,7 @@ async def registered(master: Any, count: int = 1) -> Any:
     return master.registers()[-1].info
 
 
-async def test_a_task_from_launch_to_end(scripted_master: Any, agent: AgentProcess) -> None:
+async def test_a_task_from_launch_to_end(scripted_master: Any, agent: Any) -> None:
     await agent.start(
         "--master",
         scripted_master.address,
@@ -139,7 +67,7 @@ async def test_a_task_from_launch_to_end(scripted_master: Any, agent: AgentProce
 
 
 async def test_output_is_followed_until_the_end_and_within_credit(
-    scripted_master: Any, agent: AgentProcess, tmp_path: Path
+    scripted_master: Any, agent: Any, tmp_path: Path
 ) -> None:
     scripted_master.credit = 10
     await agent.start("--master", scripted_master.address, "--runtime", "process", "--devices", "none")
@@ -163,9 +91,7 @@ async def test_output_is_followed_until_the_end_and_within_credit(
     assert "was never here" in scripted_master.logs["s3"][1].error.message
 
 
-async def test_kill_9_of_the_agent_does_not_disturb_the_task(
-    scripted_master: Any, agent: AgentProcess, tmp_path: Path
-) -> None:
+async def test_kill_9_of_the_agent_does_not_disturb_the_task(scripted_master: Any, agent: Any, tmp_path: Path) -> None:
     flags = ("--master", scripted_master.address, "--runtime", "process", "--devices", "simulated:1")
     await agent.start(*flags)
     info = await registered(scripted_master)
@@ -190,7 +116,7 @@ async def test_kill_9_of_the_agent_does_not_disturb_the_task(
 
 
 async def test_an_end_while_the_agent_was_dead_is_reported_once(
-    scripted_master: Any, agent: AgentProcess, tmp_path: Path
+    scripted_master: Any, agent: Any, tmp_path: Path
 ) -> None:
     flags = ("--master", scripted_master.address, "--runtime", "process", "--devices", "none")
     await agent.start(*flags)
@@ -217,7 +143,7 @@ async def test_an_end_while_the_agent_was_dead_is_reported_once(
     assert len(ends) == 1
 
 
-async def test_a_task_is_killed_with_grace(scripted_master: Any, agent: AgentProcess) -> None:
+async def test_a_task_is_killed_with_grace(scripted_master: Any, agent: Any) -> None:
     await agent.start("--master", scripted_master.address, "--runtime", "process", "--devices", "none")
     await registered(scripted_master)
     polite = "trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.02; done"
@@ -240,7 +166,7 @@ async def test_a_task_is_killed_with_grace(scripted_master: Any, agent: AgentPro
     assert scripted_master.log_text("polite") == "ready\nbye\n"
 
 
-async def test_odd_launches(scripted_master: Any, agent: AgentProcess) -> None:
+async def test_odd_launches(scripted_master: Any, agent: Any) -> None:
     await agent.start("--master", scripted_master.address, "--runtime", "process", "--devices", "none")
     await registered(scripted_master)
     scripted_master.desire(
@@ -258,7 +184,7 @@ async def test_odd_launches(scripted_master: Any, agent: AgentProcess) -> None:
 
 
 async def test_a_stop_leaves_tasks_alone_and_a_restart_adopts_them(
-    scripted_master: Any, agent: AgentProcess, tmp_path: Path
+    scripted_master: Any, agent: Any, tmp_path: Path
 ) -> None:
     flags = ("--master", scripted_master.address, "--runtime", "process", "--devices", "none")
     await agent.start(*flags)
@@ -273,7 +199,7 @@ async def test_a_stop_leaves_tasks_alone_and_a_restart_adopts_them(
     await scripted_master.until_status("t", S.FINISHED)
 
 
-async def test_the_agent_waits_for_a_master_and_comes_back_to_it(scripted_master: Any, agent: AgentProcess) -> None:
+async def test_the_agent_waits_for_a_master_and_comes_back_to_it(scripted_master: Any, agent: Any) -> None:
     port = int(scripted_master.address.rpartition(":")[2])
     await scripted_master.stop()
     await agent.start("--master", f"127.0.0.1:1,{scripted_master.address}", "--runtime", "process", "--devices", "none")
@@ -290,7 +216,7 @@ async def test_the_agent_waits_for_a_master_and_comes_back_to_it(scripted_master
     assert scripted_master.registers()[-1].generation.term == 1
 
 
-async def test_a_work_directory_of_another_cluster(scripted_master: Any, agent: AgentProcess) -> None:
+async def test_a_work_directory_of_another_cluster(scripted_master: Any, agent: Any) -> None:
     flags = ("--master", scripted_master.address, "--runtime", "process", "--devices", "none")
     await agent.start(*flags)
     await agent.until_logged("event=registered")
@@ -300,18 +226,18 @@ async def test_a_work_directory_of_another_cluster(scripted_master: Any, agent: 
     await agent.until_logged("belongs to cluster c1.*leads cluster c2.*--work-dir")
 
 
-async def test_two_agents_with_one_work_directory(scripted_master: Any, agent: AgentProcess) -> None:
+async def test_two_agents_with_one_work_directory(scripted_master: Any, agent: Any) -> None:
     flags = ("--master", scripted_master.address, "--runtime", "process", "--devices", "none")
     await agent.start(*flags)
     await registered(scripted_master)
     assert agent.process is not None
-    second = AgentProcess(agent.work_dir)
+    second = type(agent)(agent.work_dir)
     await second.start(*flags)
     assert await second.wait() == 1
     assert f"in use by another agent (pid {agent.process.pid})" in "".join(second.log)
 
 
-async def test_metrics(scripted_master: Any, agent: AgentProcess) -> None:
+async def test_metrics(scripted_master: Any, agent: Any) -> None:
     await agent.start(
         "--master",
         scripted_master.address,
@@ -356,14 +282,14 @@ async def test_metrics(scripted_master: Any, agent: AgentProcess) -> None:
         (("--metrics=0.0.0.0:0",), 1, "add --insecure"),
     ],
 )
-async def test_bad_flags(agent: AgentProcess, flags: tuple[str, ...], code: int, text: str) -> None:
+async def test_bad_flags(agent: Any, flags: tuple[str, ...], code: int, text: str) -> None:
     await agent.start("--runtime=process", *flags)
     assert await agent.wait() == code
     log = "".join(agent.log)
     assert text in log and "Traceback" not in log
 
 
-async def test_a_damaged_checkpoint_is_named(agent: AgentProcess) -> None:
+async def test_a_damaged_checkpoint_is_named(agent: Any) -> None:
     agent.work_dir.mkdir()
     (agent.work_dir / "checkpoint.db").write_bytes(b"nonsense" * 1000)
     await agent.start("--runtime=process", "--devices=none")
