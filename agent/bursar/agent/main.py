@@ -14,8 +14,9 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from bursar.agent.checkpoint import Checkpoint
-from bursar.agent.containers.process import ProcessRuntime, boot_id
-from bursar.agent.containers.runtime import ContainerRuntime, RuntimeUnavailable
+from bursar.agent.containers.process import boot_id
+from bursar.agent.containers.runtime import RuntimeUnavailable
+from bursar.agent.containers.select import runtime_for
 from bursar.agent.daemon import AgentDaemon, DeviceSource
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.select import driver_for
@@ -25,7 +26,6 @@ from bursar.agent.settings import PROGRAM, load_settings
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
 from bursar.core.errors import BursarError
-from bursar.core.ids import AgentId
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.text import parse_attributes
 from bursar.runtime.settings import Settings, fail
@@ -90,7 +90,11 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
     if keep_only := getattr(source.driver, "keep_only", None):
         keep_only([device.uuid for device in resolved.devices])
     checkpoint.keep_device_assignment(resolved.assignment)
-    runtime = _runtime_for(settings, agent_id, work_dir)
+    runtime = runtime_for(settings.text("runtime"), agent_id, work_dir.path)
+    if runtime.name == "process":
+        log.warning(
+            "the process runtime isolates nothing: tasks run as this user, see all GPUs, and are held to no CPU or memory limit"
+        )
     image = settings.text("default-image") if runtime.name == "docker" else ""
     info = AgentInfo(
         agent_id=agent_id,
@@ -128,17 +132,6 @@ def _first_look(source: DeviceSource) -> tuple[Device, ...]:
     except DriverUnavailable as error:
         logger().info("no GPUs", driver=source.driver.name, reason=str(error))
         return ()
-
-
-def _runtime_for(settings: Settings, agent_id: AgentId, work_dir: WorkDir) -> ContainerRuntime:
-    if settings.text("runtime") == "process":
-        logger().warning(
-            "the process runtime isolates nothing: tasks run as this user, see all GPUs, and are held to no CPU or memory limit"
-        )
-        return ProcessRuntime(work_dir.records)
-    from bursar.agent.containers.docker import DockerRuntime
-
-    return DockerRuntime(agent_id)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,6 @@ class WorkDir:
         """The file of what must outlive the agent."""
         return self.path / "checkpoint.db"
 
-    @property
-    def records(self) -> Path:
-        """Where the `process` runtime keeps what it must know of its containers."""
-        return self.path / "containers"
-
     def sandbox(self, container_id: ContainerId) -> Path:
         """A task's own directory; may not exist."""
         return self._sandboxes / container_id

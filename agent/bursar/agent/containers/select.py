@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bursar.agent.containers.docker import DockerRuntime
 from bursar.agent.containers.process import ProcessRuntime
 from bursar.agent.containers.runtime import ContainerRuntime
 from bursar.core.errors import InvalidText
@@ -17,6 +16,9 @@ def runtime_for(text: str, agent_id: AgentId, work_dir: Path) -> ContainerRuntim
     """The runtime that `text` names; it touches neither engine nor disk before `open`. Raises InvalidText."""
     name = text.strip()
     if name == "docker":
+        # Only here: an agent without an engine need not carry its client (20 MiB).
+        from bursar.agent.containers.docker import DockerRuntime
+
         return DockerRuntime(agent_id)
     if name == "process":
         return ProcessRuntime(work_dir / "containers")
