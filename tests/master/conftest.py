@@ -23,6 +23,7 @@ from bursar.core.messages.agent import (
     AgentInfo,
     DesiredState,
     DevicesChanged,
+    Ping,
     Pong,
     Register,
     ResyncRequest,
@@ -32,10 +33,12 @@ from bursar.core.messages.agent import (
 from bursar.core.messages.framework import (
     GPU_RESOURCES,
     Acknowledge,
+    FrameworkHeartbeat,
     FrameworkInfo,
     Kill,
     LookupCalls,
     LookupResults,
+    MasterHeartbeat,
     Offers,
     Reconcile,
     Rescind,
@@ -159,6 +162,7 @@ class AgentPeer:
         self.inbox: list[Any] = []
         #: What it would report at a registration.
         self.tasks: dict[tuple[str, str], TaskReport] = {}
+        self.answers_pings = True
         self._updates = 0
 
     def connect(
@@ -267,6 +271,8 @@ class FrameworkPeer:
         self.offers: dict[OfferId, Offer] = {}
         self.descriptions: dict[AgentId, AgentDescription] = {}
         self.closed: ErrorDetail | None = None
+        self.sends_heartbeats = True
+        self.demand = NO_DEMAND
         self._calls = 0
 
     def connect(
@@ -276,7 +282,7 @@ class FrameworkPeer:
         if changes:
             self.info = replace(self.info, **changes)
         self.connection = self.book.new_connection(self)
-        self.offers, self.closed, self.descriptions = {}, None, {}
+        self.offers, self.closed, self.descriptions, self.demand = {}, None, {}, demand
         self.call(Subscribe(self.info, cluster_id, tuple(suppressed), demand))
         return self
 
@@ -354,7 +360,8 @@ class FrameworkPeer:
         self.call(Decline(tuple(offer.offer_id for offer in offers), Filters(refuse_ms)))
 
     def want(self, *shapes: Shape, version: int = 1) -> None:
-        self.call(UpdateDemand(Demand(version, tuple(shapes))))
+        self.demand = Demand(version, tuple(shapes))
+        self.call(UpdateDemand(self.demand))
 
     def suppress(self, *roles: str) -> None:
         self.call(Suppress(roles))
@@ -571,8 +578,18 @@ class Playbook:
         while (due := self.machine.next_deadline_ms()) is not None and due <= until:
             self._move(max(0, due - self.now.monotonic_ms))
             self.timers()
+            self.signs_of_life()
         self._move(until - self.now.monotonic_ms)
         self.timers()
+
+    def signs_of_life(self) -> None:
+        """Peers answer pings and heartbeats, unless they were told not to."""
+        for peer in list(self.peers.values()):
+            if isinstance(peer, AgentPeer) and peer.answers_pings:
+                for ping in peer.heard(Ping):
+                    peer.say(Pong(ping.number))
+            elif isinstance(peer, FrameworkPeer) and peer.sends_heartbeats and peer.heard(MasterHeartbeat):
+                peer.call(FrameworkHeartbeat(peer.demand))
 
     def _move(self, ms: int) -> None:
         self.now = Instant(self.now.monotonic_ms + ms, self.now.wall_ms + ms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from bursar.core.devices import DeviceHealth
+from bursar.core.devices import Device, DeviceHealth
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import Generation, id_problem
 from bursar.core.messages.agent import (
@@ -26,20 +26,25 @@ from bursar.core.messages.framework import AgentFailure
 from bursar.core.messages.operator import AgentState
 from bursar.core.resources import (
     EMPTY,
+    Holding,
     InsufficientResources,
+    Ports,
     Resources,
     Stack,
     add_holdings,
+    holding_total,
+    intersect_ports,
+    normalize_ports,
     stack_problem,
     to_holding,
 )
-from bursar.core.tasks import AssignedTask, StatusReason, TaskState, may_follow
-from bursar.core.text import format_resources
+from bursar.core.tasks import TRANSITIONS, AssignedTask, StatusReason, TaskState, may_follow
+from bursar.core.text import format_ports, format_resources
 from bursar.master.effects import CloseStream, SendToAgent
 from bursar.master.events import AgentRegistering
 from bursar.master.ledger import TaskKey
 from bursar.master.offers import offers_on, rescind
-from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, TaskRecorded
+from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, KillRecorded, TaskRecorded
 from bursar.master.state import Agent, Cluster, Task, Turn, buckets_of
 from bursar.master.tasks import add_task, master_status, on_update
 
@@ -56,15 +61,16 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
         turn.publish("agent_refused", str(refusal), agent_id=info.agent_id)
         turn.effects.extend(_refuse(event, refusal))
         return
-    if known is not None and known.connection is not None:
+    if known is not None and known.connection is not None and known.connection != event.connection:
         old = known.connection
         cluster.agent_connections.pop(old, None)
         detail = ErrorDetail(ErrorReason.SUPERSEDED, "the agent connected again", "only the newest stream counts")
         turn.close(old, detail)
     if known is not None:
         rescind(cluster, turn, offers_on(cluster, info.agent_id), f"agent {info.hostname} registered again")
+    rebooted = known is not None and known.info.boot_id != info.boot_id
     agent = _take_in(cluster, turn, event, known)
-    launches, kills, keeps = _judge_tasks(cluster, turn, agent, event.tasks)
+    launches, kills, keeps = _judge_tasks(cluster, turn, agent, event.tasks, rebooted)
     agent.generation = Generation(cluster.term, max(1, agent.generation.sequence + 1))
     turn.to_agent(agent, _registered(cluster))
     turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
@@ -104,6 +110,10 @@ def _refusal(cluster: Cluster, event: AgentRegistering, known: Agent | None) -> 
     register, info = event.register, event.register.info
     if problem := id_problem(info.agent_id):
         return ErrorDetail(ErrorReason.INVALID_ARGUMENT, f"agent_id: {problem}", "", "info.agent_id")
+    if cluster.agent_connections.get(event.connection, info.agent_id) != info.agent_id:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT, "one stream, one agent", "open another stream", "info.agent_id"
+        )
     if register.cluster_id and register.cluster_id != cluster.cluster_id:
         return ErrorDetail(
             ErrorReason.CLUSTER_MISMATCH,
@@ -130,11 +140,19 @@ def _refusal(cluster: Cluster, event: AgentRegistering, known: Agent | None) -> 
             "info.resources",
         )
     needed: dict[Stack, Resources] = {}
-    reported = {TaskKey(report.framework_id, report.task.spec.task_id): report for report in event.tasks}
-    for key, report in reported.items():
-        task = cluster.tasks.get(key)
-        if not _ends_now(report) and not (task is not None and task.state.is_terminal):
+    for report in _live_reports(cluster, event.tasks):
+        try:
             needed = add_holdings(needed, to_holding(report.task.resources))
+        except InsufficientResources as error:
+            return ErrorDetail(
+                ErrorReason.INVALID_ARGUMENT,
+                f"two tasks of the agent hold the same: {error}",
+                "kill one of them on the agent",
+                "task_reports",
+            )
+    if known is not None and known.info.resources == info.resources:
+        # What vanished under its tasks is known already: a broken link must not shut the agent out for it.
+        return None
     for stack, part in needed.items():
         there = total.get(stack, EMPTY)
         if not there.contains(part):
@@ -148,17 +166,26 @@ def _refusal(cluster: Cluster, event: AgentRegistering, known: Agent | None) -> 
     return None
 
 
+def _live_reports(cluster: Cluster, reports: Iterable[TaskReport]) -> list[TaskReport]:
+    """The reports of tasks that will hold resources."""
+    live = {}
+    for report in reports:
+        key = TaskKey(report.framework_id, report.task.spec.task_id)
+        task = cluster.tasks.get(key)
+        ends = report.state.is_terminal or any(status.state.is_terminal for status in report.unacknowledged)
+        if not ends and not (task is not None and task.state.is_terminal):
+            live[key] = report
+    return list(live.values())
+
+
 def _uuids(resources: Resources) -> str:
     return f" ({', '.join(sorted(resources.devices))})" if resources.devices else ""
-
-
-def _ends_now(report: TaskReport) -> bool:
-    return report.state.is_terminal or any(status.state.is_terminal for status in report.unacknowledged)
 
 
 def _info_problem(info: AgentInfo) -> str | None:
     known = {device.uuid for device in info.devices}
     seen: set[str] = set()
+    ports: Ports = ()
     for part in info.resources:
         if problem := stack_problem(part.stack):
             return problem
@@ -169,6 +196,9 @@ def _info_problem(info: AgentInfo) -> str | None:
         if twice:
             return f"devices are named twice: {', '.join(sorted(twice))}"
         seen |= part.resources.devices
+        if common := intersect_ports(ports, part.resources.ports):
+            return f"ports are named twice: {format_ports(common)}"
+        ports = normalize_ports((*ports, *part.resources.ports))
     return None
 
 
@@ -207,42 +237,59 @@ def enter_agent(cluster: Cluster, agent: Agent, *, counted: bool) -> None:
 
 
 def _withhold_unhealthy(cluster: Cluster, agent: Agent) -> None:
-    unhealthy = {
-        device.uuid: f"unhealthy: {device.health_reason or 'its driver says so'}"
-        for device in agent.devices.values()
-        if device.health is DeviceHealth.UNHEALTHY
-    }
+    unhealthy = {device.uuid: why for device in agent.devices.values() if (why := _unhealthy(device))}
     cluster.ledger.set_withheld(agent.agent_id, unhealthy)
 
 
+def _unhealthy(device: Device) -> str:
+    """Why a device must not be offered; empty where it may."""
+    if device.health is not DeviceHealth.UNHEALTHY:
+        return ""
+    return f"unhealthy: {device.health_reason or 'its driver says so'}"
+
+
 def _judge_tasks(
-    cluster: Cluster, turn: Turn, agent: Agent, reports: Iterable[TaskReport]
+    cluster: Cluster, turn: Turn, agent: Agent, reports: Iterable[TaskReport], rebooted: bool
 ) -> tuple[list[AssignedTask], list[KillTask], list[TaskRef]]:
-    """Answer task by task: keep, kill for a recorded reason, launch what it never got; what is unknown is adopted."""
-    launches: list[AssignedTask] = []
-    kills: list[KillTask] = []
-    keeps: list[TaskRef] = []
-    reported: set[TaskKey] = set()
-    ledger = cluster.ledger
+    """Answer task by task: keep, kill for a recorded reason, launch what it never got; what is unknown is adopted.
+
+    In this order: what has ended frees what it held; then what runs there unknown is adopted; only then is anything launched.
+    """
+    reported: dict[TaskKey, TaskReport] = {}
+    unknown: list[TaskReport] = []
     for report in reports:
         key = TaskKey(report.framework_id, report.task.spec.task_id)
-        reported.add(key)
         task = cluster.tasks.get(key)
-        if task is not None and task.agent_id != agent.agent_id:
-            continue
-        if (
-            task is None
-            and not report.state.is_terminal
-            and report.framework_id not in cluster.durable.removed_frameworks
-        ):
-            task = _adopt(cluster, turn, agent, report)
-        if task is None:
-            if not report.state.is_terminal:
-                kills.append(KillTask(*key, StatusReason.FRAMEWORK_REMOVED))
+        if task is None and report.state.is_terminal:
             for status in report.unacknowledged:
                 on_update(cluster, turn, agent, status)
-            continue
-        _catch_up(cluster, turn, agent, task, report)
+        elif task is None:
+            unknown.append(report)
+            reported[key] = report
+        elif task.agent_id == agent.agent_id:
+            _catch_up(cluster, turn, agent, task, report)
+            reported[key] = report
+    staged = _judge_missing(cluster, turn, agent, agent.tasks - reported.keys(), rebooted)
+    held = [to_holding(report.task.resources) for report in _live_reports(cluster, unknown)]
+    launches: list[AssignedTask] = []
+    for task in staged:
+        if any(_collide(to_holding(task.assigned.resources), holding) for holding in held):
+            master_status(
+                cluster,
+                turn,
+                task,
+                TaskState.DROPPED,
+                StatusReason.DEVICES_CHANGED,
+                "a task that was found on its agent holds the same devices or ports",
+            )
+        else:
+            launches.append(task.assigned)
+    for report in unknown:
+        _catch_up(cluster, turn, agent, _adopt(cluster, turn, agent, report), report)
+    kills: list[KillTask] = []
+    keeps: list[TaskRef] = []
+    for key, report in reported.items():
+        task = cluster.tasks[key]
         if report.state.is_terminal:
             continue
         if task.state.is_terminal:
@@ -252,12 +299,25 @@ def _judge_tasks(
             kills.append(KillTask(*key, task.kill_reason, task.kill_grace_ms))
         else:
             keeps.append(TaskRef(*key))
-    for key in sorted(agent.tasks - reported):
+    # Only now is it known what is held: the total may have changed, and unreachable tasks count again.
+    cluster.ledger.set_total(agent.agent_id, buckets_of(agent.info.resources, agent.reservations))
+    cluster.ledger.set_counted(agent.agent_id, True)
+    _withhold_unhealthy(cluster, agent)
+    return launches, kills, keeps
+
+
+def _judge_missing(
+    cluster: Cluster, turn: Turn, agent: Agent, missing: Iterable[TaskKey], rebooted: bool
+) -> list[Task]:
+    """Declare ended what the agent does not know any more; return what it never got and is still to be launched."""
+    staged: list[Task] = []
+    for key in sorted(missing):
         task = cluster.tasks[key]
         if task.status is not None or task.state is not TaskState.STAGING:
-            master_status(
-                cluster, turn, task, TaskState.GONE, StatusReason.CONTAINER_LOST, "its agent came back without it"
-            )
+            why, words = StatusReason.CONTAINER_LOST, "its agent came back without it"
+            if rebooted:
+                why, words = StatusReason.AGENT_REBOOTED, "the machine was started anew"
+            master_status(cluster, turn, task, TaskState.GONE, why, words)
         elif task.kill_reason is not StatusReason.UNSPECIFIED:
             master_status(
                 cluster, turn, task, TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it started"
@@ -272,19 +332,27 @@ def _judge_tasks(
                 "its agent was away for too long to start it",
             )
         else:
-            launches.append(task.assigned)
-    # Only now is it known what is held: the total may have changed, and unreachable tasks count again.
-    ledger.set_total(agent.agent_id, buckets_of(agent.info.resources, agent.reservations))
-    ledger.set_counted(agent.agent_id, True)
-    _withhold_unhealthy(cluster, agent)
-    return launches, kills, keeps
+            staged.append(task)
+    return staged
+
+
+def _collide(left: Holding, right: Holding) -> bool:
+    """Whether two holdings name a device or a port in common, in whatever bucket."""
+    one, other = holding_total(left), holding_total(right)
+    return not one.devices.isdisjoint(other.devices) or bool(intersect_ports(one.ports, other.ports))
 
 
 def _adopt(cluster: Cluster, turn: Turn, agent: Agent, report: TaskReport) -> Task:
-    """A task that no record knows runs there: it is shown, never killed for being unknown."""
+    """A task that no record knows runs there: it is shown, never killed for being unknown.
+
+    One of a removed framework is killed, but holds what it holds until it has ended, like any other.
+    """
     task = Task(agent.agent_id, report.task, state=TaskState.STAGING)
     add_task(cluster, task, held=False)
     turn.persist(TaskRecorded(agent.agent_id, report.task))
+    if report.framework_id in cluster.durable.removed_frameworks:
+        task.kill_reason = StatusReason.FRAMEWORK_REMOVED
+        turn.persist(KillRecorded(*task.key, task.kill_reason, None))
     turn.publish(
         "task_adopted",
         "found running on its agent",
@@ -298,20 +366,20 @@ def _adopt(cluster: Cluster, turn: Turn, agent: Agent, report: TaskReport) -> Ta
 def _catch_up(cluster: Cluster, turn: Turn, agent: Agent, task: Task, report: TaskReport) -> None:
     """Bring a task to where its agent says it is."""
     returned = task.state is TaskState.UNREACHABLE
+    # A state that this version does not know is one of a task that lives.
+    state = report.state if report.state in TRANSITIONS or report.state.is_terminal else TaskState.RUNNING
     for status in report.unacknowledged:
         on_update(cluster, turn, agent, status)
-    if task.state is TaskState.UNREACHABLE or (
-        returned and not task.state.is_terminal and task.state is not report.state
-    ):
-        master_status(cluster, turn, task, report.state, StatusReason.AGENT_REREGISTERED, "its agent is back")
-    elif task.state is not report.state and may_follow(task.state, report.state):
+    if task.state is TaskState.UNREACHABLE or (returned and not task.state.is_terminal and task.state is not state):
+        master_status(cluster, turn, task, state, StatusReason.AGENT_REREGISTERED, "its agent is back")
+    elif task.state is not state and may_follow(task.state, state):
         # The update was acknowledged in an earlier reign; only the state is news to this master.
-        if report.state.is_terminal:
+        if state.is_terminal:
             master_status(
-                cluster, turn, task, report.state, StatusReason.AGENT_REREGISTERED, "ended while the master was away"
+                cluster, turn, task, state, StatusReason.AGENT_REREGISTERED, "ended while the master was away"
             )
         else:
-            task.state = report.state
+            task.state = state
 
 
 def hear(
@@ -338,7 +406,8 @@ def _send_everything(cluster: Cluster, turn: Turn, agent: Agent) -> None:
     for task in cluster.live_tasks(sorted(agent.tasks)):
         if task.kill_reason is not StatusReason.UNSPECIFIED:
             kills.append(KillTask(*task.key, task.kill_reason, task.kill_grace_ms))
-        elif task.status is None and turn.now.wall_ms - task.assigned.launched_at_ms <= LAUNCH_TIMEOUT_MS:
+        elif task.status is None and task.state is TaskState.STAGING:
+            # Told before on this stream, or young enough when it was opened; an agent that has it ignores it.
             launches.append(task.assigned)
         else:
             keeps.append(TaskRef(*task.key))
@@ -356,9 +425,10 @@ def _change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: Devices
         total, problem = {}, problem or str(error)
     if problem:
         # The reservations stay as they are; what vanished is withheld until it is back.
-        gone = agent.devices.keys() - {device.uuid for device in message.devices}
+        said = {device.uuid: device for device in message.devices}
+        withheld = {uuid: _unhealthy(said[uuid]) if uuid in said else "vanished" for uuid in agent.devices}
         turn.publish("devices_changed", f"not taken over: {problem}", agent_id=agent.agent_id)
-        cluster.ledger.set_withheld(agent.agent_id, {uuid: "vanished" for uuid in gone})
+        cluster.ledger.set_withheld(agent.agent_id, {uuid: why for uuid, why in withheld.items() if why})
         rescind(cluster, turn, offers_on(cluster, agent.agent_id), "devices of the agent changed")
         return
     agent.info = info
