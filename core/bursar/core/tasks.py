@@ -158,6 +158,11 @@ PINNING_VARIABLES = frozenset(
 )
 
 
+#: What the kernel takes as one argument, and what a launch may come to in all; messages stay far below 4 MiB.
+MAX_ARGUMENT_BYTES = 128 * 1024 - 1
+MAX_SPEC_BYTES = 1024 * 1024
+
+
 def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
     """Say what is wrong with a task as (field, problem), whatever the cluster; or nothing. TSK-2, GPU-1."""
     if problem := id_problem(spec.task_id):
@@ -167,6 +172,8 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
     for argument in spec.command:
         if "\x00" in argument:
             return "command", "an argument must not contain a zero byte"
+        if len(argument.encode("utf-8", "surrogatepass")) > MAX_ARGUMENT_BYTES:
+            return "command", f"an argument is longer than {MAX_ARGUMENT_BYTES} bytes"
     if spec.command and not spec.command[0]:
         return "command[0]", "the program must not be empty"
     if "\x00" in spec.image or any(character.isspace() for character in spec.image):
@@ -174,6 +181,10 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
     for variable in spec.environment:
         if not variable.name or "=" in variable.name or "\x00" in variable.name or "\x00" in variable.value:
             return "environment", f"{variable.name!r} is not the name of a variable, or its value holds a zero byte"
+    texts = [*spec.command, spec.image, spec.name, *(v.name + v.value for v in spec.environment)]
+    texts += [key + value for key, value in spec.labels.items()]
+    if sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) > MAX_SPEC_BYTES:
+        return "command", f"command, environment and labels together are larger than {MAX_SPEC_BYTES} bytes"
     request = spec.resources
     if len(set(request.devices)) != len(request.devices):
         return "resources.device_uuids", "a device is named twice"

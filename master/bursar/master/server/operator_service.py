@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import fields, replace
 from typing import Any
 
 from bursar.core.errors import ErrorDetail
-from bursar.core.messages.operator import GetTaskRequest
+from bursar.core.messages.operator import GetTaskRequest, Page
 from bursar.master.server.hub import Hub
 from bursar.master.server.logs import LogRelays
 from bursar.master.server.streams import Refusal
@@ -16,16 +17,33 @@ from bursar.v1 import operator_service_pb2 as pb
 
 #: Answered outside the machine.
 STREAMED = frozenset({"ReadTaskLog", "Watch"})
+#: Pages are cut to this, so that no message comes near 4 MiB.
+MAX_ANSWER_BYTES = 2 << 20
+
+
+def _smaller_page(question: Any, answer: Any) -> Page | None:
+    """Half of what an answer holds, where it is a page of several items."""
+    page = getattr(question, "page", None)
+    if page is None:
+        return None
+    items = next(len(value) for value in (getattr(answer, f.name) for f in fields(answer)) if isinstance(value, tuple))
+    return replace(page, page_size=items // 2) if items > 1 else None
 
 
 def _unary(method: str) -> Callable[..., Awaitable[Any]]:
     request_type, _ = operator_types(method)
 
     async def handle(self: OperatorServicer, request: Any, context: Any) -> Any:
-        answer = await self.hub.ask(decode(request_type, request))
-        if isinstance(answer, ErrorDetail):
-            await abort(context, answer)
-        return encode(answer)
+        question: Any = decode(request_type, request)
+        while True:
+            answer = await self.hub.ask(question)
+            if isinstance(answer, ErrorDetail):
+                await abort(context, answer)
+            message = encode(answer)
+            smaller = _smaller_page(question, answer) if message.ByteSize() > MAX_ANSWER_BYTES else None
+            if smaller is None:
+                return message
+            question = replace(question, page=smaller)
 
     handle.__name__ = method
     handle.__doc__ = f"See {method} in operator_service.proto."
