@@ -90,7 +90,7 @@ def test_nothing_generated_is_tracked(require: Callable[[bool, str], None]) -> N
 def test_tests_mirror_the_source() -> None:
     """Every directory of tests is named after a package, or after what spans them."""
     packages = set().union(*COMPONENTS.values())
-    spanning = {"benchmarks", "end_to_end", "scenarios", "support"}
+    spanning = {"benchmarks", "e2e", "scenarios", "support"}
     found = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.rglob("test_*.py"))}
     assert found <= packages | spanning, f"no such package: {sorted(found - packages - spanning)}"
 
