@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import sys
 import time
 from typing import Any
 
 import pytest
 
 from bursar.cli.main import run
+from bursar.cli.output import _shorten_ids
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages import operator as op
@@ -375,3 +378,27 @@ async def test_help_of_every_command(bursar: Any) -> None:
     assert {"run", "agent", "reserve", "flag", "version"} <= set(commands)
     helps = [await bursar(command, "--help") for command in commands]
     assert all(done.code == 0 and "Usage: bursar" in done.stdout for done in helps)
+
+
+async def test_a_terminal_gets_short_ids_that_are_accepted(answers: Any, bursar: Any) -> None:
+    """On a terminal; the same prefix for two would not do."""
+    import os
+    import pty
+
+    near = "11111111-2222-4333-8444-55555555555"
+    views = [dataclasses.replace(AGENT, agent_id=near + last) for last in "67"]
+    answers.operator["ListAgents"] = lambda r: op.ListAgentsResponse(tuple(views))
+    ours, theirs = pty.openpty()
+    environment = {"PATH": os.environ["PATH"], "BURSAR_MASTER": bursar.address, "TERM": "xterm", "COLUMNS": "140"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bursar.cli.main", "agent", "ls", stdin=-3, stdout=theirs, stderr=-1, env=environment
+    )
+    os.close(theirs)
+    assert await asyncio.wait_for(process.wait(), 20) == 0
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert near + "6" in shown and near + "7" in shown and "\x1b[1m" in shown
+    assert (
+        _shorten_ids([near + "6 x/" + near + "6", "GPU-" + near + "7"])(f"{near}6/t GPU-{near}7")
+        == f"11111111/t GPU-{near}7"
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from bursar.cli import problems
-from bursar.core.resources import ReservedResources, Resources
+from bursar.core.resources import DISK, ReservedResources, Resources
 from bursar.core.text import format_resources, quote_role
 from bursar.runtime.codec import decode, decode_resources
 
@@ -148,15 +149,27 @@ def _write_rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> N
     from rich.table import Table
     from rich.text import Text
 
+    shorter = _shorten_ids([cell for row in rows for cell in row])
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        table.add_column(title, overflow="fold")
+    for index, title in enumerate(titles):
+        table.add_column(title, overflow="fold", no_wrap=index == 0)
     for row in rows:
-        table.add_row(*[Text(cell, style=_STYLES.get(cell, "")) for cell in row])
+        table.add_row(*[Text(shorter(cell), style=_STYLES.get(cell, "")) for cell in row])
     console = Console()
     with console.capture() as capture:
         console.print(table)
     write(capture.get())
+
+
+#: Ids that Bursar makes; a device's uuid, which other programs print too, has something in front.
+_ID = re.compile(r"(?<![-0-9a-f])[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![-0-9a-f])")
+
+
+def _shorten_ids(cells: Iterable[str]) -> Callable[[str], str]:
+    """For narrow terminals: ids as prefixes that are unique among those shown, and accepted wherever an id is."""
+    found = {match for cell in cells for match in _ID.findall(cell)}
+    length = next(length for length in (8, 13, 18, 36) if len({full[:length] for full in found}) == len(found))
+    return lambda cell: _ID.sub(lambda match: match.group()[:length], cell)
 
 
 _STYLES = {
@@ -192,6 +205,13 @@ def state(message: Message, field: str = "state") -> str:
 def resources(message: Any) -> str:
     """`cpus:8;mem:16GiB;gpus:4`."""
     return format_resources(decode_resources(message)) or "-"
+
+
+def main_resources(message: Any) -> str:
+    """The same without disk and ports, which few look at: for lists."""
+    found = decode_resources(message)
+    scalars = {kind: amount for kind, amount in found.scalars.items() if kind != DISK}
+    return format_resources(Resources(scalars, (), found.devices)) or "-"
 
 
 def reserved(parts: Iterable[Any]) -> str:
