@@ -151,6 +151,7 @@ async def test_shim_ended_between_the_agents(bench: Any) -> None:
 async def test_killed_shim_is_a_lost_container_and_nothing_of_it_lives_on(bench: Any, adopted: bool) -> None:
     runtime = await bench.open()
     spec = await begun(bench, runtime, text="while true; do echo x >> heartbeat; sleep 0.02; done")
+    await appears(spec.sandbox / "heartbeat")
     if adopted:
         await runtime.close()
         runtime = await bench.open()
