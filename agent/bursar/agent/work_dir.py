@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from bursar.agent.containers.runtime import ContainerId
 from bursar.core.errors import BursarError
+from bursar.runtime.lock import DirectoryLock
 
 
 class WorkDir:
@@ -18,27 +17,16 @@ class WorkDir:
     def __init__(self, path: Path) -> None:
         """Make the directory and lock it. Raises BursarError where that cannot be, or another agent has it."""
         self.path = path.absolute()
+        self._lock = DirectoryLock(self.path, "agent")
+        self._sandboxes = self.path / "sandboxes"
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._sandboxes = self.path / "sandboxes"
             self._sandboxes.mkdir(mode=0o700, exist_ok=True)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
+            self._lock.close()
             raise BursarError(
                 f"the work directory {self.path} cannot be used: {error.strerror or error}",
                 "choose one that this user may write to, with --work-dir",
             ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._lock, 100, 0).decode("ascii", "replace").strip()
-            os.close(self._lock)
-            raise BursarError(
-                f"the work directory {self.path} is in use by another agent" + (f" (pid {holder})" if holder else ""),
-                "stop that agent, or give this one another --work-dir",
-            ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode("ascii"), 0)
 
     @property
     def checkpoint(self) -> Path:
@@ -69,4 +57,4 @@ class WorkDir:
 
     def close(self) -> None:
         """Let another agent have it."""
-        os.close(self._lock)
+        self._lock.close()

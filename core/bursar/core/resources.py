@@ -13,6 +13,7 @@ from enum import IntEnum
 from types import MappingProxyType
 
 from bursar.core.ids import DeviceUuid
+from bursar.core.roles import is_strict_subrole, role_problem
 
 CPUS, MEM, DISK, GPUS, PORTS = "cpus", "mem", "disk", "gpus", "ports"
 #: Kinds that are counted in bytes; all other scalars are counted in thousandths.
@@ -217,24 +218,6 @@ class ResourceRequest:
             return False
         return not self.ports or not subtract_ports(self.ports, resources.ports)
 
-    def shortfall(self, resources: Resources) -> list[str]:
-        """Say in words what `resources` lack, one item per kind."""
-        from bursar.core.text import format_amount
-
-        missing = []
-        if self.gpu_count > len(resources.devices):
-            missing.append(f"gpus: {self.gpu_count} wanted, {len(resources.devices)} there")
-        absent = [uuid for uuid in self.devices if uuid not in resources.devices]
-        if absent:
-            missing.append(f"devices not there: {', '.join(absent)}")
-        for kind, amount in sorted(self.scalars.items()):
-            there = resources.scalars.get(kind, 0)
-            if there < amount:
-                missing.append(f"{kind}: {format_amount(kind, amount)} wanted, {format_amount(kind, there)} there")
-        if lacking := subtract_ports(self.ports, resources.ports):
-            missing.append(f"ports not there: {', '.join(f'{r.first}-{r.last}' for r in lacking)}")
-        return missing
-
 
 class ReservationType(IntEnum):
     """How a reservation came about; mirrors `bursar.v1.ReservationType`."""
@@ -264,8 +247,6 @@ UNRESERVED: Stack = ()
 
 def stack_problem(stack: Stack) -> str | None:
     """Say what is wrong with a reservation stack, or nothing (mesos.md §2.5, format validity)."""
-    from bursar.core.roles import is_strict_subrole, role_problem
-
     for level, reservation in enumerate(stack):
         if problem := role_problem(reservation.holder):
             return problem

@@ -23,6 +23,7 @@ from bursar.core.resources import (
     ResourceRequest,
     Resources,
     normalize_ports,
+    subtract_ports,
 )
 from bursar.core.roles import role_problem
 
@@ -238,6 +239,23 @@ def format_resources(resources: Resources, role: str | None = None) -> str:
 def format_request(request: ResourceRequest) -> str:
     """As `parse_request` reads it."""
     return _format(request.scalars, request.gpu_count, request.ports, None)
+
+
+def format_shortfall(request: ResourceRequest, resources: Resources) -> str:
+    """What `resources` lack for a request, kind by kind, for people; empty where they are enough."""
+    missing = []
+    if request.gpu_count > len(resources.devices):
+        missing.append(f"gpus: {request.gpu_count} wanted, {len(resources.devices)} there")
+    absent = [uuid for uuid in request.devices if uuid not in resources.devices]
+    if absent:
+        missing.append(f"devices not there: {', '.join(absent)}")
+    for kind, amount in sorted(request.scalars.items()):
+        there = resources.scalars.get(kind, 0)
+        if there < amount:
+            missing.append(f"{kind}: {format_amount(kind, amount)} wanted, {format_amount(kind, there)} there")
+    if lacking := subtract_ports(request.ports, resources.ports):
+        missing.append(f"ports not there: {format_ports(lacking)}")
+    return "; ".join(missing)
 
 
 def _format(scalars: Mapping[str, int], gpus: int, ports: Ports, role: str | None) -> str:

@@ -8,7 +8,7 @@ from bursar.core.devices import Device
 from bursar.core.errors import BursarError, ErrorDetail, ErrorReason
 from bursar.core.messages import offers as messages
 from bursar.core.resources import CPUS, MEM, MILLI, ResourceRequest, Resources, sum_resources
-from bursar.core.text import format_resources
+from bursar.core.text import format_resources, format_shortfall
 from bursar.sdk.amounts import Amount, request
 from bursar.sdk.tasks import Task
 
@@ -102,7 +102,7 @@ class Offer:
         """For the session: subtract a task. Raises BursarError where it does not fit, by the author's mistake."""
         if not self._fits(task.request):
             lacking = (
-                "; ".join(task.request.shortfall(self._left))
+                format_shortfall(task.request, self._left)
                 or f"gpus: {task.request.gpu_count} wanted, {self.gpus} left"
             )
             raise BursarError(

@@ -25,6 +25,7 @@ from bursar.core.resources import (
     to_reserved,
 )
 from bursar.core.tasks import AssignedTask, TaskSpec, spec_problem
+from bursar.core.text import format_shortfall
 from bursar.master import reservations
 from bursar.master.allocator.carve import carve
 from bursar.master.allocator.demand import shape_of_task
@@ -161,7 +162,7 @@ def _plan_launch(
         part = carve(remaining[agent_id], spec.resources, cluster.agents[agent_id].devices)
         if part is None:
             there = holding_total(remaining[agent_id])
-            missing = "; ".join(spec.resources.shortfall(there)) or "the devices asked for"
+            missing = format_shortfall(spec.resources, there) or "the devices asked for"
             return ErrorDetail(
                 ErrorReason.TASK_INVALID,
                 f"task {spec.task_id!r} asks for more than the offers have left: {missing}",
