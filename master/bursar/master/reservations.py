@@ -26,7 +26,7 @@ from bursar.core.resources import (
     to_reserved,
 )
 from bursar.core.roles import DEFAULT_ROLE, role_problem
-from bursar.core.text import format_request, format_resources
+from bursar.core.text import format_request, format_resources, format_shortfall
 from bursar.master.allocator.carve import carve
 from bursar.master.offers import rescind
 from bursar.master.records import ReservationsRecorded
@@ -153,9 +153,7 @@ def request_problem(request: ResourceRequest, field: str = "resources") -> Error
             field,
         )
     if not request:
-        return ErrorDetail(
-            ErrorReason.INVALID_ARGUMENT, "no resources are named", "name some, such as gpus:2", field
-        )
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, "no resources are named", "name some, such as gpus:2", field)
     if len(set(request.devices)) != len(request.devices) or (request.devices and request.gpus > len(request.devices)):
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT, "the devices named are not as many as the GPUs asked for", "", field
@@ -195,7 +193,7 @@ def _offers_to_rescind(
         reason = ErrorReason.RESOURCES_IN_USE
         hint = "the rest is held by tasks, which are never touched: wait for their end or kill them (`bursar task ls`)"
     where = "unreserved on" if stack == UNRESERVED else f"reserved to {stack[-1].holder} on"
-    lacking = "; ".join(request.shortfall(all_of_it)) or f"{format_request(request)} wanted"
+    lacking = format_shortfall(request, all_of_it) or f"{format_request(request)} wanted"
     return ErrorDetail(
         reason, f"not enough that is free or offered, {where} {agent.info.hostname}: {lacking}", hint, "resources"
     )
