@@ -262,7 +262,7 @@ INVALID_TASKS = {
     "a device that is not there": ({"devices": ["a-gpu9"]}, ErrorReason.TASK_INVALID, "a-gpu9"),
     "a device named twice": ({"devices": ["a-gpu0", "a-gpu0"]}, ErrorReason.TASK_INVALID, "twice"),
     "fewer devices than GPUs": ({"gpus": 2, "devices": ["a-gpu0"]}, ErrorReason.TASK_INVALID, "2 GPUs"),
-    "ports that are not there": ({"ports": "80"}, ErrorReason.TASK_INVALID, "80-80"),
+    "ports that are not there": ({"ports": "80"}, ErrorReason.TASK_INVALID, "[80]"),
     "another agent": ({"agent_id": "b"}, ErrorReason.TASK_INVALID, "names agent b"),
     "negative CPUs": ({"resources": ResourceRequest({"cpus": -1})}, ErrorReason.TASK_INVALID, "negative"),
     "negative GPUs": ({"resources": ResourceRequest({"cpus": 1}, gpus=-1)}, ErrorReason.TASK_INVALID, "negative"),
