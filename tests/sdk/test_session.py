@@ -28,7 +28,7 @@ from bursar.core.messages.framework import (
     UpdateDemand,
 )
 from bursar.core.tasks import TaskState
-from bursar.sdk import BursarError, Framework, FrameworkSession, MasterUnreachable, Offer, Status, Task
+from bursar.sdk import BursarError, Framework, FrameworkSession, InvalidText, MasterUnreachable, Offer, Status, Task
 
 
 class Sweep(Framework):
@@ -398,10 +398,16 @@ async def test_other_events_reach_the_author(master: Any) -> None:
 
 
 async def test_an_accept_beyond_the_limit_of_a_message_is_refused_here(master: Any) -> None:
-    framework = Sweep(Task(["echo", "x" * 5_000_000]))
+    # Each task may be; all together in one answer may not.
+    framework = Sweep(*(Task(["echo", *["x" * 100_000] * 9], cpus="0.01", mem="1MiB") for _ in range(6)))
     await asyncio.wait_for(FrameworkSession(framework, master.address).run(), 10)
-    assert states(framework) == [TaskState.ERROR] and "too large" in framework.statuses[0][1].message
+    assert set(states(framework)) == {TaskState.ERROR} and "too large" in framework.statuses[0][1].message
     assert not master.said(Accept)
+
+
+def test_a_task_beyond_what_the_kernel_takes_is_refused_where_it_is_made() -> None:
+    with pytest.raises(InvalidText, match="longer than"):
+        Task(["echo", "x" * 5_000_000])
 
 
 @pytest.mark.parametrize(
