@@ -20,7 +20,7 @@ from bursar.core.messages.offers import Accept, Decline
 from bursar.core.messages.operator import AgentState, FrameworkState, OperatorResponse
 from bursar.core.resources import to_holding, to_reserved
 from bursar.core.tasks import StatusReason, TaskState
-from bursar.master import agents, frameworks, offers, operations, operators, tasks
+from bursar.master import agents, frameworks, offers, operations, operators, registration, tasks
 from bursar.master.effects import MasterEffect, Reply, SendToFramework
 from bursar.master.events import (
     AgentRegistering,
@@ -70,7 +70,7 @@ class MasterMachine:
         cluster = self.cluster
         match event:
             case AgentRegistering():
-                agents.register(cluster, turn, event)
+                registration.register(cluster, turn, event)
             case AgentSpoke(connection, message):
                 if (agent := cluster.agent_of(connection)) is not None:
                     agents.hear(cluster, turn, agent, message)

@@ -1,0 +1,311 @@
+"""How an agent gets in, or back in: refused with what to do, or a verdict on every task that it reports (design.md §8)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import Generation, id_problem
+from bursar.core.messages.agent import (
+    DesiredState,
+    KillTask,
+    Refused,
+    TaskRef,
+    TaskReport,
+)
+from bursar.core.messages.operator import AgentState
+from bursar.core.resources import (
+    EMPTY,
+    Holding,
+    InsufficientResources,
+    Resources,
+    Stack,
+    add_holdings,
+    holding_total,
+    intersect_ports,
+    to_holding,
+)
+from bursar.core.tasks import TRANSITIONS, AssignedTask, StatusReason, TaskState, may_follow
+from bursar.core.text import format_resources
+from bursar.master.agents import LAUNCH_TIMEOUT_MS, enter_agent, info_problem, registered, withhold_unhealthy
+from bursar.master.effects import CloseStream, SendToAgent
+from bursar.master.events import AgentRegistering
+from bursar.master.ledger import TaskKey
+from bursar.master.offers import offers_on, rescind
+from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, KillRecorded, TaskRecorded
+from bursar.master.state import Agent, Cluster, Task, Turn, buckets_of
+from bursar.master.tasks import add_task, master_status, on_update
+
+
+def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
+    """An agent is (back): refuse it, or take it in and answer task by task."""
+    info = event.register.info
+    known = cluster.agents.get(info.agent_id)
+    refusal = _refusal(cluster, event, known)
+    if refusal is not None:
+        turn.publish("agent_refused", str(refusal), agent_id=info.agent_id)
+        turn.effects.extend(_refuse(event, refusal))
+        return
+    if known is not None and known.connection is not None and known.connection != event.connection:
+        old = known.connection
+        cluster.agent_connections.pop(old, None)
+        detail = ErrorDetail(ErrorReason.SUPERSEDED, "the agent connected again", "only the newest stream counts")
+        turn.close(old, detail)
+    if known is not None:
+        rescind(cluster, turn, offers_on(cluster, info.agent_id), f"agent {info.hostname} registered again")
+    rebooted = known is not None and known.info.boot_id != info.boot_id
+    agent = _take_in(cluster, turn, event, known)
+    launches, kills, keeps = _judge_tasks(cluster, turn, agent, event.tasks, rebooted)
+    agent.generation = Generation(cluster.term, max(1, agent.generation.sequence + 1))
+    turn.to_agent(agent, registered(cluster))
+    turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
+    cluster.deadlines.set(
+        ("ping", agent.agent_id), turn.now.monotonic_ms + cluster.flags.duration_ms("agent-ping-timeout")
+    )
+    cluster.touch(agent.agent_id)
+    cluster.counters.agent_registrations += 1
+    turn.publish(
+        "agent_added" if known is None else "agent_state_changed",
+        f"agent {info.hostname} is active",
+        agent_id=info.agent_id,
+    )
+
+
+def _refuse(event: AgentRegistering, error: ErrorDetail) -> list[SendToAgent | CloseStream]:
+    return [SendToAgent(event.connection, Refused(error)), CloseStream(event.connection, error)]
+
+
+def _refusal(cluster: Cluster, event: AgentRegistering, known: Agent | None) -> ErrorDetail | None:
+    """Say why an agent cannot be in."""
+    register, info = event.register, event.register.info
+    if problem := id_problem(info.agent_id):
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, f"agent_id: {problem}", "", "info.agent_id")
+    if cluster.agent_connections.get(event.connection, info.agent_id) != info.agent_id:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT, "one stream, one agent", "open another stream", "info.agent_id"
+        )
+    if register.cluster_id and register.cluster_id != cluster.cluster_id:
+        return ErrorDetail(
+            ErrorReason.CLUSTER_MISMATCH,
+            f"the agent's work directory belongs to cluster {register.cluster_id}, this is cluster {cluster.cluster_id}",
+            "give the agent another --work-dir, or the right --master",
+        )
+    if known is not None and known.connection is not None and info.incarnation < known.info.incarnation:
+        return ErrorDetail(ErrorReason.SUPERSEDED, "a newer life of this agent is registered", "stop one of the two")
+    if problem := info_problem(info):
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT, problem, "see `bursar-agent --help` for --resources", "info.resources"
+        )
+    reservations = {} if known is None else known.reservations
+    try:
+        total = buckets_of(info.resources, reservations)
+    except InsufficientResources as error:
+        kept = "; ".join(
+            f"{format_resources(part, stack[-1].holder)}{_uuids(part)}" for stack, part in reservations.items()
+        )
+        return ErrorDetail(
+            ErrorReason.INCOMPATIBLE_RESOURCES,
+            f"the agent came back with less than is reserved on it ({kept}): {error}",
+            "start it with its former --resources and --devices, or unreserve first (`bursar unreserve`)",
+            "info.resources",
+        )
+    needed: dict[Stack, Resources] = {}
+    for report in _live_reports(cluster, event.tasks):
+        try:
+            needed = add_holdings(needed, to_holding(report.task.resources))
+        except InsufficientResources as error:
+            return ErrorDetail(
+                ErrorReason.INVALID_ARGUMENT,
+                f"two tasks of the agent hold the same: {error}",
+                "kill one of them on the agent",
+                "task_reports",
+            )
+    if known is not None and known.info.resources == info.resources:
+        # What vanished under its tasks is known already: a broken link must not shut the agent out for it.
+        return None
+    for stack, part in needed.items():
+        there = total.get(stack, EMPTY)
+        if not there.contains(part):
+            lacking = part.minus_saturating(there)
+            return ErrorDetail(
+                ErrorReason.INCOMPATIBLE_RESOURCES,
+                f"the agent came back with less than its tasks hold: {format_resources(lacking)}{_uuids(lacking)} is missing",
+                "start it with its former --resources and --devices, or kill the tasks first (`bursar task ls`)",
+                "info.resources",
+            )
+    return None
+
+
+def _live_reports(cluster: Cluster, reports: Iterable[TaskReport]) -> list[TaskReport]:
+    """The reports of tasks that will hold resources."""
+    live = {}
+    for report in reports:
+        key = TaskKey(report.framework_id, report.task.spec.task_id)
+        task = cluster.tasks.get(key)
+        ends = report.state.is_terminal or any(status.state.is_terminal for status in report.unacknowledged)
+        if not ends and not (task is not None and task.state.is_terminal):
+            live[key] = report
+    return list(live.values())
+
+
+def _uuids(resources: Resources) -> str:
+    return f" ({', '.join(sorted(resources.devices))})" if resources.devices else ""
+
+
+def _take_in(cluster: Cluster, turn: Turn, event: AgentRegistering, known: Agent | None) -> Agent:
+    info, connection = event.register.info, event.connection
+    cluster.agent_connections[connection] = info.agent_id
+    if known is None:
+        agent = Agent(info, AgentState.ACTIVE, turn.now.wall_ms, connection=connection)
+        enter_agent(cluster, agent, counted=True)
+        turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
+        return agent
+    agent = known
+    was_unreachable = agent.state is AgentState.UNREACHABLE
+    agent.state, agent.connection, agent.missed_pings = AgentState.ACTIVE, connection, 0
+    if info != agent.info:
+        agent.description_version += 1
+        agent.info = info
+        agent.registered_at_ms = turn.now.wall_ms
+        agent.devices = {device.uuid: device for device in info.devices}
+        turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
+        cluster.filters.drop(lambda key: key[2] == agent.agent_id)
+    elif was_unreachable:
+        turn.persist(AgentReachabilityRecorded(agent.agent_id, False))
+    for kind in ("unreachable", "reregister"):
+        cluster.deadlines.cancel((kind, agent.agent_id))
+    return agent
+
+
+def _judge_tasks(
+    cluster: Cluster, turn: Turn, agent: Agent, reports: Iterable[TaskReport], rebooted: bool
+) -> tuple[list[AssignedTask], list[KillTask], list[TaskRef]]:
+    """Answer task by task: keep, kill for a recorded reason, launch what it never got; what is unknown is adopted.
+
+    In this order: what has ended frees what it held; then what runs there unknown is adopted; only then is anything launched.
+    """
+    reported: dict[TaskKey, TaskReport] = {}
+    unknown: list[TaskReport] = []
+    for report in reports:
+        key = TaskKey(report.framework_id, report.task.spec.task_id)
+        task = cluster.tasks.get(key)
+        if task is None and report.state.is_terminal:
+            for status in report.unacknowledged:
+                on_update(cluster, turn, agent, status)
+        elif task is None:
+            unknown.append(report)
+            reported[key] = report
+        elif task.agent_id == agent.agent_id:
+            _catch_up(cluster, turn, agent, task, report)
+            reported[key] = report
+    staged = _judge_missing(cluster, turn, agent, agent.tasks - reported.keys(), rebooted)
+    held = [to_holding(report.task.resources) for report in _live_reports(cluster, unknown)]
+    launches: list[AssignedTask] = []
+    for task in staged:
+        if any(_collide(to_holding(task.assigned.resources), holding) for holding in held):
+            master_status(
+                cluster,
+                turn,
+                task,
+                TaskState.DROPPED,
+                StatusReason.DEVICES_CHANGED,
+                "a task that was found on its agent holds the same devices or ports",
+            )
+        else:
+            launches.append(task.assigned)
+    for report in unknown:
+        _catch_up(cluster, turn, agent, _adopt(cluster, turn, agent, report), report)
+    kills: list[KillTask] = []
+    keeps: list[TaskRef] = []
+    for key, report in reported.items():
+        task = cluster.tasks[key]
+        if report.state.is_terminal:
+            continue
+        if task.state.is_terminal:
+            reason = task.status.reason if task.status is not None else StatusReason.UNSPECIFIED
+            kills.append(KillTask(*key, reason))
+        elif task.kill_reason is not StatusReason.UNSPECIFIED:
+            kills.append(KillTask(*key, task.kill_reason, task.kill_grace_ms))
+        else:
+            keeps.append(TaskRef(*key))
+    # Only now is it known what is held: the total may have changed, and unreachable tasks count again.
+    cluster.ledger.set_total(agent.agent_id, buckets_of(agent.info.resources, agent.reservations))
+    cluster.ledger.set_counted(agent.agent_id, True)
+    withhold_unhealthy(cluster, agent)
+    return launches, kills, keeps
+
+
+def _judge_missing(
+    cluster: Cluster, turn: Turn, agent: Agent, missing: Iterable[TaskKey], rebooted: bool
+) -> list[Task]:
+    """Declare ended what the agent does not know any more; return what it never got and is still to be launched."""
+    staged: list[Task] = []
+    for key in sorted(missing):
+        task = cluster.tasks[key]
+        if task.status is not None or task.state is not TaskState.STAGING:
+            why, words = StatusReason.CONTAINER_LOST, "its agent came back without it"
+            if rebooted:
+                why, words = StatusReason.AGENT_REBOOTED, "the machine was started anew"
+            master_status(cluster, turn, task, TaskState.GONE, why, words)
+        elif task.kill_reason is not StatusReason.UNSPECIFIED:
+            master_status(
+                cluster, turn, task, TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it started"
+            )
+        elif turn.now.wall_ms - task.assigned.launched_at_ms > LAUNCH_TIMEOUT_MS:
+            master_status(
+                cluster,
+                turn,
+                task,
+                TaskState.DROPPED,
+                StatusReason.LAUNCH_TIMEOUT,
+                "its agent was away for too long to start it",
+            )
+        else:
+            staged.append(task)
+    return staged
+
+
+def _collide(left: Holding, right: Holding) -> bool:
+    """Whether two holdings name a device or a port in common, in whatever bucket."""
+    one, other = holding_total(left), holding_total(right)
+    return not one.devices.isdisjoint(other.devices) or bool(intersect_ports(one.ports, other.ports))
+
+
+def _adopt(cluster: Cluster, turn: Turn, agent: Agent, report: TaskReport) -> Task:
+    """A task that no record knows runs there: it is shown, never killed for being unknown.
+
+    One of a removed framework is killed, but holds what it holds until it has ended, like any other.
+    """
+    task = Task(agent.agent_id, report.task, state=TaskState.STAGING)
+    add_task(cluster, task, held=False)
+    turn.persist(TaskRecorded(agent.agent_id, report.task))
+    if report.framework_id in cluster.durable.removed_frameworks:
+        task.kill_reason = StatusReason.FRAMEWORK_REMOVED
+        turn.persist(KillRecorded(*task.key, task.kill_reason, None))
+    turn.publish(
+        "task_adopted",
+        "found running on its agent",
+        agent_id=agent.agent_id,
+        framework_id=report.framework_id,
+        task_id=report.task.spec.task_id,
+    )
+    return task
+
+
+def _catch_up(cluster: Cluster, turn: Turn, agent: Agent, task: Task, report: TaskReport) -> None:
+    """Bring a task to where its agent says it is."""
+    returned = task.state is TaskState.UNREACHABLE
+    # A state that this version does not know is one of a task that lives.
+    state = report.state if report.state in TRANSITIONS or report.state.is_terminal else TaskState.RUNNING
+    for status in report.unacknowledged:
+        on_update(cluster, turn, agent, status)
+    if task.state is TaskState.UNREACHABLE or (returned and not task.state.is_terminal and task.state is not state):
+        master_status(cluster, turn, task, state, StatusReason.AGENT_REREGISTERED, "its agent is back")
+    elif task.state is not state and may_follow(task.state, state):
+        # The update was acknowledged in an earlier reign; only the state is news to this master.
+        if state.is_terminal:
+            master_status(
+                cluster, turn, task, state, StatusReason.AGENT_REREGISTERED, "ended while the master was away"
+            )
+        else:
+            task.state = state
