@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bursar.core.ids import FrameworkId, TaskId
-from bursar.core.messages.agent import KillTask, TaskReports
+from bursar.core.messages.agent import KillTask, Ping, Pong, TaskReports
 from bursar.core.resources import ReservedResources, ResourceRequest, Resources
 from bursar.core.tasks import AssignedTask, EnvironmentVariable, StatusReason, TaskSpec, TaskState
 from bursar.v1 import agent_service_pb2
@@ -235,6 +235,18 @@ async def test_two_agents_with_one_work_directory(scripted_master: Any, agent: A
     await second.start(*flags)
     assert await second.wait() == 1
     assert f"in use by another agent (pid {agent.process.pid})" in "".join(second.log)
+
+
+async def test_many_starts_do_not_delay_a_pong(scripted_master: Any, agent: Any) -> None:
+    await agent.start("--master", scripted_master.address, "--runtime", "process", "--devices", "none")
+    await registered(scripted_master)
+    scripted_master.desire(launch=tuple(task(f"t{n}", "true") for n in range(200)))
+    await scripted_master.until_status("t0", S.STARTING)
+    scripted_master.say(Ping(7))
+    await scripted_master.until(lambda: Pong(7) in scripted_master.heard)
+    told = {status.task_id for status in scripted_master.statuses if status.state is not S.STARTING}
+    assert len(told) < 200, "all were started first"
+    await scripted_master.until(lambda: sum(status.state is S.FINISHED for status in scripted_master.statuses) == 200)
 
 
 async def test_metrics(scripted_master: Any, agent: Any) -> None:

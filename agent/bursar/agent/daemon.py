@@ -6,8 +6,10 @@ Thin on purpose: what to do is decided in `machine`; here it is done, and its ou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,6 +142,7 @@ class AgentDaemon:
         self._containers: dict[ContainerId, _Container] = {}
         #: Ends told while the containers of an earlier life are still being looked for.
         self._early_exits: list[ContainerExited] | None = []
+        self._to_start: deque[StartContainer] = deque()
         self._starts: set[asyncio.Task[None]] = set()
         self._others: set[asyncio.Task[None]] = set()
         metrics.watch(self.machine, lambda: self.client.connections_total)
@@ -165,8 +168,10 @@ class AgentDaemon:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
             await self._log_sender.close()
-            if self._starts:
-                await asyncio.wait(self._starts, timeout=STOP_TIMEOUT_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    while self._starts:
+                        await asyncio.wait(self._starts)
             self.driver.stop()
             try:
                 await driving
@@ -230,7 +235,9 @@ class AgentDaemon:
                 self.client.send(connection, message)
             case StartContainer():
                 self._containers[effect.container_id] = _Container()
-                self._spawn(self._start(effect), self._starts)
+                self._to_start.append(effect)
+                if len(self._to_start) == 1:
+                    self._spawn(self._start_all(), self._starts)
             case KillContainer(container_id, grace_ms):
                 self._spawn(self._guarded("kill", self._runtime.kill(container_id, grace_ms)), self._others)
             case RemoveContainer(container_id):
@@ -253,6 +260,13 @@ class AgentDaemon:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         return task
+
+    async def _start_all(self) -> None:
+        """Begin one start per turn of the loop: a start may block for milliseconds, and a thousand must not delay a pong."""
+        while self._to_start:
+            self._spawn(self._start(self._to_start[0]), self._starts)
+            await asyncio.sleep(0)
+            self._to_start.popleft()
 
     async def _start(self, effect: StartContainer) -> None:
         begun = time.perf_counter()
