@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -46,7 +47,7 @@ def test_two_gpus_and_the_commands_own_exit_code(cluster: Any) -> None:
 def test_exit_codes_are_those_of_a_shell(cluster: Any, command: list[str], code: int) -> None:
     done = cluster.bursar("run", "--", *command)
     assert done.code == code and done.stdout == "", done
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") <= 1 and (code in (126, 127) or "Killed\n" not in done.stderr), "no words of a shell of ours"
 
 
 def test_stdout_and_stderr_come_apart_and_whole(cluster: Any) -> None:
@@ -87,6 +88,7 @@ def test_a_signal_ends_the_task_and_the_framework(cluster: Any, number: int, cod
     running.signal(number)
     done = running.finish()
     assert done.code == code and done.stdout == f"{pid}\n"
+    assert done.stderr == "bursar: ending the task; once more leaves at once\n"
     assert not is_alive(pid)
     assert cluster.ls("framework") == [] and cluster.ls("task") == []
 
@@ -119,6 +121,7 @@ def test_the_environment_of_a_task_is_exactly_this(cluster: Any) -> None:
     done = cluster.bursar("run", "--gpus", "1", *fakes, *own, "--", "env", "-0")
     seen = dict(line.split("=", 1) for line in done.stdout.split("\0") if line)
     assert done.code == 0
+    seen.pop("_", None)  # where /bin/sh is bash, which tells every command its path
     assert set(seen) == {
         "PATH", "HOME", "LANG", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "BURSAR_TASK_ID",
         "BURSAR_SANDBOX", "BURSAR_DEVICES_FILE", "MINE", "EMPTY",
@@ -129,12 +132,12 @@ def test_the_environment_of_a_task_is_exactly_this(cluster: Any) -> None:
 
 
 def test_a_task_without_gpus_is_told_so(cluster: Any) -> None:
-    script = 'echo "[$CUDA_VISIBLE_DEVICES] [$NVIDIA_VISIBLE_DEVICES]"; cat $BURSAR_DEVICES_FILE; echo; pwd; echo $BURSAR_SANDBOX; ls -A'
+    script = 'echo "[$CUDA_VISIBLE_DEVICES] [$NVIDIA_VISIBLE_DEVICES]"; pwd; echo $BURSAR_SANDBOX; cat $BURSAR_DEVICES_FILE'
     done = cluster.bursar("run", "--", "sh", "-c", script)
     lines = done.stdout.splitlines()
     assert lines[0] == "[] [void]"
-    assert '"devices": []' in lines[1] or lines[1] in ("[]", '{"devices":[]}'), lines
-    assert lines[2] == lines[3], "it runs in a sandbox of its own"
+    assert lines[1] == lines[2], "it runs in a sandbox of its own"
+    assert json.loads("".join(lines[3:])) == []
 
 
 def test_wait_is_bounded(cluster: Any) -> None:

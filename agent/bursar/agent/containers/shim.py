@@ -27,10 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # The signals are caught, never ignored: a command inherits what is ignored. `exec` in a subshell, since a plain "$@" would
-# run words such as `exit` or `cd` in the shim itself. Every `echo` is one write to a file in append mode.
+# run words such as `exit` or `cd` in the shim itself. Every `echo` is one write to a file in append mode. The shell's own words
+# ("Terminated") go nowhere: stderr is the command's. What a shell puts into the environment by itself is taken out again.
 SCRIPT = """trap : HUP INT QUIT USR1 USR2 PIPE ALRM TERM
 echo "pid $$" >&0
-(exec "$@" </dev/null)
+unset PWD OLDPWD SHLVL
+exec 3>&2 2>/dev/null
+(exec "$@" </dev/null 2>&3 3>&-)
 echo "exit $?" >&0
 kill -KILL 0
 """
