@@ -8,6 +8,7 @@ exactly one of them. What roles and frameworks hold is charged to `shares` in th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -18,9 +19,10 @@ from bursar.core.resources import (
     Resources,
     Stack,
     add_holdings,
+    holding_contains,
     holding_total,
     subtract_holdings,
-    sum_resources,
+    subtract_ports,
 )
 
 
@@ -75,45 +77,58 @@ class Books:
     withheld_devices: dict[DeviceUuid, str] = field(default_factory=dict)
     #: Whether the agent counts: its total in the cluster's, its tasks in shares (design.md §4).
     counted: bool = True
+    #: Sums of the above by bucket, kept with every change: no question about an agent costs a walk over its tasks.
+    offered_sum: dict[Stack, Resources] = field(default_factory=dict)
+    allocated_sum: dict[Stack, Resources] = field(default_factory=dict)
+    #: Whether more is held than there is, in any bucket and kind.
+    in_excess: bool = False
 
     def held(self) -> dict[Stack, Resources]:
         """Offered and allocated together, by bucket."""
-        result: dict[Stack, Resources] = {}
-        for entry in (*self.offered.values(), *self.allocated.values()):
-            result = add_holdings(result, entry.holding)
-        return result
+        return add_holdings(self.offered_sum, self.allocated_sum)
 
     def offered_total(self) -> Resources:
         """All that is in offers."""
-        return sum_resources(holding_total(entry.holding) for entry in self.offered.values())
+        return holding_total(self.offered_sum)
 
     def allocated_total(self) -> Resources:
         """All that tasks hold."""
-        return sum_resources(holding_total(entry.holding) for entry in self.allocated.values())
+        return holding_total(self.allocated_sum)
 
     def allocated_in(self, stack: Stack) -> Resources:
         """What tasks hold of one bucket."""
-        return sum_resources(entry.holding.get(stack, EMPTY) for entry in self.allocated.values())
+        return self.allocated_sum.get(stack, EMPTY)
 
     def withheld(self) -> dict[Stack, Resources]:
-        """Withheld and not held, by bucket."""
-        if not self.withheld_devices:
+        """Neither free nor held, by bucket: withheld devices, and what is held under another bucket than its own."""
+        if not self.withheld_devices and not self.in_excess:
             return {}
         held = self.held()
         result = {}
         for stack, total in self.total.items():
-            devices = (total.devices & self.withheld_devices.keys()) - held.get(stack, EMPTY).devices
-            if devices:
-                result[stack] = Resources(devices=frozenset(devices))
+            rest = total.minus_saturating(held.get(stack, EMPTY))
+            if left := rest.minus_saturating(self.offerable(stack, held)):
+                result[stack] = left
         return result
+
+    def offerable(self, stack: Stack, held: Holding) -> Resources:
+        """What of a bucket may be free when so much is held.
+
+        A device or port that a task holds under another bucket (a reservation of which the registry does not know) is nowhere free.
+        """
+        rest = self.total[stack].minus_saturating(held.get(stack, EMPTY))
+        elsewhere = [part for other, part in held.items() if other != stack]
+        devices = rest.devices.difference(self.withheld_devices, *(part.devices for part in elsewhere))
+        ports = rest.ports
+        for part in elsewhere:
+            ports = subtract_ports(ports, part.ports)
+        return Resources(rest.scalars, ports, devices)
 
     def excess(self) -> dict[Stack, Resources]:
         """Held beyond the total, by bucket."""
-        return {
-            stack: beyond
-            for stack, held in self.held().items()
-            if (beyond := held.minus_saturating(self.total.get(stack, EMPTY)))
-        }
+        if not self.in_excess:
+            return {}
+        return _beyond(self.held(), self.total)
 
 
 class Ledger:
@@ -186,6 +201,7 @@ class Ledger:
         books = self.books[agent_id]
         self._take(agent_id, books, holding)
         books.offered[offer_id] = _Entry(charge, holding)
+        books.offered_sum = add_holdings(books.offered_sum, holding)
         self._offer_agent[offer_id] = agent_id
         if books.counted:
             self._accounts.charge(*charge, holding_total(holding).amounts())
@@ -194,7 +210,9 @@ class Ledger:
         """Make an offer's resources free again; return them."""
         agent_id = self._offer_agent.pop(offer_id)
         books = self.books[agent_id]
-        return self._give_back(agent_id, books, books.offered.pop(offer_id))
+        entry = books.offered.pop(offer_id)
+        books.offered_sum = subtract_holdings(books.offered_sum, entry.holding)
+        return self._give_back(agent_id, books, entry)
 
     def allocate(self, agent_id: AgentId, key: TaskKey, charge: Charge, holding: Holding) -> None:
         """Move free resources to a task."""
@@ -207,8 +225,12 @@ class Ledger:
         """Book what a task holds already, free or not: it may become excess."""
         books = self.books[agent_id]
         assert key not in self._task_agent, key
-        self._book_task(agent_id, books, key, charge, holding)
-        self._settle(agent_id, books)
+        if holding_contains(books.free, holding):
+            self._take(agent_id, books, holding)
+            self._book_task(agent_id, books, key, charge, holding)
+        else:
+            self._book_task(agent_id, books, key, charge, holding)
+            self._settle(agent_id, books)
 
     def release_task(self, key: TaskKey) -> AgentId | None:
         """Make a task's resources free again; return the agent, or None where it held nothing (any more)."""
@@ -216,11 +238,14 @@ class Ledger:
         if agent_id is None:
             return None
         books = self.books[agent_id]
-        self._give_back(agent_id, books, books.allocated.pop(key))
+        entry = books.allocated.pop(key)
+        books.allocated_sum = subtract_holdings(books.allocated_sum, entry.holding)
+        self._give_back(agent_id, books, entry)
         return agent_id
 
     def _book_task(self, agent_id: AgentId, books: Books, key: TaskKey, charge: Charge, holding: Holding) -> None:
         books.allocated[key] = _Entry(charge, holding)
+        books.allocated_sum = add_holdings(books.allocated_sum, holding)
         self._task_agent[key] = agent_id
         if books.counted:
             self._accounts.charge(*charge, holding_total(holding).amounts())
@@ -233,7 +258,11 @@ class Ledger:
         books.free = subtract_holdings(books.free, {source: resources})
         books.free = add_holdings(books.free, {target: resources})
         books.total = add_holdings(subtract_holdings(books.total, {source: resources}), {target: resources})
-        self._note_free(agent_id, books)
+        if books.in_excess:
+            # What comes into a bucket first pays for what is held beyond it.
+            self._settle(agent_id, books)
+        else:
+            self._note_free(agent_id, books)
 
     # --- queries ---
 
@@ -258,7 +287,10 @@ class Ledger:
     def check(self) -> None:
         """Assert the invariant above for every agent."""
         for agent_id, books in self.books.items():
+            assert books.offered_sum == _sum(entry.holding for entry in books.offered.values()), agent_id
+            assert books.allocated_sum == _sum(entry.holding for entry in books.allocated.values()), agent_id
             held = books.held()
+            assert books.in_excess == bool(_beyond(held, books.total)), agent_id
             left = add_holdings(add_holdings(books.free, held), books.withheld())
             right = add_holdings(books.total, {})
             for stack, beyond in books.excess().items():
@@ -283,39 +315,29 @@ class Ledger:
     def _give_back(self, agent_id: AgentId, books: Books, entry: _Entry) -> Holding:
         if books.counted:
             self._accounts.discharge(*entry.charge, holding_total(entry.holding).amounts())
-        if books.withheld_devices or not self._fits_total(books, entry.holding):
+        if books.in_excess:
+            # What comes back first pays for what is held beyond the total.
             self._settle(agent_id, books)
         else:
-            books.free = add_holdings(books.free, entry.holding)
+            withheld = books.withheld_devices.keys()
+            back = (
+                {stack: _without(part, withheld) for stack, part in entry.holding.items()}
+                if withheld
+                else entry.holding
+            )
+            books.free = add_holdings(books.free, back)
             self._note_free(agent_id, books)
         return entry.holding
-
-    @staticmethod
-    def _fits_total(books: Books, holding: Holding) -> bool:
-        """Whether giving back cannot exceed the total: the common case, decided without summing up."""
-        for stack, part in holding.items():
-            total = books.total.get(stack, EMPTY)
-            free = books.free.get(stack, EMPTY)
-            if not part.devices <= total.devices or part.ports and not total.contains(Resources(ports=part.ports)):
-                return False
-            for kind, amount in part.scalars.items():
-                if free.scalars.get(kind, 0) + amount > total.scalars.get(kind, 0):
-                    return False
-        # With other holdings in excess, what comes back first pays for the excess.
-        return not books.allocated or not books.excess()
 
     def _settle(self, agent_id: AgentId, books: Books) -> None:
         """Derive what is free from everything else."""
         held = books.held()
-        withheld = frozenset(books.withheld_devices)
         free = {}
-        for stack, total in books.total.items():
-            rest = total.minus_saturating(held.get(stack, EMPTY))
-            if withheld and rest.devices & withheld:
-                rest = Resources(rest.scalars, rest.ports, rest.devices - withheld)
-            if rest:
+        for stack in books.total:
+            if rest := books.offerable(stack, held):
                 free[stack] = rest
         books.free = free
+        books.in_excess = bool(_beyond(held, books.total))
         self._note_free(agent_id, books)
 
     def _note_free(self, agent_id: AgentId, books: Books) -> None:
@@ -323,3 +345,21 @@ class Ledger:
             self.with_free.add(agent_id)
         else:
             self.with_free.discard(agent_id)
+
+
+def _beyond(held: Holding, total: Holding) -> dict[Stack, Resources]:
+    """What is held beyond the total, by bucket."""
+    return {stack: beyond for stack, part in held.items() if (beyond := part.minus_saturating(total.get(stack, EMPTY)))}
+
+
+def _without(resources: Resources, devices: AbstractSet[DeviceUuid]) -> Resources:
+    if resources.devices.isdisjoint(devices):
+        return resources
+    return Resources(resources.scalars, resources.ports, resources.devices - devices)
+
+
+def _sum(holdings: Iterable[Holding]) -> dict[Stack, Resources]:
+    total: dict[Stack, Resources] = {}
+    for holding in holdings:
+        total = add_holdings(total, holding)
+    return total
