@@ -8,7 +8,7 @@ repaired where something changed, never sorted anew for an agent.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -24,7 +24,8 @@ _Key = tuple[int, int, str]
 class _Node:
     """A role, a virtual leaf, or a framework inside a role; ordered among its siblings.
 
-    Invariant: `entry` is in `parent.order` iff `active` > 0, and equals the key by its amounts.
+    Invariant: it is in `parent.order` iff `active` > 0, under its `key`, which is that of its amounts and count; an only
+    child's may be out of date, for it is compared with nobody.
     """
 
     path: str
@@ -48,6 +49,8 @@ class Shares:
     def __init__(self, excluded: frozenset[str] = frozenset()) -> None:
         self._root = _Node("", None)
         self._total: dict[str, int] = {}
+        #: What of it counts.
+        self._counted: dict[str, int] = {}
         self._excluded = excluded
         self._weights: dict[str, int] = {}
         self._clients: dict[tuple[str, FrameworkId], _Node] = {}
@@ -96,7 +99,7 @@ class Shares:
                 walk.active += difference
                 if bool(was) != bool(walk.active):
                     if walk.active:
-                        insort(walk.parent.order, (walk.key, walk))
+                        _list(walk)
                     else:
                         self._unlist(walk)
                 walk = walk.parent
@@ -129,6 +132,7 @@ class Shares:
         Take from a fresh iterator after anything was charged.
         """
         if self._stale:
+            self._counted = {kind: total for kind, total in self._total.items() if kind not in self._excluded}
             self._rebuild(self._root)
             self._stale = False
         return self._walk(self._root)
@@ -139,7 +143,7 @@ class Shares:
         if node is None:
             return 0
         return max(
-            (amount * 1_000_000 // total for kind, amount in node.held.items() if (total := self._counted(kind))),
+            (amount * 1_000_000 // total for kind, amount in node.held.items() if (total := self._total_of(kind))),
             default=0,
         )
 
@@ -186,20 +190,19 @@ class Shares:
 
     # --- inside ---
 
-    def _counted(self, kind: str) -> int:
+    def _total_of(self, kind: str) -> int:
         return 0 if kind in self._excluded else self._total.get(kind, 0)
 
     def _share(self, node: _Node) -> int:
-        share = 0
+        share, weight, counted = 0, node.weight_milli, self._counted
         for kind, amount in node.held.items():
-            total = self._counted(kind)
-            if total:
-                value = amount * SCALE // (total * node.weight_milli)
+            if kind in counted:
+                value = amount * SCALE // (counted[kind] * weight)
                 share = max(share, value)
         return share
 
     def _walk(self, node: _Node) -> Iterator[tuple[str, FrameworkId]]:
-        for _, child in list(node.order):
+        for _, child in node.order:
             if child.client is not None:
                 yield child.client
             else:
@@ -222,12 +225,12 @@ class Shares:
             self._unlist(node)
         node.key = (self._share(node), node.count, node.path)
         if node.active:
-            insort(node.parent.order, (node.key, node))
+            _list(node)
 
     def _unlist(self, node: _Node) -> None:
         assert node.parent is not None
         order = node.parent.order
-        index = bisect_left(order, node.key, key=lambda entry: entry[0])
+        index = _index(node)
         if index < len(order) and order[index][1] is node:
             del order[index]
         else:
@@ -237,9 +240,6 @@ class Shares:
     def _change(self, client: _Node, amounts: Mapping[str, int], sign: int) -> None:
         node: _Node | None = client
         while node is not None and node.parent is not None:
-            listed = node.active and not self._stale
-            if listed:
-                self._unlist(node)
             held = node.held
             for kind, amount in amounts.items():
                 left = held.get(kind, 0) + sign * amount
@@ -250,10 +250,8 @@ class Shares:
                     del held[kind]
             if sign > 0:
                 node.count += 1
-            if not self._stale:
-                node.key = (self._share(node), node.count, node.path)
-                if listed:
-                    insort(node.parent.order, (node.key, node))
+            if len(node.parent.children) > 1 and not self._stale:
+                self._place(node)
             node = node.parent
 
     def _client(self, role: str, framework_id: FrameworkId) -> _Node:
@@ -261,8 +259,7 @@ class Shares:
         if node is None:
             leaf = self._leaf(role)
             node = _Node(f"{leaf.path} {framework_id}", leaf, client=(role, framework_id))
-            node.key = (0, 0, node.path)
-            leaf.children[framework_id] = node
+            self._adopt(leaf, framework_id, node)
             self._clients[role, framework_id] = node
         return node
 
@@ -275,10 +272,16 @@ class Shares:
             child = node.children.get(component)
             if child is None:
                 child = _Node(path, node, DEFAULT_WEIGHT_MILLI if component == "." else self.weight_milli(path))
-                child.key = (0, 0, path)
-                node.children[component] = child
+                self._adopt(node, component, child)
             node = child
         return node
+
+    def _adopt(self, parent: _Node, name: str, child: _Node) -> None:
+        child.key = (0, 0, child.path)
+        if len(parent.children) == 1:
+            # From now on it is compared with somebody.
+            self._place(next(iter(parent.children.values())))
+        parent.children[name] = child
 
     def _find(self, role: str) -> _Node | None:
         node: _Node | None = self._root
@@ -298,3 +301,15 @@ class Shares:
             del parent.children[name]
             name = parent.path.rsplit("/", 1)[-1]
             node = parent
+
+
+def _index(node: _Node) -> int:
+    """Where a node is, or belongs, among its siblings."""
+    assert node.parent is not None
+    # A prefix of an entry sorts before it: nodes themselves are never compared, as no two keys are equal.
+    return bisect_left(node.parent.order, (node.key,))
+
+
+def _list(node: _Node) -> None:
+    assert node.parent is not None
+    node.parent.order.insert(_index(node), (node.key, node))
