@@ -507,6 +507,33 @@ def test_an_agent_may_lose_what_nobody_holds(book: Any) -> None:
     assert framework.offered().devices == set()
 
 
+def test_a_launch_that_does_not_fit_any_more_is_dropped(book: Any) -> None:
+    agent = book.agent(gpus=2)
+    framework = book.framework()
+    framework.run(book.spec("t", gpus=2))
+    agent.tasks.clear()
+    agent.disconnect()
+    agent.connect(
+        resources=(ReservedResources((), book.resources(8, 16, ["a-gpu0"])),),
+        devices=tuple(book.devices("a", 1)),
+        incarnation=2,
+    )
+    (status,) = framework.statuses()
+    assert (status.state, status.reason) == (TaskState.DROPPED, StatusReason.DEVICES_CHANGED)
+    assert not told(agent).launch and framework.offered().devices == {"a-gpu0"}
+
+
+def test_a_device_held_under_a_reservation_that_the_registry_lost_is_nowhere_free(book: Any) -> None:
+    agent = book.agent(gpus=1)
+    agent.connect(
+        reports=[book.report("t", book.resources(1, devices=["a-gpu0"]), stack=book.dynamic("ml"), framework="ghost")]
+    )
+    framework = book.framework()
+    assert framework.offered().devices == set()
+    agent.update("t", TaskState.FINISHED, framework="ghost")
+    assert framework.offered().devices == {"a-gpu0"}
+
+
 # --- devices change while registered ---
 
 

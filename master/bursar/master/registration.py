@@ -21,6 +21,7 @@ from bursar.core.resources import (
     Resources,
     Stack,
     add_holdings,
+    holding_contains,
     holding_total,
     intersect_ports,
     to_holding,
@@ -32,7 +33,7 @@ from bursar.master.effects import CloseStream, SendToAgent
 from bursar.master.events import AgentRegistering
 from bursar.master.ledger import TaskKey
 from bursar.master.offers import offers_on, rescind
-from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, KillRecorded, TaskRecorded
+from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, KillRecorded, TaskRecorded, TermRaised
 from bursar.master.state import Agent, Cluster, Task, Turn, buckets_of
 from bursar.master.tasks import add_task, master_status, on_update
 
@@ -56,7 +57,7 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     rebooted = known is not None and known.info.boot_id != info.boot_id
     agent = _take_in(cluster, turn, event, known)
     launches, kills, keeps = _judge_tasks(cluster, turn, agent, event.tasks, rebooted)
-    agent.generation = Generation(cluster.term, max(1, agent.generation.sequence + 1))
+    agent.generation = _next_generation(cluster, turn, agent, event.register.generation)
     turn.to_agent(agent, registered(cluster))
     turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
     cluster.deadlines.set(
@@ -69,6 +70,19 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
         f"agent {info.hostname} is active",
         agent_id=info.agent_id,
     )
+
+
+def _next_generation(cluster: Cluster, turn: Turn, agent: Agent, seen: Generation) -> Generation:
+    """A generation above all that the agent has seen, or it would refuse this master for ever.
+
+    A higher term than ours comes from a registry that was restored from an older copy: the term is raised above it.
+    """
+    if seen.term > cluster.term:
+        cluster.term = seen.term + 1
+        turn.persist(TermRaised(cluster.term))
+        turn.publish("term_raised", f"an agent had seen term {seen.term}: this is term {cluster.term} now")
+    known = max((g.sequence for g in (agent.generation, seen) if g.term == cluster.term), default=0)
+    return Generation(cluster.term, known + 1)
 
 
 def _refuse(event: AgentRegistering, error: ErrorDetail) -> list[SendToAgent | CloseStream]:
@@ -200,17 +214,17 @@ def _judge_tasks(
             reported[key] = report
     staged = _judge_missing(cluster, turn, agent, agent.tasks - reported.keys(), rebooted)
     held = [to_holding(report.task.resources) for report in _live_reports(cluster, unknown)]
+    total = buckets_of(agent.info.resources, agent.reservations)
     launches: list[AssignedTask] = []
     for task in staged:
-        if any(_collide(to_holding(task.assigned.resources), holding) for holding in held):
-            master_status(
-                cluster,
-                turn,
-                task,
-                TaskState.DROPPED,
-                StatusReason.DEVICES_CHANGED,
-                "a task that was found on its agent holds the same devices or ports",
-            )
+        holding = to_holding(task.assigned.resources)
+        words = ""
+        if any(_collide(holding, other) for other in held):
+            words = "a task that was found on its agent holds the same devices or ports"
+        elif not holding_contains(total, holding):
+            words = "its agent came back with less than it was to have"
+        if words:
+            master_status(cluster, turn, task, TaskState.DROPPED, StatusReason.DEVICES_CHANGED, words)
         else:
             launches.append(task.assigned)
     for report in unknown:
@@ -229,7 +243,7 @@ def _judge_tasks(
         else:
             keeps.append(TaskRef(*key))
     # Only now is it known what is held: the total may have changed, and unreachable tasks count again.
-    cluster.ledger.set_total(agent.agent_id, buckets_of(agent.info.resources, agent.reservations))
+    cluster.ledger.set_total(agent.agent_id, total)
     cluster.ledger.set_counted(agent.agent_id, True)
     withhold_unhealthy(cluster, agent)
     return launches, kills, keeps
