@@ -531,7 +531,7 @@ def test_a_device_held_under_a_reservation_that_the_registry_lost_is_nowhere_fre
     framework = book.framework()
     assert framework.offered().devices == set()
     agent.update("t", TaskState.FINISHED, framework="ghost")
-    assert framework.offered().devices == {"a-gpu0"}
+    assert agent.view.free.devices == {"a-gpu0"}
 
 
 # --- devices change while registered ---
