@@ -15,7 +15,7 @@ import pytest
 from bursar.core.clock import Instant
 from bursar.core.devices import Device, DeviceHealth, DeviceLink
 from bursar.core.errors import ErrorDetail
-from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId, OfferId, TaskId
+from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId, Generation, OfferId, TaskId
 from bursar.core.machine import Persist, Stalled, TimePassed
 from bursar.core.messages import operator as op
 from bursar.core.messages.agent import (
@@ -163,6 +163,8 @@ class AgentPeer:
         #: What it would report at a registration.
         self.tasks: dict[tuple[str, str], TaskReport] = {}
         self.answers_pings = True
+        #: The highest that it has seen; it refuses lower ones.
+        self.generation = Generation()
         self._updates = 0
 
     def connect(
@@ -176,7 +178,7 @@ class AgentPeer:
         said = tuple(self.tasks.values()) if reports is None else tuple(reports)
         if old is not None and old in self.book.peers:
             self.book.peers.pop(old)
-        self.book.step(AgentRegistering(self.connection, Register(self.info, cluster_id), said))
+        self.book.step(AgentRegistering(self.connection, Register(self.info, cluster_id, self.generation), said))
         return self
 
     def disconnect(self) -> None:
@@ -194,6 +196,8 @@ class AgentPeer:
         self.inbox.append(message)
         match message:
             case DesiredState():
+                assert message.generation >= self.generation, "an agent would refuse it"
+                self.generation = message.generation
                 for assigned in message.launch:
                     key = (assigned.framework_id, assigned.spec.task_id)
                     self.tasks.setdefault(key, TaskReport(assigned.framework_id, assigned, TaskState.STAGING))

@@ -6,7 +6,7 @@ from typing import Any
 
 from bursar.core.ids import Generation
 from bursar.core.messages.agent import DesiredState
-from bursar.master.records import TermRaised
+from bursar.master.records import Durable, TermRaised
 
 
 def test_a_master_of_a_restored_registry_outranks_the_term_that_an_agent_has_seen(book: Any) -> None:
@@ -30,8 +30,6 @@ def test_an_agent_that_the_master_forgot_is_told_a_higher_sequence_of_the_same_t
 
 
 def test_raising_the_term_is_a_record() -> None:
-    from bursar.master.records import Durable
-
     durable = Durable(term=3)
     durable.apply(TermRaised(9))
     assert durable.term == 9

@@ -107,6 +107,7 @@ class MasterMachine:
         cluster.ledger.check()
         cluster.shares.check()
         durable = cluster.durable
+        assert durable.term == cluster.term
         assert durable.agents.keys() == cluster.agents.keys()
         assert durable.frameworks.keys() == cluster.frameworks.keys()
         assert durable.tasks.keys() == {tuple(key) for key in cluster.tasks}

@@ -25,6 +25,13 @@ MAX_REMOVED_FRAMEWORKS = 1000
 
 
 @dataclass(frozen=True, slots=True)
+class TermRaised:
+    """An agent had seen a higher term: this registry is a restored copy, and its master must outrank the former one."""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
 class AgentRecorded:
     """An agent was admitted, or admitted again with other facts."""
 
@@ -154,7 +161,8 @@ class Audited:
 
 
 Record = (
-    AgentRecorded
+    TermRaised
+    | AgentRecorded
     | AgentReachabilityRecorded
     | FrameworkRecorded
     | FailoverDeadlineRecorded
@@ -235,6 +243,8 @@ class Durable:
     def apply(self, record: Record) -> None:
         """Fold one record."""
         match record:
+            case TermRaised(term):
+                self.term = term
             case AgentRecorded(info, version, at):
                 known = self.agents.get(info.agent_id)
                 reservations = known.reservations if known else ()

@@ -204,6 +204,11 @@ def _upsert(connection: Connection, table: sa.Table, keys: list[str], rows: list
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), rows)
 
 
+def _write_term(connection: Connection, batch: list[r.TermRaised]) -> None:
+    statement = sa.update(schema.meta).where(schema.meta.c.key == "term").values(value=str(batch[-1].term))
+    connection.execute(statement)
+
+
 def _write_agents(connection: Connection, batch: list[r.AgentRecorded]) -> None:
     for record in batch:
         row = {
@@ -376,6 +381,7 @@ def _keep_newest(connection: Connection, table: sa.Table, count: int) -> None:
 
 
 _WRITERS: dict[type, Callable[[Connection, list[Any]], None]] = {
+    r.TermRaised: _write_term,
     r.AgentRecorded: _write_agents,
     r.AgentReachabilityRecorded: _write_reachability,
     r.FrameworkRecorded: _write_frameworks,
