@@ -144,11 +144,16 @@ def resolve_resources(
     )
 
 
+def _whole_mib(amount: int) -> int:
+    """Rounded down: what is found is offered in numbers that people can read."""
+    return amount >> 20 << 20
+
+
 def _discovered(host: HostResources, devices: Sequence[Device]) -> list[ResourceText]:
     return [
         ResourceText(CPUS, None, host.cpus_milli),
-        ResourceText(MEM, None, after_reserve(host.mem_bytes, SYSTEM_RESERVE_MEM_BYTES)),
-        ResourceText(DISK, None, after_reserve(host.disk_bytes, SYSTEM_RESERVE_DISK_BYTES)),
+        ResourceText(MEM, None, _whole_mib(after_reserve(host.mem_bytes, SYSTEM_RESERVE_MEM_BYTES))),
+        ResourceText(DISK, None, _whole_mib(after_reserve(host.disk_bytes, SYSTEM_RESERVE_DISK_BYTES))),
         ResourceText(GPUS, None, len(devices) * MILLI),
         ResourceText(PORTS, None, 0, host.ports),
     ]
