@@ -183,6 +183,14 @@ def test_an_offer_that_was_rescinded_meanwhile_is_not_accepted() -> None:
     assert not calls(out) and of(out, effects.DeliverRefusal)[0].error.reason is ErrorReason.INVALID_OFFERS
 
 
+def test_offers_are_void_once_the_connection_is_lost() -> None:
+    world = started()
+    world.offer()
+    world.step(events.StreamEnded(world.connection, AWAY))
+    out = world.step(events.OffersAnswered((events.OfferAnswer("O1", (TaskSpec("t1"),)),)))  # type: ignore[arg-type]
+    assert not calls(out) and of(out, effects.DeliverRefusal) and not world.machine.tasks
+
+
 def test_declines_are_gathered() -> None:
     world = started()
     world.offer("O1")
