@@ -1,0 +1,217 @@
+"""One machine of the simulated cluster: its devices and containers, its checkpoint, and the agent that runs there now and then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bursar.agent.effects import (
+    CloseConnection,
+    KillContainer,
+    Log,
+    OpenLogStream,
+    RemoveContainer,
+    RemoveSandbox,
+    SendToMaster,
+    StartContainer,
+)
+from bursar.agent.events import (
+    ContainersRecovered,
+    DevicesDiscovered,
+    MasterConnected,
+    MasterDisconnected,
+    MasterMessageReceived,
+)
+from bursar.agent.machine import AgentConfig, AgentMachine
+from bursar.agent.state import AgentState
+from bursar.core.clock import Instant
+from bursar.core.errors import ErrorDetail
+from bursar.core.ids import AgentId, ConnectionId
+from bursar.core.messages.agent import AgentInfo
+from bursar.simulation.containers import SimulatedContainers
+from bursar.simulation.devices import SimulatedGpus
+from bursar.simulation.network import CLIENT, Stream
+from bursar.simulation.process import Mortality, Process
+
+if TYPE_CHECKING:
+    from bursar.simulation.world import World
+
+#: Between two attempts to connect, at most.
+RECONNECT_MS = 2_000
+
+
+class AgentNode:
+    """A machine with an agent."""
+
+    def __init__(self, world: World, name: str, gpus: SimulatedGpus, runtime: str, finished_limit: int) -> None:
+        self.name = name
+        self.agent_id = AgentId(name)
+        self.gpus = gpus
+        self._world = world
+        self._runtime = runtime
+        self._finished_limit = finished_limit
+        self._random = world.stream_of(name)
+        self._boots = 1
+        self._incarnation = 0
+        self.checkpoint = AgentState()
+        self.process: Process | None = None
+        self.containers = SimulatedContainers(
+            world.timeline,
+            self._random,
+            world.faults,
+            on_begin=lambda container: world.checkers.container_began(self.agent_id, container),
+            on_remove=lambda container: world.checkers.container_removed(self.agent_id, container),
+        )
+        self._stream: Stream | None = None
+        self._connection = ConnectionId(0)
+
+    @property
+    def machine(self) -> AgentMachine | None:
+        """The machine of the present life."""
+        if self.process is None:
+            return None
+        machine = self.process.machine
+        assert isinstance(machine, AgentMachine)
+        return machine
+
+    def start(self) -> None:
+        """Begin a life of the agent."""
+        if self.process is not None:
+            return
+        world = self._world
+        self._incarnation += 1
+        devices, resources = self.gpus.discover()
+        info = AgentInfo(
+            self.agent_id,
+            self._incarnation,
+            f"{self.name}-boot-{self._boots}",
+            self.name,
+            resources=resources,
+            devices=devices,
+            runtime=self._runtime,
+            runs_without_image=True,
+        )
+        config = AgentConfig(info, "default-image" if self._runtime == "docker" else "", self._finished_limit)
+        machine = AgentMachine(config, self.checkpoint.copy())
+        world.note(self.name, f"starts, life {self._incarnation}, boot {self._boots}")
+        clock = (self._random.randint(0, 10**9), self._random.randint(-200, 200))
+        self.process = process = Process(world.timeline, self._random, machine, self, clock=clock)
+        world.checkers.agent_started(self.agent_id, machine)
+        world.timeline.after(self._random.randint(0, 20), self._recover, process)
+        world.timeline.after(self._random.randint(0, 20), self._connect, process)
+
+    def die(self) -> None:
+        """It is killed; its containers run on."""
+        if self.process is None:
+            return
+        world = self._world
+        self.process.kill()
+        self.process = None
+        world.note(self.name, "dies")
+        self.containers.agent_died()
+        if self._stream is not None:
+            self._stream.abandon(CLIENT)
+            self._stream = None
+        world.timeline.after(self._random.randint(1, max(1, world.faults.agent_down_ms)), self.start)
+
+    def reboot(self) -> None:
+        """The machine is started anew."""
+        self.die()
+        self._world.note(self.name, "is rebooted")
+        self.containers.reboot()
+        self._boots += 1
+
+    def look_at_devices(self) -> None:
+        """The agent's periodic look, when something is different."""
+        if self.process is not None:
+            self.process.post(DevicesDiscovered(*self.gpus.discover()))
+
+    # --- inside ---
+
+    def _recover(self, process: Process) -> None:
+        if process is self.process:
+            process.post(ContainersRecovered(self.containers.recover()))
+            self.containers.watcher = process.post
+
+    def _connect(self, process: Process) -> None:
+        if process is self.process and self._stream is None:
+            self._stream = self._world.network.connect("agent", self.name, self)
+
+    def _retry(self) -> None:
+        self._stream = None
+        if self.process is not None:
+            self._world.timeline.after(self._random.randint(50, RECONNECT_MS), self._connect, self.process)
+
+    # --- Party ---
+
+    def stream_opened(self, stream: Stream) -> None:
+        """The master is there."""
+        if stream is self._stream and self.process is not None:
+            self._connection = ConnectionId(self._connection + 1)
+            self.process.post(MasterConnected(self._connection))
+
+    def stream_heard(self, stream: Stream, message: Any) -> None:
+        """The master spoke."""
+        if stream is self._stream and self.process is not None:
+            self.process.post(MasterMessageReceived(self._connection, message))
+
+    def stream_ended(self, stream: Stream, error: ErrorDetail | None) -> None:
+        """The master is gone, or was not there."""
+        if stream is self._stream and self.process is not None:
+            self.process.post(MasterDisconnected(self._connection))
+            self._retry()
+
+    # --- Owner ---
+
+    def stepping(self, event: Any, now: Instant) -> None:
+        """See Owner."""
+
+    def stepped(self, event: Any, effects: Sequence[Any]) -> None:
+        """See Owner."""
+        assert self.process is not None
+        self._world.note(self.name, event, effects)
+        self._world.checkers.agent_stepped(self.process)
+        self._world.stepped()
+
+    def commit(self, records: Sequence[Any]) -> None:
+        """See Owner."""
+        self._world.checkers.agent_commits(self.agent_id, records)
+        for record in records:
+            self.checkpoint.apply(record)
+
+    def mortality(self) -> Mortality:
+        """See Owner."""
+        faults = self._world.faults
+        return Mortality(
+            faults.agent_crash_before_commit_chance,
+            faults.agent_crash_after_commit_chance,
+            faults.agent_crash_in_release_chance,
+            faults.commit_ms,
+        )
+
+    def killed(self) -> None:
+        """See Owner."""
+        self.die()
+
+    def perform(self, effect: Any) -> None:
+        """See Owner."""
+        match effect:
+            case SendToMaster(connection, message):
+                self._world.checkers.agent_said(self.agent_id, message, self.checkpoint)
+                if connection == self._connection and self._stream is not None:
+                    self._stream.send(CLIENT, message)
+            case CloseConnection(connection, _):
+                if connection == self._connection and self._stream is not None:
+                    self._stream.close(CLIENT)
+                    self._retry()
+            case StartContainer():
+                self._world.checkers.agent_starts(self.agent_id, effect, self.checkpoint)
+                self.containers.start(effect)
+            case KillContainer(container_id, grace_ms):
+                self.containers.kill(container_id, grace_ms)
+            case RemoveContainer(container_id):
+                self.containers.remove(container_id)
+            case RemoveSandbox() | OpenLogStream() | Log():
+                pass
+            case _:
+                raise AssertionError(f"no such effect: {effect!r}")

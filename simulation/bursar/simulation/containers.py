@@ -1,0 +1,187 @@
+"""What really runs on a machine, whoever believes what: the ground truth that checkers look at.
+
+What a container does stands in the command of its task, so that it is the same wherever it runs: see `program`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
+from bursar.agent.effects import StartContainer
+from bursar.agent.events import ContainerExited, ContainerLaunchFailed, ContainerStarted
+from bursar.core.ids import DeviceUuid, FrameworkId, TaskId
+from bursar.core.tasks import StatusReason
+from bursar.simulation.faults import Faults
+from bursar.simulation.timeline import Timeline
+
+#: A command's name; the arguments are how long it runs in milliseconds (`-` for ever), its exit code, and `deaf` if it
+#: ignores SIGTERM.
+COMMAND = "simulated"
+
+
+def program(run_ms: int | None, exit_code: int = 0, *, deaf: bool = False) -> tuple[str, ...]:
+    """The command of a simulated task."""
+    return (COMMAND, "-" if run_ms is None else str(run_ms), str(exit_code), *(("deaf",) if deaf else ()))
+
+
+@dataclass(slots=True, eq=False)
+class SimulatedContainer:
+    """One container; live until `exit` is set."""
+
+    container_id: ContainerId
+    framework_id: FrameworkId
+    task_id: TaskId
+    devices: tuple[DeviceUuid, ...]
+    command: tuple[str, ...]
+    exit: ContainerExit | None = None
+    dying: bool = False
+
+    @property
+    def live(self) -> bool:
+        """Whether its processes run."""
+        return self.exit is None
+
+
+class SimulatedContainers:
+    """The engine of one machine. Survives agents; told of the one that watches."""
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        random: Random,
+        faults: Faults,
+        *,
+        on_begin: Callable[[SimulatedContainer], None],
+        on_remove: Callable[[SimulatedContainer], None],
+    ) -> None:
+        self._timeline = timeline
+        self._random = random
+        #: Replaced when faults stop.
+        self.faults = faults
+        self._on_begin = on_begin
+        self._on_remove = on_remove
+        self.containers: dict[ContainerId, SimulatedContainer] = {}
+        #: Where an agent listens.
+        self.watcher: Callable[[Any], None] | None = None
+        #: Starts that were asked for and are not done: void when the agent dies.
+        self._starting: dict[ContainerId, SimulatedContainer] = {}
+
+    # --- what an agent asks for ---
+
+    def start(self, effect: StartContainer) -> None:
+        """Begin a task; the answer comes later, maybe after its end."""
+        task = effect.task
+        container = SimulatedContainer(
+            effect.container_id,
+            task.framework_id,
+            task.spec.task_id,
+            tuple(device.uuid for device in effect.devices),
+            task.spec.command,
+        )
+        self._starting[effect.container_id] = container
+        self._timeline.after(self._random.randint(0, self.faults.start_ms), self._begin, container)
+
+    def kill(self, container_id: ContainerId, grace_ms: int) -> None:
+        """SIGTERM now, SIGKILL after the grace; unknown and ended ones are ignored."""
+        container = self.containers.get(container_id)
+        if container is None or not container.live:
+            return
+        if grace_ms == 0:
+            self._timeline.after(1, self._end, container, ContainerExit(137, StatusReason.COMMAND_EXITED))
+        elif "deaf" in container.command:
+            self._timeline.after(grace_ms, self._end, container, ContainerExit(137, StatusReason.COMMAND_EXITED))
+        elif not container.dying:
+            container.dying = True
+            delay_ms = self._random.randint(0, min(50, grace_ms))
+            self._timeline.after(delay_ms, self._end, container, ContainerExit(143, StatusReason.COMMAND_EXITED))
+
+    def remove(self, container_id: ContainerId) -> None:
+        """Forget an ended container."""
+        container = self.containers.get(container_id)
+        if container is not None:
+            self._on_remove(container)
+            del self.containers[container_id]
+
+    def recover(self) -> tuple[RecoveredContainer, ...]:
+        """Everything that an earlier agent left."""
+        return tuple(RecoveredContainer(item.container_id, item.exit) for item in self.containers.values())
+
+    # --- what happens to it ---
+
+    def agent_died(self) -> None:
+        """Starts that were on their way are carried out at once, or never."""
+        self.watcher = None
+        for container in self._starting.values():
+            if self._random.random() < 0.5:
+                self._create(container)
+        self._starting.clear()
+
+    def lose(self, container_id: ContainerId) -> None:
+        """A container vanishes: the agent hears that it is lost, or, where there is none, finds nothing."""
+        container = self.containers[container_id]
+        watched = self.watcher is not None
+        self._end(container, ContainerExit(None, StatusReason.CONTAINER_LOST, "it vanished"))
+        if not watched and self._random.random() < 0.5:
+            del self.containers[container_id]
+
+    def reboot(self) -> None:
+        """Nothing survives a restart of the machine but, maybe, a record of it."""
+        for container in list(self.containers.values()):
+            if container.live:
+                how = self._random.randrange(3)
+                if how == 0:
+                    container.exit = ContainerExit(255, StatusReason.COMMAND_EXITED)
+                elif how == 1:
+                    container.exit = ContainerExit(None, StatusReason.AGENT_REBOOTED)
+                else:
+                    container.exit = ContainerExit(None, StatusReason.CONTAINER_LOST)
+                    del self.containers[container.container_id]
+
+    @property
+    def live(self) -> list[SimulatedContainer]:
+        """What runs."""
+        return [container for container in self.containers.values() if container.live]
+
+    # --- inside ---
+
+    def _begin(self, container: SimulatedContainer) -> None:
+        container_id = container.container_id
+        if self._starting.get(container_id) is not container:
+            return
+        faults, random = self.faults, self._random
+        if random.random() < faults.image_missing_chance:
+            del self._starting[container_id]
+            self._tell(ContainerLaunchFailed(container_id, StatusReason.IMAGE_NOT_FOUND, "there is no such image"))
+            return
+        if random.random() < faults.start_failure_chance:
+            del self._starting[container_id]
+            self._tell(ContainerLaunchFailed(container_id, StatusReason.LAUNCH_FAILED, "not found", 127))
+            return
+        self._create(container)
+        self._timeline.after(random.randint(0, 5), self._started, container)
+
+    def _create(self, container: SimulatedContainer) -> None:
+        self._on_begin(container)
+        self.containers[container.container_id] = container
+        _, run_ms, code, *_ = container.command
+        if run_ms != "-":
+            end = ContainerExit(int(code), StatusReason.COMMAND_EXITED)
+            self._timeline.after(int(run_ms), self._end, container, end)
+
+    def _started(self, container: SimulatedContainer) -> None:
+        if self._starting.get(container.container_id) is container:
+            del self._starting[container.container_id]
+            self._tell(ContainerStarted(container.container_id))
+
+    def _end(self, container: SimulatedContainer, end: ContainerExit) -> None:
+        if container.live:
+            container.exit = end
+            self._tell(ContainerExited(container.container_id, end))
+
+    def _tell(self, event: Any) -> None:
+        if self.watcher is not None:
+            self.watcher(event)

@@ -1,0 +1,125 @@
+"""An operator who looks, reserves, toggles, kills and tears down at random, and repeats what got no answer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from bursar.core.errors import ErrorDetail
+from bursar.core.messages import operator as op
+from bursar.core.resources import ResourceRequest
+
+if TYPE_CHECKING:
+    from bursar.simulation.world import World
+
+#: Values to set flags to, good and bad.
+FLAG_VALUES = {
+    "filter-gpu-resources": ("true", "false", "true", "false", "maybe"),
+    "allocation-interval": ("1s", "200ms", "5s", "-1s"),
+    "offer-timeout": ("30s", "2s", "100ms"),
+    "agent-ping-timeout": ("1s", "5s"),
+    "max-agent-ping-timeouts": ("2", "5", "0"),
+    "fair-sharing-excluded-resource-names": ("", "cpus", "gpus,mem", "a b"),
+    "listen": ("127.0.0.1:1",),
+    "no-such-flag": ("1",),
+}
+
+
+class Operator:
+    """Sends one request at a time."""
+
+    name = "operator"
+
+    def __init__(self, world: World, roles: tuple[str, ...]) -> None:
+        self._world = world
+        self._roles = roles
+        self._random = world.stream_of(self.name)
+        self._sequence = 0
+        #: The first answer to each request that changes something.
+        self._answers: dict[str, op.OperatorResponse] = {}
+        #: Reservations that were made: what to undo.
+        self._kept: list[tuple[str, str, ResourceRequest]] = []
+
+    def act(self) -> None:
+        """Do something."""
+        request = self._choose()
+        self._world.note(self.name, request)
+        self._send(request, 0)
+
+    # --- inside ---
+
+    def _send(self, request: op.OperatorRequest, tries: int) -> None:
+        world = self._world
+        world.timeline.after(world.network.delay_ms(), world.master.ask, request, partial(self._hear, request, tries))
+
+    def _hear(self, request: op.OperatorRequest, tries: int, answer: op.OperatorResponse | ErrorDetail | None) -> None:
+        """An answer, or none; either may be followed by the same request again."""
+        world, random = self._world, self._random
+        request_id = getattr(request, "request_id", "")
+        lost = answer is None or random.random() < world.faults.operator_repeats_chance
+        if request_id and answer is not None and not isinstance(answer, ErrorDetail):
+            first = self._answers.setdefault(request_id, answer)
+            assert first == answer, f"{request_id} was answered with {first!r}, and later with {answer!r}"
+            if isinstance(request, op.ReserveResourcesRequest) and not lost:
+                self._kept.append((request.agent, request.role, request.resources))
+        if lost and request_id and tries < 5:
+            world.timeline.after(random.randint(10, 3_000), self._send, request, tries + 1)
+
+    def _id(self) -> str:
+        self._sequence += 1
+        return f"request-{self._sequence}"
+
+    def _choose(self) -> op.OperatorRequest:
+        random, world = self._random, self._world
+        agent = random.choice(world.agents).name
+        role = random.choice(self._roles)
+        match random.randrange(12):
+            case 0 | 1:
+                gpus = random.randint(0, 2)
+                scalars = {} if gpus and random.random() < 0.5 else {"cpus": random.choice((100, 1_000, 1_500))}
+                named = random.choice(world.agents).gpus.uuids[:2] if random.random() < 0.2 else []
+                request = ResourceRequest(scalars, (), 0 if named else gpus, tuple(named))
+                labels = {"why": "simulation"} if random.random() < 0.2 else {}
+                return op.ReserveResourcesRequest(self._id(), agent, role, request, labels)
+            case 2 | 3:
+                if self._kept and random.random() < 0.8:
+                    kept = self._kept.pop(random.randrange(len(self._kept)))
+                    return op.UnreserveResourcesRequest(self._id(), *kept)
+                return op.UnreserveResourcesRequest(self._id(), agent, role, ResourceRequest({"cpus": 100}, (), 1))
+            case 4 | 5:
+                name = random.choice(list(FLAG_VALUES))
+                if random.random() < 0.5:
+                    name = "filter-gpu-resources"
+                return op.SetFlagRequest(self._id(), name, random.choice(FLAG_VALUES[name]))
+            case 6:
+                return op.UnsetFlagRequest(self._id(), random.choice(list(FLAG_VALUES)))
+            case 7:
+                tasks = [f"{framework}/{task}" for framework, task in world.live_tasks()]
+                return op.KillTaskRequest(
+                    self._id(), random.choice(tasks) if tasks else "none", random.choice((None, 0))
+                )
+            case 8 if random.random() < 0.1:
+                return op.TeardownFrameworkRequest(self._id(), random.choice(world.frameworks).framework_id)
+            case _:
+                return self._look(agent)
+
+    def _look(self, agent: str) -> op.OperatorRequest:
+        random, world = self._random, self._world
+        framework = random.choice(world.frameworks).framework_id
+        page = op.Page(random.choice((0, 1, 3)))
+        looks: tuple[op.OperatorRequest, ...] = (
+            op.GetMasterRequest(),
+            op.ListAgentsRequest(page),
+            op.GetAgentRequest(agent),
+            op.ListFrameworksRequest(page),
+            op.GetFrameworkRequest(framework),
+            op.ListRolesRequest(page),
+            op.ListOffersRequest(page),
+            op.ListTasksRequest(page, random.random() < 0.5, random.choice(("", framework))),
+            op.ListDevicesRequest(page, random.choice(("", agent))),
+            op.ListReservationsRequest(page),
+            op.ListFlagsRequest(page),
+            op.GetFlagRequest("filter_gpu_resources"),
+            op.ExplainFrameworkRequest(framework),
+        )
+        return random.choice(looks)
