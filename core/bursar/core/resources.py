@@ -164,12 +164,11 @@ class Resources:
             return sum(len(span) for span in self.ports)
         return self.scalars.get(kind, 0)
 
-    def amounts(self) -> dict[str, int]:
+    def amounts(self) -> Mapping[str, int]:
         """All scalar kinds, GPUs among them: what fair share and quota see. Ports are not in it."""
-        result = dict(self.scalars)
-        if self.devices:
-            result[GPUS] = MILLI * len(self.devices)
-        return result
+        if not self.devices:
+            return self.scalars
+        return {**self.scalars, GPUS: MILLI * len(self.devices)}
 
 
 EMPTY = Resources()
@@ -275,23 +274,35 @@ Holding = Mapping[Stack, Resources]
 
 def holding_total(holding: Holding) -> Resources:
     """All buckets of a holding together."""
+    if len(holding) == 1:
+        (part,) = holding.values()
+        return part
     return sum_resources(holding.values())
 
 
 def add_holdings(left: Holding, right: Holding) -> dict[Stack, Resources]:
-    """Bucket by bucket sum."""
+    """Bucket by bucket sum; parts of `right` may be empty."""
     result = dict(left)
     for stack, part in right.items():
-        result[stack] = result[stack] + part if stack in result else part
-    return {stack: part for stack, part in result.items() if part}
+        if stack in result:
+            result[stack] = result[stack] + part
+        elif part:
+            result[stack] = part
+    return result
 
 
 def subtract_holdings(left: Holding, right: Holding) -> dict[Stack, Resources]:
     """Bucket by bucket difference; raises InsufficientResources."""
     result = dict(left)
     for stack, part in right.items():
-        result[stack] = result.get(stack, EMPTY) - part
-    return {stack: part for stack, part in result.items() if part}
+        there = result.get(stack, EMPTY)
+        # Whole buckets move most often, as they are: nothing to work out then.
+        rest = EMPTY if there is part else there - part
+        if rest:
+            result[stack] = rest
+        else:
+            result.pop(stack, None)
+    return result
 
 
 def holding_contains(left: Holding, right: Holding) -> bool:
@@ -301,7 +312,8 @@ def holding_contains(left: Holding, right: Holding) -> bool:
 
 def to_reserved(holding: Holding) -> tuple[ReservedResources, ...]:
     """As a list, unreserved first, then by stack: the form that travels."""
-    return tuple(ReservedResources(stack, holding[stack]) for stack in sorted(holding) if holding[stack])
+    stacks = sorted(holding) if len(holding) > 1 else holding
+    return tuple([ReservedResources(stack, holding[stack]) for stack in stacks if holding[stack]])
 
 
 def to_holding(parts: Iterable[ReservedResources]) -> dict[Stack, Resources]:

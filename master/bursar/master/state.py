@@ -49,8 +49,8 @@ class Agent:
     #: Tasks on it that are not terminal.
     tasks: set[TaskKey] = field(default_factory=set)
     description: AgentDescription | None = None
-    #: Place in the cycle's order: a permutation drawn from the master's term.
-    order: int = 0
+    #: Place in the cycle's order: a permutation drawn from the master's term, and the id where two draw the same.
+    order: tuple[int, AgentId] = (0, AgentId(""))
 
     @property
     def agent_id(self) -> AgentId:
@@ -241,7 +241,7 @@ class Cluster:
         self.offer_sequence = 0
         self.counters = Counters()
 
-    def permuted(self, agent_id: AgentId) -> int:
+    def permuted(self, agent_id: AgentId) -> tuple[int, AgentId]:
         """Place of an agent in a permutation that the term decides (OFF-19)."""
         return crc32(f"{self.term}:{agent_id}".encode())
 

@@ -8,6 +8,7 @@ all as the guarantee of progress; when the former is quiet, the latter makes no 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import NamedTuple
 
 from bursar.core.ids import AgentId, FrameworkId, OfferId
@@ -40,7 +41,7 @@ def run_cycle(cluster: Cluster, agent_ids: Iterable[AgentId], now_ms: int, wall_
         for agent_id in agent_ids
         if agent_id in with_free and (agent := cluster.agents[agent_id]).state is AgentState.ACTIVE
     ]
-    agents.sort(key=lambda agent: (agent.order, agent.agent_id))
+    agents.sort(key=attrgetter("order"))
     expires_in_ms = cluster.flags.duration_ms("offer-timeout")
     made: list[OutstandingOffer] = []
     for agent in agents:
@@ -111,10 +112,11 @@ def offerable(free: Holding, role: str) -> dict[Stack, Resources]:
 
 
 def _is_allocatable(holding: Holding) -> bool:
-    cpus = sum(part.scalars.get("cpus", 0) for part in holding.values())
-    if cpus >= MIN_CPUS_MILLI:
-        return True
-    return sum(part.scalars.get("mem", 0) for part in holding.values()) >= MIN_MEM_BYTES
+    cpus = mem = 0
+    for part in holding.values():
+        cpus += part.scalars.get("cpus", 0)
+        mem += part.scalars.get("mem", 0)
+    return cpus >= MIN_CPUS_MILLI or mem >= MIN_MEM_BYTES
 
 
 def _hand_out(

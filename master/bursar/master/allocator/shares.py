@@ -9,7 +9,7 @@ repaired where something changed, never sorted anew for an agent.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bursar.core.ids import FrameworkId
@@ -60,28 +60,21 @@ class Shares:
 
     def charge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
         """A client was given something."""
-        self._change(self._client(role, framework_id), amounts, 1)
+        self._change(self._client(role, framework_id), _add, amounts, 1)
 
     def discharge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
         """A client gave something back."""
-        self._change(self._client(role, framework_id), amounts, -1)
+        self._change(self._client(role, framework_id), _subtract, amounts, 0)
         self._drop_if_unused((role, framework_id))
 
     def add_total(self, amounts: Mapping[str, int]) -> None:
         """The cluster grew."""
-        for kind, amount in amounts.items():
-            self._total[kind] = self._total.get(kind, 0) + amount
+        _add(self._total, amounts)
         self._stale = True
 
     def subtract_total(self, amounts: Mapping[str, int]) -> None:
         """The cluster shrank."""
-        for kind, amount in amounts.items():
-            left = self._total[kind] - amount
-            assert left >= 0, (kind, left)
-            if left:
-                self._total[kind] = left
-            else:
-                del self._total[kind]
+        _subtract(self._total, amounts)
         self._stale = True
 
     # --- clients ---
@@ -194,14 +187,15 @@ class Shares:
         return 0 if kind in self._excluded else self._total.get(kind, 0)
 
     def _share(self, node: _Node) -> int:
-        share, weight, counted = 0, node.weight_milli, self._counted
-        for kind, amount in node.held.items():
-            if kind in counted:
-                value = amount * SCALE // (counted[kind] * weight)
-                share = max(share, value)
-        return share
+        counted = self._counted
+        shares = [amount * SCALE // counted[kind] for kind, amount in node.held.items() if kind in counted]
+        # Divided by the weight once, at the end: the same integer.
+        return max(shares) // node.weight_milli if shares else 0
 
     def _walk(self, node: _Node) -> Iterator[tuple[str, FrameworkId]]:
+        # Most often there is one way only, down to the frameworks of a role.
+        while len(node.order) == 1 and node.order[0][1].client is None:
+            node = node.order[0][1]
         for _, child in node.order:
             if child.client is not None:
                 yield child.client
@@ -237,19 +231,17 @@ class Shares:
             # Keys are out of date until the next rebuild.
             node.parent.order = [entry for entry in order if entry[1] is not node]
 
-    def _change(self, client: _Node, amounts: Mapping[str, int], sign: int) -> None:
+    def _change(
+        self,
+        client: _Node,
+        change: Callable[[dict[str, int], Mapping[str, int]], None],
+        amounts: Mapping[str, int],
+        times_given: int,
+    ) -> None:
         node: _Node | None = client
         while node is not None and node.parent is not None:
-            held = node.held
-            for kind, amount in amounts.items():
-                left = held.get(kind, 0) + sign * amount
-                assert left >= 0, (node.path, kind, left)
-                if left:
-                    held[kind] = left
-                else:
-                    del held[kind]
-            if sign > 0:
-                node.count += 1
+            change(node.held, amounts)
+            node.count += times_given
             if len(node.parent.children) > 1 and not self._stale:
                 self._place(node)
             node = node.parent
@@ -313,3 +305,18 @@ def _index(node: _Node) -> int:
 def _list(node: _Node) -> None:
     assert node.parent is not None
     node.parent.order.insert(_index(node), (node.key, node))
+
+
+def _add(held: dict[str, int], amounts: Mapping[str, int]) -> None:
+    for kind, amount in amounts.items():
+        held[kind] = held.get(kind, 0) + amount
+
+
+def _subtract(held: dict[str, int], amounts: Mapping[str, int]) -> None:
+    for kind, amount in amounts.items():
+        left = held[kind] - amount
+        assert left >= 0, (kind, left)
+        if left:
+            held[kind] = left
+        else:
+            del held[kind]
