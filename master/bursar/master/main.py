@@ -29,6 +29,7 @@ from bursar.master.server.logs import LogRelays
 from bursar.master.server.operator_service import OperatorServicer
 from bursar.runtime.driver import Driver, now
 from bursar.runtime.lock import DirectoryLock
+from bursar.runtime.memory import calm_garbage_collector
 from bursar.runtime.rpc import SERVER_OPTIONS, require_loopback, serve, split_address
 from bursar.runtime.settings import Settings, fail, load
 from bursar.runtime.telemetry import configure_logging, logger, serve_metrics
@@ -96,6 +97,7 @@ async def _run(settings: Settings, version: str) -> None:
     metrics_server = (
         serve_metrics(settings.text("metrics"), PROGRAM, insecure, prometheus) if settings.text("metrics") else None
     )
+    calm_garbage_collector()
     log = logger()
     log.info(
         "ready",
