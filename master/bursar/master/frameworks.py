@@ -40,7 +40,7 @@ def subscribe(cluster: Cluster, turn: Turn, connection: ConnectionId, call: Subs
         turn.publish("framework_added", f"framework {info.name} subscribed", framework_id=info.framework_id)
     else:
         framework = known
-        _drop_stream(cluster, turn, framework, superseded=True)
+        _drop_stream(cluster, turn, framework, superseded=framework.connection != connection)
         for role in framework.info.roles:
             cluster.shares.set_active(role, framework.framework_id, False)
         turn.publish("framework_state_changed", f"framework {info.name} is back", framework_id=info.framework_id)
@@ -50,7 +50,7 @@ def subscribe(cluster: Cluster, turn: Turn, connection: ConnectionId, call: Subs
     framework.failover_deadline_ms = 0
     framework.suppressed = set(call.suppressed_roles)
     framework.described = {}
-    framework.demand, framework.wanted, framework.promised = Demand(), [], []
+    framework.demand, framework.wanted, framework.promised, framework.settled = Demand(), [], [], []
     cluster.framework_connections[connection] = framework.framework_id
     cluster.deadlines.cancel(("failover", framework.framework_id))
     turn.persist(FrameworkRecorded(info, framework.subscribed_at_ms))
@@ -158,6 +158,7 @@ def set_demand(cluster: Cluster, framework: Framework, demand: Demand) -> None:
         outstanding.demand_version, outstanding.promised = demand.version, {} if cut is None else cut.promised
         for index, fits in outstanding.promised.items():
             framework.promised[index] += fits
+    framework.settled = framework.open
     cluster.touch_all()
 
 
@@ -184,7 +185,7 @@ def revive(cluster: Cluster, turn: Turn, framework: Framework, roles: tuple[str,
     """Offers for these roles again, without filters (OFF-7)."""
     revived = set(roles or framework.info.roles)
     framework.suppressed -= revived
-    cluster.filters.drop(lambda key: key[0] == framework.framework_id and key[1] in revived)
+    cluster.filters.drop_framework(framework.framework_id, revived)
     _activate(cluster, framework)
     cluster.touch_all()
 
@@ -233,7 +234,7 @@ def _drop_stream(cluster: Cluster, turn: Turn, framework: Framework, *, supersed
     """Forget the stream and everything that hangs on it: offers, filters, deadlines."""
     for offer_id in sorted(framework.offers):
         end_offer(cluster, offer_id)
-    cluster.filters.drop(lambda key: key[0] == framework.framework_id)
+    cluster.filters.drop_framework(framework.framework_id)
     for kind in ("silent", "retry"):
         cluster.deadlines.cancel((kind, framework.framework_id))
     connection = framework.connection

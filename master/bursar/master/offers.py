@@ -16,17 +16,37 @@ from bursar.master.state import Cluster, Framework, OutstandingOffer, Turn
 
 def allocate(cluster: Cluster, turn: Turn, *, full: bool) -> int:
     """Run an allocation cycle for the agents that changed, or for all; send the offers; return how many were made."""
+    _wake_for_demand(cluster)
     agents = set(cluster.ledger.with_free) if full else cluster.dirty & cluster.ledger.with_free
     cluster.dirty.clear()
     if not agents or not cluster.framework_connections:
         return 0
     made = run_cycle(cluster, agents, turn.now.monotonic_ms, turn.now.wall_ms)
+    _wake_for_demand(cluster)
     by_framework: dict[FrameworkId, list[Offer]] = {}
     for outstanding in made:
         by_framework.setdefault(outstanding.offer.framework_id, []).append(outstanding.offer)
     for framework_id, offers in by_framework.items():
         send_offers(cluster, turn, cluster.frameworks[framework_id], offers)
     return len(made)
+
+
+def _wake_for_demand(cluster: Cluster) -> None:
+    """Look again at agents that were parked under a demand which is another one now.
+
+    Where more is open, any agent may have it. Where less is, an agent that a filter hid may be cut differently, and so be offered.
+    """
+    for framework_id in sorted(cluster.reopened):
+        framework = cluster.frameworks.get(framework_id)
+        if framework is None or framework.connection is None:
+            continue
+        now, before = framework.open, framework.settled
+        if any(more > less for more, less in zip(now, before, strict=True)):
+            cluster.touch_all()
+        elif now != before:
+            cluster.dirty |= cluster.filters.agents_of(framework_id)
+        framework.settled = now
+    cluster.reopened.clear()
 
 
 def send_offers(cluster: Cluster, turn: Turn, framework: Framework, offers: list[Offer]) -> None:
@@ -56,6 +76,7 @@ def end_offer(cluster: Cluster, offer_id: OfferId) -> tuple[OutstandingOffer, Ho
     if outstanding.demand_version == framework.demand.version:
         for index, count in outstanding.promised.items():
             framework.promised[index] -= count
+            cluster.reopened.add(offer.framework_id)
     cluster.touch(offer.agent_id)
     return outstanding, holding
 

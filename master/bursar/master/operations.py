@@ -312,6 +312,7 @@ def _carry_out(cluster: Cluster, turn: Turn, framework: Framework, call: Accept,
                 )
                 launched.setdefault(agent_id, []).append(assigned)
                 _fulfil_demand(framework, plan.role, spec)
+                cluster.reopened.add(framework.framework_id)
                 cluster.counters.tasks_launched += 1
     for agent_id in sorted(changed):
         reservations.record(cluster, turn, agent_id)

@@ -183,7 +183,7 @@ def _take_in(cluster: Cluster, turn: Turn, event: AgentRegistering, known: Agent
         agent.registered_at_ms = turn.now.wall_ms
         agent.devices = {device.uuid: device for device in info.devices}
         turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
-        cluster.filters.drop(lambda key: key[2] == agent.agent_id)
+        cluster.filters.drop_agent(agent.agent_id)
     elif was_unreachable:
         turn.persist(AgentReachabilityRecorded(agent.agent_id, False))
     for kind in ("unreachable", "reregister"):

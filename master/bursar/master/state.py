@@ -60,7 +60,7 @@ class Agent:
     @property
     def has_gpus(self) -> bool:
         """Whether its *total* has a GPU, in use or not (GPU-3)."""
-        return bool(self.devices)
+        return any(part.resources.devices for part in self.info.resources)
 
     def describe(self) -> AgentDescription:
         """What offers refer to."""
@@ -105,6 +105,8 @@ class Framework:
     wanted: list[int] = field(default_factory=list)
     #: How many of each shape outstanding offers were cut for; parallel to `demand.shapes`.
     promised: list[int] = field(default_factory=list)
+    #: What was open of each shape when agents were last woken for it; parallel to `demand.shapes`.
+    settled: list[int] = field(default_factory=list)
     #: Wall time at which it is removed; 0 while connected.
     failover_deadline_ms: int = 0
     offers: set[OfferId] = field(default_factory=set)
@@ -117,6 +119,11 @@ class Framework:
     def framework_id(self) -> FrameworkId:
         """Its id."""
         return self.info.framework_id
+
+    @property
+    def open(self) -> list[int]:
+        """How many of each shape are wanted and not on offer."""
+        return [max(0, wanted - promised) for wanted, promised in zip(self.wanted, self.promised, strict=True)]
 
 
 @dataclass(slots=True, eq=False)
@@ -238,12 +245,14 @@ class Cluster:
         self.deadlines: Deadlines[tuple[str, str]] = Deadlines()
         #: Agents whose resources, or whose onlookers, changed since the last cycle.
         self.dirty: set[AgentId] = set()
+        #: Frameworks of which less or more is open than agents were last woken for.
+        self.reopened: set[FrameworkId] = set()
         self.offer_sequence = 0
         self.counters = Counters()
 
     def permuted(self, agent_id: AgentId) -> tuple[int, AgentId]:
         """Place of an agent in a permutation that the term decides (OFF-19)."""
-        return crc32(f"{self.term}:{agent_id}".encode())
+        return crc32(f"{self.term}:{agent_id}".encode()), agent_id
 
     def touch(self, agent_id: AgentId) -> None:
         """Look at this agent in the next cycle."""

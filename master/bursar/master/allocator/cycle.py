@@ -56,16 +56,18 @@ def _offer_agent(
 ) -> None:
     """Offer one agent until nothing is left, or nobody may have it."""
     books = cluster.ledger.books[agent.agent_id]
-    # What is free only shrinks here: whoever was refused or served once need not be asked again.
+    # What is free only shrinks here: whoever was refused or served once need not be asked again. But a demand may be cut
+    # differently from less, and so get past the filter that blocked its first cut.
     done: set[tuple[str, FrameworkId]] = set()
     while books.free:
         for client in cluster.shares.order():
             if client in done:
                 continue
-            done.add(client)
             role, framework_id = client
             framework = cluster.frameworks[framework_id]
             proposal = consider(cluster, agent, role, framework, books.free)
+            if proposal is not RefusalReason.DECLINED or not framework.demand.version:
+                done.add(client)
             if isinstance(proposal, Proposal):
                 made.append(_hand_out(cluster, agent, role, framework, proposal, now_ms, wall_ms, expires_in_ms))
                 break
@@ -146,5 +148,6 @@ def _hand_out(
     framework.offers.add(offer_id)
     for index, count in proposal.promised.items():
         framework.promised[index] += count
+        cluster.reopened.add(framework.framework_id)
     cluster.deadlines.set(("offer", offer_id), now_ms + expires_in_ms)
     return outstanding

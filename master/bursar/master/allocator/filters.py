@@ -6,7 +6,7 @@ different offer still goes out. It lives `max(allocation interval, refuse_ms)`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 
 from bursar.core.clock import Deadlines
 from bursar.core.ids import AgentId, FrameworkId
@@ -20,6 +20,7 @@ class RefuseFilters:
 
     def __init__(self) -> None:
         self._filters: dict[FilterKey, list[tuple[int, Holding]]] = {}
+        self._by_framework: dict[FrameworkId, set[FilterKey]] = {}
         self.deadlines: Deadlines[FilterKey] = Deadlines()
 
     def __len__(self) -> int:
@@ -36,6 +37,7 @@ class RefuseFilters:
         ]
         kept.append((until_ms, refused))
         self._filters[key] = kept
+        self._by_framework.setdefault(key[0], set()).add(key)
         self.deadlines.set(key, min(at for at, _ in kept))
 
     def blocks(self, key: FilterKey, offered: Holding) -> bool:
@@ -52,12 +54,29 @@ class RefuseFilters:
                 self._filters[key] = rest
                 self.deadlines.set(key, min(at for at, _ in rest))
             else:
-                del self._filters[key]
+                self._forget(key)
             agents.add(key[2])
         return agents
 
-    def drop(self, matches: Callable[[FilterKey], bool]) -> None:
-        """Forget filters (revive, framework or agent gone)."""
-        for key in [key for key in self._filters if matches(key)]:
-            del self._filters[key]
-            self.deadlines.cancel(key)
+    def agents_of(self, framework_id: FrameworkId) -> set[AgentId]:
+        """The agents of which a framework declined something."""
+        return {key[2] for key in self._by_framework.get(framework_id, ())}
+
+    def drop_framework(self, framework_id: FrameworkId, roles: Collection[str] | None = None) -> None:
+        """Forget a framework's filters, of some roles or of all (revive, disconnection)."""
+        for key in list(self._by_framework.get(framework_id, ())):
+            if roles is None or key[1] in roles:
+                self._forget(key)
+
+    def drop_agent(self, agent_id: AgentId) -> None:
+        """Forget what was declined of an agent: it has changed."""
+        for key in [key for key in self._filters if key[2] == agent_id]:
+            self._forget(key)
+
+    def _forget(self, key: FilterKey) -> None:
+        del self._filters[key]
+        self.deadlines.cancel(key)
+        keys = self._by_framework[key[0]]
+        keys.discard(key)
+        if not keys:
+            del self._by_framework[key[0]]
