@@ -142,6 +142,14 @@ def refuse(turn: Turn, connection: ConnectionId, error: ErrorDetail) -> None:
     turn.close(connection, error)
 
 
+def cut_off(cluster: Cluster, turn: Turn, framework: Framework, error: ErrorDetail) -> None:
+    """End a subscribed framework's stream for a reason of the master's."""
+    connection = framework.connection
+    if connection is not None:
+        refuse(turn, connection, error)
+        stream_ended(cluster, turn, framework)
+
+
 def set_demand(cluster: Cluster, framework: Framework, demand: Demand) -> None:
     """Replace the demand by a newer version; older ones and repeats are ignored."""
     if demand.version <= framework.demand.version:

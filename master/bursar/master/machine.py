@@ -125,7 +125,21 @@ class MasterMachine:
         for framework in cluster.frameworks.values():
             assert (framework.connection is not None) == (framework.state is FrameworkState.ACTIVE)
             assert framework.tasks == {key for key in cluster.tasks if key.framework_id == framework.framework_id}
-            assert all(0 <= promised for promised in framework.promised)
+            promised = [0] * len(framework.wanted)
+            for offer_id in framework.offers:
+                outstanding = cluster.offers[offer_id]
+                assert outstanding.offer.framework_id == framework.framework_id
+                if outstanding.demand_version == framework.demand.version:
+                    for index, count in outstanding.promised.items():
+                        promised[index] += count
+            assert framework.promised == promised, framework.framework_id
+            assert not framework.offers or framework.state is FrameworkState.ACTIVE
+        assert cluster.agent_connections == {
+            a.connection: a.agent_id for a in cluster.agents.values() if a.connection is not None
+        }
+        assert cluster.framework_connections == {
+            f.connection: f.framework_id for f in cluster.frameworks.values() if f.connection is not None
+        }
         for key, task in cluster.tasks.items():
             entry = durable.tasks[key.framework_id, key.task_id]
             assert (entry.end is not None) == task.state.is_terminal, key
@@ -188,7 +202,7 @@ class MasterMachine:
         if isinstance(call, calls.Subscribe):
             if framework is not None and framework.framework_id != call.info.framework_id:
                 detail = ErrorDetail(ErrorReason.INVALID_ARGUMENT, "one stream, one framework", "open another stream")
-                frameworks.refuse(turn, connection, detail)
+                frameworks.cut_off(cluster, turn, framework, detail)
             else:
                 frameworks.subscribe(cluster, turn, connection, call, principal)
             return
@@ -225,7 +239,7 @@ class MasterMachine:
             case calls.UpdateDemand(demand) | calls.FrameworkHeartbeat(demand):
                 problem = frameworks.demand_problem(demand, framework.info.roles)
                 if problem is not None:
-                    frameworks.refuse(turn, connection, problem)
+                    frameworks.cut_off(cluster, turn, framework, problem)
                 else:
                     frameworks.set_demand(cluster, framework, demand)
             case calls.Teardown():
@@ -244,7 +258,17 @@ class MasterMachine:
         if mutating and request_id and self._answers is not None:
             remembered = self.cluster.durable.requests.get(request_id)
             if remembered is not None:
-                turn.effects.append(Reply(event.token, self._answers[1](*remembered)))
+                expected = type(request).__name__.replace("Request", "Response")
+                if remembered[0] == expected:
+                    turn.effects.append(Reply(event.token, self._answers[1](*remembered)))
+                else:
+                    detail = ErrorDetail(
+                        ErrorReason.INVALID_ARGUMENT,
+                        f"the request id {request_id!r} was used for another kind of request",
+                        "choose a new id for every request, and keep it only to repeat that one",
+                        "request_id",
+                    )
+                    turn.effects.append(Reply(event.token, detail))
                 return
         answer = operators.answer(self.cluster, turn, request, event.principal, self._version, self.address)
         if mutating and request_id and self._answers is not None and not isinstance(answer, ErrorDetail):
@@ -291,14 +315,11 @@ class MasterMachine:
             case "retry":
                 tasks.retry_updates(self.cluster, turn, framework)
             case "silent":
-                if framework.connection is not None:
-                    detail = ErrorDetail(
-                        ErrorReason.SILENT,
-                        "the framework was silent for too long",
-                        "send a heartbeat every interval, and reconnect",
-                    )
-                    connection = framework.connection
-                    frameworks.stream_ended(self.cluster, turn, framework)
-                    turn.close(connection, detail)
+                detail = ErrorDetail(
+                    ErrorReason.SILENT,
+                    "the framework was silent for too long",
+                    "send a heartbeat every interval, and reconnect",
+                )
+                frameworks.cut_off(self.cluster, turn, framework, detail)
             case _:
                 raise AssertionError(kind)
