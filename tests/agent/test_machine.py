@@ -298,6 +298,13 @@ def test_pings_are_answered_and_silence_closes() -> None:
     assert agent.machine.next_deadline_ms() is not None, "pruning goes on"
 
 
+def test_silence_ends_repeats_that_are_due_in_the_same_moment() -> None:
+    agent = Agent().ready()
+    agent.run(task("t"))
+    assert of(agent.wait(5 * 15_000), CloseConnection), "no ping came, and the statuses were due long ago"
+    assert not agent.machine.registered
+
+
 def test_the_interval_of_pings_may_change() -> None:
     agent = Agent().ready()
     agent.hear(Registered("c1", 1, 100, 2))

@@ -708,6 +708,9 @@ class AgentMachine:
                     raise AssertionError(kind)
 
     def _repeat_updates(self, key: TaskKey) -> None:
+        if key not in self._retry_ms:
+            # The connection was left in the same moment, for its silence.
+            return
         self._updates += self.state.tasks[key].unacknowledged
         self._retry_ms[key] = min(2 * self._retry_ms[key], LAST_RETRY_MS)
         self._deadlines.set(("updates", key), self._now.monotonic_ms + self._retry_ms[key])
