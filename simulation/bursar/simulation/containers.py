@@ -28,6 +28,9 @@ def program(run_ms: int | None, exit_code: int = 0, *, deaf: bool = False) -> tu
     return (COMMAND, "-" if run_ms is None else str(run_ms), str(exit_code), *(("deaf",) if deaf else ()))
 
 
+Watcher = Callable[[Any], None]
+
+
 @dataclass(slots=True, eq=False)
 class SimulatedContainer:
     """One container; live until `exit` is set."""
@@ -66,7 +69,7 @@ class SimulatedContainers:
         self._on_remove = on_remove
         self.containers: dict[ContainerId, SimulatedContainer] = {}
         #: Where an agent listens.
-        self.watcher: Callable[[Any], None] | None = None
+        self.watcher: Watcher | None = None
         #: Starts that were asked for and are not done: void when the agent dies.
         self._starting: dict[ContainerId, SimulatedContainer] = {}
 
@@ -161,8 +164,10 @@ class SimulatedContainers:
             del self._starting[container_id]
             self._tell(ContainerLaunchFailed(container_id, StatusReason.LAUNCH_FAILED, "not found", 127))
             return
+        del self._starting[container_id]
         self._create(container)
-        self._timeline.after(random.randint(0, 5), self._started, container)
+        # Whether its end is told first is chance.
+        self._timeline.after(random.randint(0, 5), self._tell, ContainerStarted(container_id), self.watcher)
 
     def _create(self, container: SimulatedContainer) -> None:
         self._on_begin(container)
@@ -172,16 +177,12 @@ class SimulatedContainers:
             end = ContainerExit(int(code), StatusReason.COMMAND_EXITED)
             self._timeline.after(int(run_ms), self._end, container, end)
 
-    def _started(self, container: SimulatedContainer) -> None:
-        if self._starting.get(container.container_id) is container:
-            del self._starting[container.container_id]
-            self._tell(ContainerStarted(container.container_id))
-
     def _end(self, container: SimulatedContainer, end: ContainerExit) -> None:
         if container.live:
             container.exit = end
             self._tell(ContainerExited(container.container_id, end))
 
-    def _tell(self, event: Any) -> None:
-        if self.watcher is not None:
+    def _tell(self, event: Any, watcher: Watcher | None = None) -> None:
+        """Tell the agent; where an agent is named, only that one: an answer to the dead is not one to their heirs."""
+        if self.watcher is not None and watcher in (None, self.watcher):
             self.watcher(event)
