@@ -201,6 +201,7 @@ class Cluster:
 
     def start_master(self, *flags: str, **variables: str) -> str:
         """Start the master, at the port that it had before, and wait until it serves; return its ready line."""
+        self.port = self.port or free_port()
         running = self.programs.start(
             program("bursar-master"), "--listen", f"127.0.0.1:{self.port}", "--metrics", "",
             "--work-dir", str(self.where / "master"), *flags, **variables,
@@ -208,7 +209,6 @@ class Cluster:
         self.daemons["master"] = running
         found = until(lambda: READY.search(running.stderr()) or not running.alive, "the master's ready line")
         assert isinstance(found, re.Match), running
-        self.port = int(found[1].rpartition(":")[2])
         return next(line for line in running.stderr().splitlines() if "event=ready" in line)
 
     def start_agent(
