@@ -61,6 +61,7 @@ _WRAPPERS: dict[str, Any] = {
 }
 
 
+@functools.cache
 def message_class(name: str) -> type[Message]:
     """The generated class of `bursar.v1.<name>`."""
     for module in _MODULES:
