@@ -46,8 +46,17 @@ class ProtoBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def generate(self, target: Path) -> None:
         """Write the package `bursar.v1` under `target`."""
-        sources = sorted(str(path.relative_to(self.root)) for path in Path(self.root, "proto", "bursar").rglob("*.proto"))
-        command = [sys.executable, "-m", "grpc_tools.protoc", "-Iproto", f"--python_out={target}", f"--grpc_python_out={target}"]
+        sources = sorted(
+            str(path.relative_to(self.root)) for path in Path(self.root, "proto", "bursar").rglob("*.proto")
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "grpc_tools.protoc",
+            "-Iproto",
+            f"--python_out={target}",
+            f"--grpc_python_out={target}",
+        ]
         for plugin, option in (("protoc-gen-mypy", "mypy_out"), ("protoc-gen-mypy_grpc", "mypy_grpc_out")):
             executable = shutil.which(plugin, path=str(Path(sys.executable).parent)) or shutil.which(plugin)
             if executable is None:

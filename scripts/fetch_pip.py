@@ -187,7 +187,9 @@ def fetch(folder: Path) -> Path:
         target = folder / urllib.parse.unquote(wheel.url.rpartition("/")[2])
         target.write_bytes(body)
         return target
-    raise SystemExit("pip could not be fetched from the configured index (" + ("; ".join(refused) or "it has none") + ")")
+    raise SystemExit(
+        "pip could not be fetched from the configured index (" + ("; ".join(refused) or "it has none") + ")"
+    )
 
 
 def redacted(url: str) -> str:
