@@ -173,3 +173,137 @@ async def test_a_stall_is_told_before_timers_fire() -> None:
     assert isinstance(stalled, Stalled) and 60_000 - 20 - STALL_MS < stalled.by_ms <= 60_000
     assert driver.stalls_total == 1
     await finish(driver, running)
+
+
+async def test_constant_load_does_not_starve_timers_and_what_came_before_goes_first() -> None:
+    shell = Shell()
+    shell.clock = lambda: Instant(shell.ms, 0)
+    driver = shell.driver()
+    machine = shell.machine
+    machine.deadline_ms = 100
+    waiting = 3 * MAX_BATCH
+    for number in range(waiting):
+        driver.post(number)
+    running = asyncio.create_task(driver.run())
+    async with asyncio.timeout(20):
+        while TimePassed() not in machine.seen:
+            # Always more to read than one batch holds.
+            for _ in range(MAX_BATCH + 1):
+                driver.post("more")
+            if len(machine.seen) >= MAX_BATCH:
+                shell.ms = 100
+            await asyncio.sleep(0)
+    fired = machine.seen.index(TimePassed())
+    assert machine.seen[:waiting] == list(range(waiting)) and fired >= waiting
+    assert fired < waiting + 10 * MAX_BATCH, "timers waited for what came after they were due"
+    await finish(driver, running)
+
+
+async def test_what_was_committed_gets_out_before_more_is_stepped() -> None:
+    shell = Shell()
+    shell.disk.clear()
+    order: list[object] = []
+    driver = Driver(shell.machine, commit=shell.commit, perform=lambda effect: order.append(f"performed {effect}"))
+    step = shell.machine.step
+
+    def noted(event: object, now: Instant) -> list[object]:
+        order.append(f"stepped {event}")
+        return step(event, now)
+
+    shell.machine.step = noted  # type: ignore[method-assign]
+    running = asyncio.create_task(driver.run())
+    driver.post("a!")
+    while order != ["stepped a!"]:
+        await asyncio.sleep(0)
+    shell.disk.set()
+    while not shell.journal:
+        await asyncio.sleep(0)
+    driver.post("b")
+    await asyncio.wait_for(driver.settled(), 5)
+    assert order == ["stepped a!", "performed a!", "stepped b", "performed b"]
+    await finish(driver, running)
+
+
+async def test_effects_of_many_batches_keep_their_order_whatever_the_disk_does() -> None:
+    shell = Shell()
+    lags = iter([0.003, 0, 0.001, 0, 0] * 1000)
+
+    async def commit(records: Sequence[object]) -> None:
+        await asyncio.sleep(next(lags))
+        shell.journal.append(list(records))
+
+    driver = Driver(shell.machine, commit=commit, perform=shell.journal.append)
+    running = asyncio.create_task(driver.run())
+    posted = []
+    for number in range(300):
+        posted.append(f"{number}!" if number % 3 else str(number))
+        driver.post(posted[-1])
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+    await asyncio.wait_for(driver.settled(), 20)
+    assert [item for item in shell.journal if isinstance(item, str)] == posted
+    durable: set[object] = set()
+    for item in shell.journal:
+        if isinstance(item, list):
+            durable.update(item)
+        else:
+            assert not str(item).endswith("!") or f"record of {item}" in durable, "visible before it was durable"
+    await finish(driver, running)
+
+
+async def test_a_slow_disk_is_no_stall() -> None:
+    shell = Shell()
+    shell.clock = lambda: Instant(shell.ms, 0)
+    shell.disk.clear()
+    driver = shell.driver()
+    running = asyncio.create_task(driver.run())
+    driver.post("a!")
+    for _ in range(5):
+        # The loop goes on meanwhile, and looks at the clock.
+        shell.ms += 1000
+        driver.post("b")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        driver._look()
+    shell.disk.set()
+    await asyncio.wait_for(driver.settled(), 5)
+    assert driver.stalls_total == 0
+    await finish(driver, running)
+
+
+async def test_a_stall_during_a_commit_is_told_before_anything_that_came_after() -> None:
+    shell = Shell()
+    shell.clock = lambda: Instant(shell.ms, 0)
+    shell.disk.clear()
+    driver = shell.driver()
+    running = asyncio.create_task(driver.run())
+    driver.post("a!")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    shell.ms = 30_000
+    shell.machine.deadline_ms = 15_000
+    driver.post("b")
+    shell.disk.set()
+    async with asyncio.timeout(5):
+        while TimePassed() not in shell.machine.seen:
+            await asyncio.sleep(0.001)
+    assert shell.machine.seen == ["a!", Stalled(30_000), "b", TimePassed()]
+    await finish(driver, running)
+
+
+async def test_stop_commits_what_is_under_way() -> None:
+    shell = Shell()
+    shell.disk.clear()
+    driver = shell.driver()
+    running = asyncio.create_task(driver.run())
+    driver.post("a!")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    driver.stop()
+    driver.post("b!")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not running.done() and shell.journal == []
+    shell.disk.set()
+    await asyncio.wait_for(running, 5)
+    assert shell.journal == [["record of a!"], "a!", ["record of b!"], "b!"]
