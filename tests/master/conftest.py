@@ -4,10 +4,9 @@ step its invariants hold and the records that it emitted mean exactly its durabl
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -455,7 +454,7 @@ class Playbook:
         self.machine = self._machine()
 
     def _machine(self) -> MasterMachine:
-        durable = copy.deepcopy(self.registry)
+        durable = _loaded(self.registry)
         return MasterMachine(durable, FlagValues.defaults(**self.flags), self.now, answers=(_ANSWERS.put, _ANSWERS.get))
 
     # --- peers ---
@@ -685,6 +684,17 @@ class Playbook:
         self.machine.cluster.deadlines.set(("cycle", ""), self.now.monotonic_ms)
         self.timers()
         return self.machine.cluster.counters.offers_made - before
+
+
+def _loaded(registry: Durable) -> Durable:
+    """What another process would load: the same values, no shared containers."""
+    loaded = Durable()
+    for field in fields(Durable):
+        value = getattr(registry, field.name)
+        if isinstance(value, dict):
+            value = {key: dict(item) if isinstance(item, dict) else item for key, item in value.items()}
+        setattr(loaded, field.name, value)
+    return loaded
 
 
 class _Answers:
