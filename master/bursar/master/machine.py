@@ -110,7 +110,11 @@ class MasterMachine:
         assert durable.term == cluster.term
         assert durable.agents.keys() == cluster.agents.keys()
         assert durable.frameworks.keys() == cluster.frameworks.keys()
-        assert durable.tasks.keys() == {tuple(key) for key in cluster.tasks}
+        # A TaskKey is a tuple: the same keys.
+        assert durable.tasks.keys() == cluster.tasks.keys()
+        tasks_of: dict[FrameworkId, set[TaskKey]] = {}
+        for key in cluster.tasks:
+            tasks_of.setdefault(key.framework_id, set()).add(key)
         assert cluster.flags.at_run_time.items() <= durable.flags.items()
         for agent in cluster.agents.values():
             assert (agent.connection is not None) == (agent.state is AgentState.ACTIVE), agent.agent_id
@@ -124,7 +128,7 @@ class MasterMachine:
                 assert not cluster.ledger.books[agent.agent_id].offered, agent.agent_id
         for framework in cluster.frameworks.values():
             assert (framework.connection is not None) == (framework.state is FrameworkState.ACTIVE)
-            assert framework.tasks == {key for key in cluster.tasks if key.framework_id == framework.framework_id}
+            assert framework.tasks == tasks_of.get(framework.framework_id, set())
             promised = [0] * len(framework.wanted)
             for offer_id in framework.offers:
                 outstanding = cluster.offers[offer_id]
