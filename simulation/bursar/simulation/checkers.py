@@ -54,6 +54,10 @@ Key = tuple[FrameworkId, TaskId]
 _QUIET = frozenset({"cycle", "heartbeat"})
 
 
+#: Remembered tasks up to which the master's own invariants are looked at in every step.
+TASKS_CHECKED = 30
+
+
 class Violation(AssertionError):
     """A rule of the cluster was broken."""
 
@@ -160,9 +164,9 @@ class FrameworkBook:
 
 
 class Checkers:
-    """All judges. `thorough` is how many steps go by between two looks at a machine's own invariants; 1: none."""
+    """All judges. `thorough`: look at the master's own invariants at every step, not only in small clusters."""
 
-    def __init__(self, *, filter_gpu_resources: str = "true", thorough: int = 1) -> None:
+    def __init__(self, *, filter_gpu_resources: str = "true", thorough: bool = False) -> None:
         self._filter = filter_gpu_resources
         self._thorough = thorough
         self._steps = 0
@@ -243,7 +247,8 @@ class Checkers:
         machine = self._machine
         assert machine is not None
         self._steps += 1
-        if self._thorough == 1 or self._steps % self._thorough == 0:
+        # Its cost grows with what is remembered: every step of a small cluster, every so many of a larger one.
+        if self._thorough or self._steps % (1 + len(machine.cluster.tasks) // TASKS_CHECKED) == 0:
             machine.check()
         changed = refused = False
         for effect in effects:

@@ -80,7 +80,7 @@ class World:
         faults: Faults | None = None,
         flags: dict[str, str] | None = None,
         exact_trace: bool = False,
-        thorough: int = 1,
+        thorough: bool = False,
         twin: Twin | None = None,
     ) -> None:
         self.seed = seed
