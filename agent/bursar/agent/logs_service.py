@@ -118,6 +118,7 @@ class LogSender:
                 ):
                     if not await self._write(call, credit, chunk):
                         return
+                await call.write(agent_service_pb2.SendLogRequest(complete=True))
             except OSError as error:
                 detail = ErrorDetail(ErrorReason.INTERNAL, f"the output cannot be read: {error.strerror or error}")
                 await call.write(agent_service_pb2.SendLogRequest(error=encode(detail)))

@@ -25,13 +25,19 @@ MAX_RELAYS = 1000
 MAX_RELAYS_PER_AGENT = 200
 OPEN_TIMEOUT_S = 10
 
+_BROKEN_OFF = ErrorDetail(
+    ErrorReason.AGENT_UNAVAILABLE,
+    "the agent broke off in the middle of the log",
+    "try again when `bursar agent ls` shows it active",
+)
+
 
 class _Relay:
     """One reader and the agent's stream that feeds it."""
 
     def __init__(self, agent_id: AgentId) -> None:
         self.agent_id = agent_id
-        #: Chunks; None is the end, an ErrorDetail a bad one. Bounded by the credit.
+        #: Chunks; None after the last one, an ErrorDetail where there is no more to be had. Bounded by the credit.
         self.chunks: asyncio.Queue[Any] = asyncio.Queue()
         self.taken: asyncio.Queue[int | None] = asyncio.Queue()
         self.opened = asyncio.Event()
@@ -91,7 +97,7 @@ class LogRelays:
                     yield agent_service_pb2.SendLogResponse(credit_bytes=taken)
         finally:
             reader.cancel()
-            relay.chunks.put_nowait(None)
+            relay.chunks.put_nowait(_BROKEN_OFF)
 
 
 async def _feed(relay: _Relay, first: Any, requests: AsyncIterator[Any]) -> None:
@@ -102,6 +108,9 @@ async def _feed(relay: _Relay, first: Any, requests: AsyncIterator[Any]) -> None
             if request.HasField("error"):
                 relay.chunks.put_nowait(decode(ErrorDetail, request.error))
                 return
+            if request.complete:
+                relay.chunks.put_nowait(None)
+                return
             if request.HasField("chunk"):
                 relay.chunks.put_nowait(request.chunk)
                 if relay.chunks.qsize() > WINDOW_BYTES:
@@ -110,7 +119,8 @@ async def _feed(relay: _Relay, first: Any, requests: AsyncIterator[Any]) -> None
     except StopAsyncIteration:
         pass
     finally:
-        relay.chunks.put_nowait(None)
+        # After the end nobody looks at this; before it, it tells a dead agent from the end of a log.
+        relay.chunks.put_nowait(_BROKEN_OFF)
 
 
 def _unavailable(task: TaskView, why: str) -> Refusal:
