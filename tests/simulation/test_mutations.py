@@ -1,0 +1,207 @@
+"""Judges must be able to condemn: each test breaks one rule of the code on purpose and sees the seed fail for that reason."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import bursar.agent.machine as agent_machine
+import bursar.master.agents as master_agents
+import bursar.master.offers as master_offers
+import bursar.master.tasks as master_tasks
+from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
+from bursar.agent.effects import StartContainer
+from bursar.agent.events import ContainerExited
+from bursar.core.machine import Persist
+from bursar.core.messages.framework import StatusUpdates
+from bursar.core.tasks import TaskState
+from bursar.master import ledger, operators
+from bursar.master.allocator import cycle
+from bursar.master.machine import MasterMachine
+from bursar.master.records import Durable, TaskRecorded
+from bursar.master.state import Cluster, Turn
+from bursar.simulation import process
+from bursar.simulation.containers import SimulatedContainers
+from bursar.simulation.faults import Faults
+from bursar.simulation.frameworks import Greedy, Hog, Liar, Reserving, Silent
+from bursar.simulation.world import SimulationFailure, World
+
+#: Restless, but with everything else in order.
+LIVELY = Faults(
+    operator_acts_per_minute=40,
+    master_crashes_per_minute=4,
+    master_down_ms=500,
+    agent_crashes_per_minute=4,
+    agent_down_ms=500,
+    stream_breaks_per_minute=2,
+)
+
+
+def fails(*, faults: Faults = LIVELY, steps: int = 2_000, seeds: int = 3) -> str:
+    """Why a small cluster fails; an empty text where it does not."""
+    for seed in range(seeds):
+        world = World(seed, faults=faults, flags={"offer_timeout": "5s", "agent_ping_timeout": "2s"})
+        for gpus in (4, 2, 0):
+            world.add_agent(gpus)
+        world.add_framework(Hog, "*")
+        world.add_framework(Greedy, "eng", gpus=False)
+        world.add_framework(Reserving, "research")
+        world.add_framework(Liar, "*")
+        world.add_framework(Silent, "*", gpus=False)
+        try:
+            world.run(steps)
+        except SimulationFailure as failure:
+            (why,) = [line for line in str(failure).splitlines() if line.startswith("why: ")]
+            return why
+    return ""
+
+
+@pytest.fixture
+def without_own_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machines' own invariants are off: the judges outside must do."""
+    monkeypatch.setattr(MasterMachine, "check", lambda self: None)
+    monkeypatch.setattr(agent_machine.AgentMachine, "check", lambda self: None)
+
+
+def test_unbroken_it_passes() -> None:
+    assert fails(seeds=1) == ""
+
+
+def test_a_ledger_that_forgets_what_it_gave_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger.Ledger, "_take", lambda self, agent_id, books, holding: None)
+    assert "Error" in fails() or "Violation" in fails()
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_devices_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger.Ledger, "_take", lambda self, agent_id, books, holding: None)
+    monkeypatch.setattr(master_offers, "run_cycle", _once_per_agent(cycle.run_cycle))
+    assert "holds" in fails() or "offered or held" in fails()
+
+
+def _once_per_agent(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A cycle that would never end otherwise: what is free does not shrink."""
+
+    def limited(cluster: Cluster, agent_ids: Any, *rest: Any) -> Any:
+        order = cluster.shares.order
+        cluster.shares.order = lambda: itertools.islice(order(), 1)  # type: ignore[method-assign]
+        try:
+            return run(cluster, agent_ids, *rest)
+        finally:
+            del cluster.shares.order
+
+    return limited
+
+
+def test_messages_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(self: process.Process, effects: list[Any]) -> None:
+        self._release([effect for effect in effects if not isinstance(effect, Persist)])
+        original(self, [effect for effect in effects if isinstance(effect, Persist)])
+
+    original = process.Process._begin
+    monkeypatch.setattr(process.Process, "_begin", begin)
+    why = fails()
+    assert "visible before durable" in why or "before it is in the checkpoint" in why
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_a_launch_that_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Turn.persist
+    monkeypatch.setattr(
+        Turn, "persist", lambda self, record: None if isinstance(record, TaskRecorded) else original(self, record)
+    )
+    assert fails() != ""
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_a_cycle_without_the_gpu_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cycle, "is_hidden", lambda *_: None)
+    assert "which lacks GPU_RESOURCES" in fails()
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_a_toggle_that_rescinds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "rescind_forbidden", lambda *_: 0)
+    assert "which lacks GPU_RESOURCES" in fails(faults=replace(LIVELY, operator_acts_per_minute=200))
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_reservations_that_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cycle, "offerable", lambda free, role: dict(free))
+    assert "what is reserved to" in fails()
+
+
+def test_a_wake_up_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = master_tasks.apply_status
+
+    def deaf(cluster: Cluster, turn: Turn, task: Any, status: Any) -> None:
+        before = set(cluster.dirty)
+        original(cluster, turn, task, status)
+        cluster.dirty.intersection_update(before)
+
+    monkeypatch.setattr(master_tasks, "apply_status", deaf)
+    assert "a lost wake-up" in fails()
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_an_agent_that_starts_again_what_it_finds_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = agent_machine.AgentMachine._containers_recovered
+
+    def reviving(self: agent_machine.AgentMachine, containers: Any) -> None:
+        found = {container.container_id for container in containers}
+        missing = [container_id for container_id in self._live if container_id not in found]
+        original(self, (*containers, *(RecoveredContainer(container_id, None) for container_id in missing)))
+        for container_id in missing:
+            task = self.state.tasks[self._live[container_id]].task
+            self._effects.append(StartContainer(container_id, task, "", ()))
+
+    monkeypatch.setattr(agent_machine.AgentMachine, "_containers_recovered", reviving)
+    faults = replace(LIVELY, container_losses_per_minute=60, agent_crashes_per_minute=20, agent_down_ms=5_000)
+    assert "was started on" in fails(faults=faults)
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_an_end_that_is_told_before_the_container_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SimulatedContainers._end
+
+    def hasty(self: SimulatedContainers, container: Any, end: ContainerExit) -> None:
+        if container.devices and container.live:
+            # The agent hears of the end; the processes linger.
+            self._tell(ContainerExited(container.container_id, end))
+            self._timeline.after(3_000, original, self, container, end)
+        else:
+            original(self, container, end)
+
+    monkeypatch.setattr(SimulatedContainers, "_end", hasty)
+    monkeypatch.setattr(SimulatedContainers, "remove", lambda self, container_id: None)
+    assert "is in two live containers" in fails()
+
+
+def test_a_registry_that_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Durable.apply_all
+
+    def lossy(self: Durable, records: Sequence[Any]) -> None:
+        original(self, [record for record in records if type(record).__name__ != "KillRecorded"])
+
+    monkeypatch.setattr(Durable, "apply_all", lossy)
+    assert fails() != ""
+
+
+def test_two_ends_of_one_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = master_tasks.on_update
+
+    def credulous(cluster: Cluster, turn: Turn, agent: Any, status: Any) -> None:
+        task = cluster.tasks.get(ledger.TaskKey(status.framework_id, status.task_id))
+        original(cluster, turn, agent, status)
+        framework = cluster.frameworks.get(status.framework_id)
+        if task is not None and framework is not None and status.state is TaskState.FINISHED:
+            again = replace(status, state=TaskState.FAILED, update_id="99")
+            turn.to_framework(framework, StatusUpdates((again,)))
+
+    monkeypatch.setattr(master_tasks, "on_update", credulous)
+    monkeypatch.setattr(master_agents, "on_update", credulous)
+    assert "later it is FAILED" in fails()
