@@ -585,6 +585,11 @@ class Playbook:
         self._move(until - self.now.monotonic_ms)
         self.timers()
 
+    def leap(self, ms: int) -> None:
+        """Let so much time pass at once: everything that was due meanwhile is due now."""
+        self._move(ms)
+        self.timers()
+
     def signs_of_life(self) -> None:
         """Peers answer pings and heartbeats, unless they were told not to."""
         for peer in list(self.peers.values()):
@@ -657,6 +662,10 @@ class Playbook:
         self.judge()
 
     # --- operators ---
+
+    @staticmethod
+    def page(size: int = 0, token: str = "") -> op.Page:
+        return op.Page(size, token)
 
     def ask(self, asked: Any) -> Any:
         """The answer to an operator, whatever it is."""

@@ -149,6 +149,8 @@ class MasterMachine:
             assert (entry.end is not None) == task.state.is_terminal, key
             assert entry.end_acknowledged == task.end_acknowledged, key
             assert task.state.is_terminal != (key in cluster.agents[task.agent_id].tasks), key
+        ended = {key for key, task in cluster.tasks.items() if task.end_acknowledged}
+        assert ended == cluster.ended_anywhere.keys() == {key for keys in cluster.ended.values() for key in keys}
         for offer_id, outstanding in cluster.offers.items():
             assert outstanding.offer.offer_id == offer_id
             assert offer_id in cluster.frameworks[outstanding.offer.framework_id].offers
@@ -175,7 +177,7 @@ class MasterMachine:
             # Whatever its time-out, a framework gets a moment to come back: it was the master that left.
             left_ms = max(deadline_ms - now.wall_ms, 2 * frameworks.HEARTBEAT_INTERVAL_MS)
             cluster.deadlines.set(("failover", framework_id), now.monotonic_ms + left_ms)
-        for entry2 in durable.tasks.values():
+        for entry2 in sorted(durable.tasks.values(), key=lambda entry: entry.ended_at_ms):
             task = Task(
                 entry2.agent_id,
                 entry2.task,
@@ -304,6 +306,7 @@ class MasterMachine:
                 case _:
                     self._framework_time_passed(turn, kind, cluster.frameworks.get(FrameworkId(name)))
         if full:
+            tasks.prune(cluster, turn)
             cluster.deadlines.cancel(("allocate", ""))
             offers.allocate(cluster, turn, full=True)
             cluster.deadlines.set(("cycle", ""), now_ms + cluster.flags.duration_ms("allocation-interval"))

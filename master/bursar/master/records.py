@@ -19,6 +19,9 @@ from bursar.core.tasks import AssignedTask, StatusReason, TaskStatus
 
 #: How many ended tasks, answered calls and requests are remembered, per framework or in all.
 MAX_ENDED_TASKS_PER_FRAMEWORK = 1000
+MAX_ENDED_TASKS = 20_000
+#: Age at which an ended and acknowledged task is forgotten.
+MAX_ENDED_TASK_AGE_MS = 7 * 24 * 3_600_000
 MAX_CALLS_PER_FRAMEWORK = 1000
 MAX_REQUESTS = 1000
 MAX_REMOVED_FRAMEWORKS = 1000

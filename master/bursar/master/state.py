@@ -234,6 +234,8 @@ class Cluster:
         self.tasks: dict[TaskKey, Task] = {}
         #: Ended and acknowledged tasks per framework, oldest first: what is pruned.
         self.ended: dict[FrameworkId, dict[TaskKey, None]] = {}
+        #: The same of all frameworks together, gone ones too.
+        self.ended_anywhere: dict[TaskKey, None] = {}
         self.offers: dict[OfferId, OutstandingOffer] = {}
         self.shares = Shares(flags.excluded_names)
         self.ledger = Ledger(self.shares)

@@ -13,6 +13,8 @@ from bursar.core.resources import to_holding
 from bursar.core.tasks import AssignedTask, StatusReason, StatusSource, TaskState, TaskStatus, may_follow
 from bursar.master.ledger import Charge, TaskKey
 from bursar.master.records import (
+    MAX_ENDED_TASK_AGE_MS,
+    MAX_ENDED_TASKS,
     MAX_ENDED_TASKS_PER_FRAMEWORK,
     EndAcknowledged,
     KillRecorded,
@@ -240,24 +242,44 @@ def add_task(cluster: Cluster, task: Task, *, held: bool) -> None:
     book(agent.agent_id, key, charge, to_holding(task.assigned.resources))
 
 
-def note_ended(cluster: Cluster, task: Task) -> list[TaskKey]:
-    """Remember an ended and acknowledged task as prunable; return those that are too many, oldest first."""
-    ended = cluster.ended.setdefault(task.key.framework_id, {})
-    ended[task.key] = None
-    surplus = len(ended) - MAX_ENDED_TASKS_PER_FRAMEWORK
-    return list(ended)[:surplus] if surplus > 0 else []
+def note_ended(cluster: Cluster, task: Task) -> None:
+    """Remember an ended and acknowledged task as prunable."""
+    cluster.ended.setdefault(task.key.framework_id, {})[task.key] = None
+    cluster.ended_anywhere[task.key] = None
+
+
+def prune(cluster: Cluster, turn: Turn) -> None:
+    """Forget what ended long ago, and what ended first where there is too much."""
+    anywhere = cluster.ended_anywhere
+    while anywhere:
+        oldest = next(iter(anywhere))
+        age_ms = turn.now.wall_ms - cluster.tasks[oldest].ended_at_ms
+        if len(anywhere) <= MAX_ENDED_TASKS and age_ms < MAX_ENDED_TASK_AGE_MS:
+            return
+        _forget(cluster, turn, oldest)
 
 
 def _end_is_known(cluster: Cluster, turn: Turn, task: Task) -> None:
     task.end_acknowledged = True
     turn.persist(EndAcknowledged(*task.key))
-    for key in note_ended(cluster, task):
-        del cluster.ended[key.framework_id][key]
-        del cluster.tasks[key]
-        framework = cluster.frameworks.get(key.framework_id)
-        if framework is not None:
-            framework.tasks.discard(key)
-        turn.persist(TaskForgotten(*key))
+    note_ended(cluster, task)
+    mine = cluster.ended[task.key.framework_id]
+    while len(mine) > MAX_ENDED_TASKS_PER_FRAMEWORK:
+        _forget(cluster, turn, next(iter(mine)))
+    prune(cluster, turn)
+
+
+def _forget(cluster: Cluster, turn: Turn, key: TaskKey) -> None:
+    mine = cluster.ended[key.framework_id]
+    del mine[key]
+    if not mine:
+        del cluster.ended[key.framework_id]
+    del cluster.ended_anywhere[key]
+    del cluster.tasks[key]
+    framework = cluster.frameworks.get(key.framework_id)
+    if framework is not None:
+        framework.tasks.discard(key)
+    turn.persist(TaskForgotten(*key))
 
 
 def _reconciliation(turn: Turn, task: Task) -> TaskStatus:
