@@ -72,6 +72,19 @@ def test_silent_and_lying_frameworks_stop_nobody() -> None:
     assert session.done == 20
 
 
+def test_silent_frameworks_do_not_keep_two_gpus_apart_for_ever() -> None:
+    """Parts of an agent that were freed one by one went from one that never answers to the next, one by one."""
+    world = World(4, faults=Faults(), flags={"offer_timeout": "1s"})
+    world.add_agent(4)
+    pieces = world.add_session("*", ResourceRequest({"cpus": 100}, (), 1), 8)
+    world.add_framework(Silent, "eng", "eng/backend")
+    world.add_framework(Silent, "*")
+    pairs = world.add_session("*", ResourceRequest({"cpus": 100}, (), 2), 10)
+    world.start()
+    world.run_for(15 * 60_000)
+    assert (pieces.done, pairs.done) == (8, 10)
+
+
 def test_a_failure_says_how_to_see_it_again() -> None:
     world = World(7)
     world.populate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.framework import Offers, Rescind
@@ -12,6 +13,9 @@ from bursar.core.resources import Holding
 from bursar.master.allocator.cycle import run_cycle
 from bursar.master.allocator.visibility import is_hidden
 from bursar.master.state import Cluster, Framework, OutstandingOffer, Turn
+
+#: The longest pause of a framework that never answers.
+MAX_SILENCE_PAUSE_MS = 300_000
 
 
 def allocate(cluster: Cluster, turn: Turn, *, full: bool) -> int:
@@ -89,6 +93,7 @@ def damp(cluster: Cluster, offer: Offer, holding: Holding, until_ms: int) -> Non
 def decline(cluster: Cluster, turn: Turn, framework: Framework, call: Decline) -> None:
     """The framework does not want these; ids that are not outstanding are ignored (OFF-4)."""
     until_ms = refuse_until_ms(cluster, turn, call.filters)
+    cluster.filters.answered(framework.framework_id)
     for offer_id in call.offer_ids:
         if offer_id in framework.offers:
             outstanding, holding = end_offer(cluster, offer_id)
@@ -97,12 +102,22 @@ def decline(cluster: Cluster, turn: Turn, framework: Framework, call: Decline) -
 
 
 def expire(cluster: Cluster, turn: Turn, offer_id: OfferId) -> None:
-    """The framework did not answer in time."""
+    """The framework did not answer in time: in none of its roles is it offered the same for a while.
+
+    One allocation interval at first, twice as long with every further round in a row that it leaves unanswered: several silent
+    frameworks, or one in several roles, would otherwise pass the parts of an agent to each other for ever, and whoever needs two
+    parts at once would starve.
+    """
     outstanding, holding = end_offer(cluster, offer_id)
-    interval_ms = cluster.flags.duration_ms("allocation-interval")
-    damp(cluster, outstanding.offer, holding, turn.now.monotonic_ms + interval_ms)
-    cluster.counters.offers_expired += 1
     framework = cluster.frameworks[outstanding.offer.framework_id]
+    now_ms = turn.now.monotonic_ms
+    made_ms = now_ms - cluster.flags.duration_ms("offer-timeout")
+    rounds = cluster.filters.left_unanswered(framework.framework_id, made_ms, now_ms)
+    interval_ms = cluster.flags.duration_ms("allocation-interval")
+    pause_ms = max(interval_ms, min(interval_ms << min(rounds - 1, 20), MAX_SILENCE_PAUSE_MS))
+    for role in framework.info.roles:
+        damp(cluster, replace(outstanding.offer, role=role), holding, now_ms + pause_ms)
+    cluster.counters.offers_expired += 1
     turn.to_framework(framework, Rescind((offer_id,), "the offer was not answered in time"))
 
 

@@ -75,6 +75,7 @@ class _Plan:
 
 def accept(cluster: Cluster, turn: Turn, framework: Framework, call: Accept) -> None:
     """Carry out an accept, or refuse it; answer exactly once."""
+    cluster.filters.answered(framework.framework_id)
     known = cluster.durable.calls.get((framework.framework_id, call.call_id))
     if known is not None:
         turn.to_framework(framework, known)

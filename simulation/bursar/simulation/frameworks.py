@@ -267,8 +267,6 @@ class Silent(RawFramework):
 
     def on_offer(self, offer: Offer) -> None:
         """Hoard it."""
-        if self.world.calm:
-            self.decline(offer, LONG_MS)
 
 
 class Greedy(RawFramework):

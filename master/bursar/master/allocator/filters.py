@@ -22,6 +22,8 @@ class RefuseFilters:
         self._filters: dict[FilterKey, list[tuple[int, Holding]]] = {}
         self._by_framework: dict[FrameworkId, set[FilterKey]] = {}
         self.deadlines: Deadlines[FilterKey] = Deadlines()
+        #: For frameworks that left offers unanswered: in how many rounds in a row, and when the last one began.
+        self._unanswered: dict[FrameworkId, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._filters)
@@ -45,6 +47,20 @@ class RefuseFilters:
         entries = self._filters.get(key)
         return entries is not None and any(holding_contains(refused, offered) for _, refused in entries)
 
+    def left_unanswered(self, framework_id: FrameworkId, made_ms: int, now_ms: int) -> int:
+        """Note that an offer was left unanswered; return in how many rounds in a row, from 1. Offers that were out together
+        are one round.
+        """
+        rounds, since_ms = self._unanswered.get(framework_id, (0, made_ms))
+        if made_ms >= since_ms:
+            rounds, since_ms = rounds + 1, now_ms
+            self._unanswered[framework_id] = (rounds, since_ms)
+        return rounds
+
+    def answered(self, framework_id: FrameworkId) -> None:
+        """The framework is awake."""
+        self._unanswered.pop(framework_id, None)
+
     def expire(self, now_ms: int) -> set[AgentId]:
         """Drop what has expired; return the agents that may be offered again."""
         agents = set()
@@ -64,6 +80,7 @@ class RefuseFilters:
 
     def drop_framework(self, framework_id: FrameworkId, roles: Collection[str] | None = None) -> None:
         """Forget a framework's filters, of some roles or of all (revive, disconnection)."""
+        self._unanswered.pop(framework_id, None)
         for key in list(self._by_framework.get(framework_id, ())):
             if roles is None or key[1] in roles:
                 self._forget(key)
