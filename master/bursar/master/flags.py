@@ -12,6 +12,14 @@ from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.flags import Flag, FlagType, FlagValue, canonical_name, closest, format_flag, parse_flag
 from bursar.core.messages.operator import FlagView
 
+
+def _kinds_problem(value: FlagValue) -> str | None:
+    for kind in value if isinstance(value, tuple) else ():
+        if not all(character.isalnum() or character in "_.-" for character in kind):
+            return f"{kind!r} is not the name of a resource"
+    return None
+
+
 #: Every flag of `bursar-master`, in the order of `--help`.
 MASTER_FLAGS: tuple[Flag, ...] = (
     Flag("listen", FlagType.TEXT, "127.0.0.1:5050", "Address of the gRPC services.", metavar="HOST:PORT"),
@@ -91,6 +99,7 @@ MASTER_FLAGS: tuple[Flag, ...] = (
         (),
         "Kinds of resources that do not count in fair shares.",
         runtime_settable=True,
+        problem=_kinds_problem,
         metavar="NAME,…",
     ),
     Flag("insecure", FlagType.BOOL, False, "Listen off loopback although there is no authentication yet."),

@@ -21,13 +21,16 @@ from bursar.core.resources import (
     Resources,
     Stack,
     add_holdings,
+    intersect_ports,
     subtract_holdings,
+    subtract_ports,
     sum_resources,
     to_reserved,
 )
 from bursar.core.roles import DEFAULT_ROLE, role_problem
 from bursar.core.text import format_request, format_resources, format_shortfall
 from bursar.master.allocator.carve import carve
+from bursar.master.ledger import Books
 from bursar.master.offers import rescind
 from bursar.master.records import ReservationsRecorded
 from bursar.master.state import Agent, Cluster, Turn
@@ -176,14 +179,14 @@ def _offers_to_rescind(
     # Those that bring most of what is missing first.
     while candidates and not _fits(pool, request, stack, agent):
         missing = _missing(pool, request)
-        candidates.sort(key=lambda item: (-_brings(item[1], missing), item[0]))
+        candidates.sort(key=lambda item: (-_brings(item[1], missing, request), item[0]))
         offer_id, part = candidates.pop(0)
-        if _brings(part, missing) == 0:
+        if _brings(part, missing, request) == 0:
             break
         chosen.append(offer_id)
         pool = pool + part
     if _fits(pool, request, stack, agent):
-        return chosen
+        return _needed(chosen, books, free, request, stack, agent)
     held = books.allocated_in(stack)
     offered = [entry.holding.get(stack, EMPTY) for entry in books.offered.values()]
     all_of_it = sum_resources([free, *offered])
@@ -199,6 +202,20 @@ def _offers_to_rescind(
     )
 
 
+def _needed(
+    chosen: list[OfferId], books: Books, free: Resources, request: ResourceRequest, stack: Stack, agent: Agent
+) -> list[OfferId]:
+    """The chosen offers without those that later ones made superfluous."""
+    needed = list(chosen)
+    for offer_id in chosen:
+        rest = [other for other in needed if other != offer_id]
+        if _fits(
+            sum_resources([free, *(books.offered[other].holding[stack] for other in rest)]), request, stack, agent
+        ):
+            needed = rest
+    return needed
+
+
 def _fits(resources: Resources, request: ResourceRequest, stack: Stack, agent: Agent) -> bool:
     available: Holding = {stack: resources}
     return carve(available, request, agent.devices) is not None
@@ -210,14 +227,18 @@ def _missing(pool: Resources, request: ResourceRequest) -> dict[str, int]:
     if request.devices:
         missing["gpus"] = len(set(request.devices) - pool.devices)
     if request.ports:
-        missing["ports"] = 1
+        missing["ports"] = Resources(ports=subtract_ports(request.ports, pool.ports)).amount("ports")
     return {kind: amount for kind, amount in missing.items() if amount > 0}
 
 
-def _brings(part: Resources, missing: dict[str, int]) -> int:
+def _brings(part: Resources, missing: dict[str, int], request: ResourceRequest) -> int:
     """How many parts in a million of what is missing an offer brings, summed over kinds."""
     score = 0
     for kind, amount in missing.items():
-        there = len(part.devices) if kind == "gpus" else part.amount(kind)
+        there = part.amount(kind)
+        if kind == "gpus":
+            there = len(part.devices.intersection(request.devices) if request.devices else part.devices)
+        elif kind == "ports":
+            there = Resources(ports=intersect_ports(request.ports, part.ports)).amount(kind)
         score += min(there, amount) * 1_000_000 // amount if there else 0
     return score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -30,11 +31,13 @@ MAX_PAGE_SIZE = 5000
 
 
 def page_of(items: Sequence[T], key: Callable[[T], str], page: Page) -> tuple[tuple[T, ...], str]:
-    """A part of a list that is sorted by `key`, and the token of the next; empty on the last page."""
+    """The part of a list after the page's token, in the order of `key`, and the token of the next; empty on the last page."""
     size = min(page.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-    rest = [item for item in items if key(item) > page.page_token] if page.page_token else list(items)
-    part = rest[:size]
-    return tuple(part), key(part[-1]) if len(rest) > size else ""
+    keyed = sorted((key(item), index) for index, item in enumerate(items))
+    first = bisect_right(keyed, page.page_token, key=lambda entry: entry[0]) if page.page_token else 0
+    part = keyed[first : first + size]
+    more = first + size < len(keyed)
+    return tuple(items[index] for _, index in part), part[-1][0] if more else ""
 
 
 def master_view(cluster: Cluster, version: str, address: str) -> MasterView:
