@@ -349,8 +349,13 @@ def _wrapper_fields(wrapper: str) -> tuple[dict[type, str], dict[str, type]]:
 
 def wrap(wrapper: str, value: Any) -> Any:
     """A core value inside the wrapper message (`FrameworkCall`, `FrameworkEvent`, `AgentMessage`, `MasterMessage`)."""
+    return wrap_encoded(wrapper, type(value), encode(value))
+
+
+def wrap_encoded(wrapper: str, cls: type, message: Any) -> Any:
+    """The same for a value of class `cls` that is a message already."""
     by_type, _ = _wrapper_fields(wrapper)
-    return message_class(wrapper)(**{by_type[type(value)]: encode(value)})
+    return message_class(wrapper)(**{by_type[cls]: message})
 
 
 def unwrap(wrapper: str, message: Any) -> Any | None:

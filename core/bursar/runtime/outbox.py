@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableSequence
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -68,3 +68,34 @@ class Outbox(Generic[T]):
 
 def _size(item: Any) -> int:
     return int(item.ByteSize())
+
+
+def split(message: Any, limit: int = MAX_BATCH_BYTES) -> Iterator[Any]:
+    """A message in parts of at most `limit` bytes each, or of one item: its repeated fields are dealt out in order, by field number,
+    and whatever else it holds is in every part. Usually there is one part, the message itself.
+    """
+    if message.ByteSize() <= limit:
+        yield message
+        return
+    rest = type(message)()
+    rest.CopyFrom(message)
+    repeated = [field.name for field, value in message.ListFields() if isinstance(value, MutableSequence)]
+    for name in repeated:
+        rest.ClearField(name)
+    part, size, is_filled = _copy(rest), rest.ByteSize(), False
+    for name in repeated:
+        for item in getattr(message, name):
+            # A tag and a length come with each.
+            item_size = 8 + (len(item.encode()) if isinstance(item, str) else item.ByteSize())
+            if is_filled and size + item_size > limit:
+                yield part
+                part, size = _copy(rest), rest.ByteSize()
+            getattr(part, name).append(item)
+            size, is_filled = size + item_size, True
+    yield part
+
+
+def _copy(message: Any) -> Any:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, ConnectionId
-from bursar.core.messages.agent import DesiredState, MasterMessage
-from bursar.core.messages.framework import FrameworkEvent, Offers, StatusUpdates
+from bursar.core.messages.agent import DesiredState, MasterMessage, Registered
+from bursar.core.messages.framework import FrameworkEvent
 from bursar.core.messages.operator import ClusterEvent, OperatorRequest
 from bursar.master.effects import CloseStream, MasterEffect, Publish, Reply, SendToAgent, SendToFramework
 from bursar.master.events import OperatorCalled
-from bursar.runtime.codec import encode, wrap
+from bursar.runtime.codec import encode, wrap, wrap_encoded
 from bursar.runtime.driver import Driver
-from bursar.runtime.outbox import Outbox
+from bursar.runtime.outbox import Outbox, split
 from bursar.runtime.telemetry import logger
 
 #: Messages that a peer may be behind before it is disconnected.
 STREAM_CAPACITY = 10_000
 WATCH_CAPACITY = 10_000
-#: Items of one message; what is longer is sent in parts, so that no message comes near 4 MiB.
-OFFERS_PER_MESSAGE = 200
-STATUSES_PER_MESSAGE = 500
-LAUNCH_BYTES_PER_MESSAGE = 1 << 20
 
 
 @dataclass(eq=False)
@@ -88,9 +84,8 @@ class Hub:
             del self._by_agent[agent_id]
 
     def bind_agent(self, connection: Connection, agent_id: AgentId) -> None:
-        """Remember whose stream this is, for what does not pass through the machine (logs)."""
+        """Remember whose stream this is, for what does not pass through the machine (logs); it counts once the agent is in."""
         self._agent_of[connection.connection_id] = agent_id
-        self._by_agent[agent_id] = connection
 
     def tell_agent(self, agent_id: AgentId, message: MasterMessage) -> bool:
         """Send outside the machine; say whether the agent is connected."""
@@ -133,13 +128,15 @@ class Hub:
             case SendToFramework(connection_id, event):
                 connection = self._connections.get(connection_id)
                 if connection is not None:
-                    for part in split_event(event):
-                        connection.outbox.put(wrap("FrameworkEvent", part))
+                    for part in in_parts("FrameworkEvent", event):
+                        connection.outbox.put(part)
             case SendToAgent(connection_id, message):
                 connection = self._connections.get(connection_id)
                 if connection is not None:
-                    for piece in split_message(message):
-                        connection.outbox.put(wrap("MasterMessage", piece))
+                    if isinstance(message, Registered):
+                        self._by_agent[self._agent_of[connection_id]] = connection
+                    for part in in_parts("MasterMessage", message):
+                        connection.outbox.put(part)
             case CloseStream(connection_id, error):
                 connection = self._connections.get(connection_id)
                 if connection is not None:
@@ -175,47 +172,13 @@ class Hub:
                 outbox.put(message)
 
 
-def split_event(event: FrameworkEvent) -> Iterator[FrameworkEvent]:
-    """An event in parts that each fit a message; descriptions go before the offers that refer to them."""
-    match event:
-        case Offers(descriptions, offers) if len(offers) > OFFERS_PER_MESSAGE:
-            by_agent = {description.agent_id: description for description in descriptions}
-            for start in range(0, len(offers), OFFERS_PER_MESSAGE):
-                part = offers[start : start + OFFERS_PER_MESSAGE]
-                needed = [by_agent.pop(offer.agent_id) for offer in part if offer.agent_id in by_agent]
-                yield Offers(tuple(needed), part)
-        case StatusUpdates(statuses) if len(statuses) > STATUSES_PER_MESSAGE:
-            for start in range(0, len(statuses), STATUSES_PER_MESSAGE):
-                yield StatusUpdates(statuses[start : start + STATUSES_PER_MESSAGE])
-        case _:
-            yield event
-
-
-def split_message(message: MasterMessage) -> Iterator[MasterMessage]:
-    """A message to an agent in parts that each fit; all but the last part of a state have `more`."""
-    if not isinstance(message, DesiredState) or len(message.launch) + len(message.kill) + len(message.keep) <= 1:
-        yield message
-        return
-    parts: list[DesiredState] = []
-    launches: list[Any] = []
-    size = 0
-    for task in message.launch:
-        task_size = encode(task).ByteSize()
-        if launches and size + task_size > LAUNCH_BYTES_PER_MESSAGE:
-            parts.append(replace(message, launch=tuple(launches), kill=(), keep=()))
-            launches, size = [], 0
-        launches.append(task)
-        size += task_size
-    parts.append(replace(message, launch=tuple(launches), kill=(), keep=()))
-    for start in range(0, len(message.kill), 2000):
-        parts.append(replace(message, launch=(), kill=message.kill[start : start + 2000], keep=()))
-    for start in range(0, len(message.keep), 2000):
-        parts.append(replace(message, launch=(), kill=(), keep=message.keep[start : start + 2000]))
-    if len(message.launch) + len(message.kill) + len(message.keep) <= 500 and len(parts) <= 3:
-        small = sum(len(part.launch) > 0 for part in parts) <= 1
-        if small:
-            yield message
-            return
-    for part in parts[:-1]:
-        yield replace(part, more=True)
-    yield parts[-1]
+def in_parts(wrapper: str, value: FrameworkEvent | MasterMessage) -> Iterator[Any]:
+    """A value as one wrapped message, or as several where it is long, none near 4 MiB: descriptions before the offers that refer to
+    them, and `more` on all but the last part of a state.
+    """
+    parts = list(split(encode(value)))
+    if isinstance(value, DesiredState):
+        for part in parts[:-1]:
+            part.more = True
+    for part in parts:
+        yield wrap_encoded(wrapper, type(value), part)
