@@ -15,6 +15,7 @@ from bursar.runtime.outbox import MAX_MESSAGE_BYTES
 
 #: Trailing metadata that carries the serialized `bursar.v1.ErrorDetail` of a refused call.
 ERROR_METADATA_KEY = "bursar-error-bin"
+MAX_ERROR_TEXT_BYTES = 700
 
 COMMON_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -64,6 +65,7 @@ def status_code(reason: ErrorReason) -> grpc.StatusCode:
 
 async def abort(context: Any, error: ErrorDetail) -> None:
     """End a call with a status, the text for people, and the detail for programs. Does not return."""
+    error = ErrorDetail(error.reason, _short(error.message), _short(error.hint), _short(error.field))
     metadata = ((ERROR_METADATA_KEY, encode(error).SerializeToString()),)
     await context.abort(status_code(error.reason), str(error), metadata)
 
@@ -95,6 +97,13 @@ def require_loopback(address: str, insecure: bool, program: str) -> None:
             " authentication yet",
             "listen on 127.0.0.1, or add --insecure if the network is trusted",
         )
+
+
+def _short(text: str) -> str:
+    """At most so much that a status can carry it twice: a peer refuses more than 8 KiB of headers, and texts quote what was asked."""
+    if len(text.encode("utf-8", "replace")) <= MAX_ERROR_TEXT_BYTES:
+        return text
+    return text.encode("utf-8", "replace")[:MAX_ERROR_TEXT_BYTES].decode("utf-8", "ignore") + "…"
 
 
 async def serve(server: grpc.aio.Server, address: str, services: Sequence[str]) -> int:

@@ -21,6 +21,9 @@ HEARTBEAT_INTERVAL_MS = 15_000
 #: Heartbeats that a framework may miss.
 MAX_MISSED_HEARTBEATS = 5
 MAX_ROLES = 1000
+MAX_FAILOVER_TIMEOUT_MS = 365 * 86_400_000
+#: Of name, labels and the like together: they are kept, and shown in every list.
+MAX_INFO_CHARACTERS = 65_536
 MAX_SHAPES = 1000
 
 
@@ -91,7 +94,7 @@ def _refusal(cluster: Cluster, call: Subscribe, principal: str) -> ErrorDetail |
     if not info.roles or len(info.roles) > MAX_ROLES:
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT,
-            "a framework has at least one role",
+            f"a framework has at least one role and at most {MAX_ROLES}",
             "subscribe with the role '*'",
             "info.roles",
         )
@@ -105,6 +108,22 @@ def _refusal(cluster: Cluster, call: Subscribe, principal: str) -> ErrorDetail |
     if not set(call.suppressed_roles) <= set(info.roles):
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT, "suppressed roles must be among the roles", "", "suppressed_roles"
+        )
+    if info.failover_timeout_ms > MAX_FAILOVER_TIMEOUT_MS:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"a failover timeout of {info.failover_timeout_ms} ms is longer than 365 days",
+            f"ask for at most {MAX_FAILOVER_TIMEOUT_MS} ms",
+            "info.failover_timeout_ms",
+        )
+    texts = [info.incarnation, info.name, info.hostname, info.webui_url, *info.capabilities]
+    texts += [name + value for name, value in info.labels.items()]
+    if sum(len(text) for text in texts) > MAX_INFO_CHARACTERS:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"what the framework says of itself is longer than {MAX_INFO_CHARACTERS} characters",
+            "shorten its name, labels and capabilities",
+            "info",
         )
     if info.principal and principal and info.principal != principal:
         return ErrorDetail(

@@ -43,7 +43,8 @@ async def serve_stream(
 async def _read_until_end(read: Callable[[], Awaitable[None]], connection: Connection) -> None:
     try:
         await read()
-    except (asyncio.CancelledError, grpc.RpcError, grpc.aio.UsageError):
+    except (asyncio.CancelledError, grpc.RpcError, grpc.aio.BaseError):
+        # It is over: the peer went away, or was refused.
         pass
     except Refusal as refusal:
         connection.error = refusal.error
