@@ -165,10 +165,11 @@ class Served:
         if self.registry.failure is None:
             await asyncio.wait_for(self.running, TIMEOUT_S)
 
-    def channel(self) -> grpc.aio.Channel:
+    def channel(self, *options: tuple[str, Any]) -> grpc.aio.Channel:
         """A connection of its own."""
         channel = grpc.aio.insecure_channel(
-            self.address, options=(*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+            self.address,
+            options=tuple((dict(CLIENT_OPTIONS) | {"grpc.use_local_subchannel_pool": 1} | dict(options)).items()),
         )
         self._channels.append(channel)
         return channel
@@ -177,8 +178,8 @@ class Served:
     def operator(self) -> Any:
         return operator_service_pb2_grpc.OperatorServiceStub(self.channel())
 
-    def framework_stream(self) -> Peer:
-        call = framework_service_pb2_grpc.FrameworkServiceStub(self.channel()).Connect()
+    def framework_stream(self, channel: grpc.aio.Channel | None = None) -> Peer:
+        call = framework_service_pb2_grpc.FrameworkServiceStub(channel or self.channel()).Connect()
         return Peer(
             call,
             "FrameworkCall",

@@ -28,8 +28,6 @@ async def serve_stream(
     try:
         while batch := await connection.outbox.next_batch():
             await context.write(to_message(batch))
-        if connection.error is not None:
-            await abort(context, connection.error)
     except asyncio.CancelledError:
         # The peer went away, or does not read: either way the stream is over.
         if not connection.outbox.overflowed:
@@ -38,6 +36,9 @@ async def serve_stream(
         reader.cancel()
         hub.disconnect(connection)
         ended()
+    # Last: a peer that does not read keeps this waiting until it does, or goes.
+    if connection.error is not None:
+        await abort(context, connection.error)
 
 
 async def _read_until_end(read: Callable[[], Awaitable[None]], connection: Connection) -> None:
