@@ -107,6 +107,14 @@ def test_the_newest_stream_wins_and_offers_of_the_old_one_are_void(book: Any) ->
     assert result.error.reason is ErrorReason.INVALID_OFFERS
 
 
+def test_a_late_subscribe_of_the_same_life_does_not_make_it_give_up(book: Any) -> None:
+    """It came out of a stream that the framework had given up, and overtook nobody but itself."""
+    framework = book.framework(incarnation="1")
+    old = framework.connection
+    framework.connect(incarnation="1")
+    assert book.closed[old].reason is ErrorReason.UNSPECIFIED
+
+
 def test_tasks_go_on_while_a_framework_is_away_and_it_hears_what_it_missed(book: Any) -> None:
     agent = book.agent()
     framework = book.framework()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import ConnectionId, id_problem
-from bursar.core.messages.framework import MasterHeartbeat, StreamError, Subscribe, Subscribed
+from bursar.core.messages.framework import FrameworkInfo, MasterHeartbeat, StreamError, Subscribe, Subscribed
 from bursar.core.messages.offers import Demand
 from bursar.core.messages.operator import FrameworkState
 from bursar.core.resources import to_holding
@@ -43,7 +43,7 @@ def subscribe(cluster: Cluster, turn: Turn, connection: ConnectionId, call: Subs
         turn.publish("framework_added", f"framework {info.name} subscribed", framework_id=info.framework_id)
     else:
         framework = known
-        _drop_stream(cluster, turn, framework, superseded=framework.connection != connection)
+        _drop_stream(cluster, turn, framework, superseded_by=info if framework.connection != connection else None)
         for role in framework.info.roles:
             cluster.shares.set_active(role, framework.framework_id, False)
         turn.publish("framework_state_changed", f"framework {info.name} is back", framework_id=info.framework_id)
@@ -219,7 +219,7 @@ def revive(cluster: Cluster, turn: Turn, framework: Framework, roles: tuple[str,
 
 def stream_ended(cluster: Cluster, turn: Turn, framework: Framework) -> None:
     """The link broke: its offers are void, its tasks go on until its failover timeout has passed."""
-    _drop_stream(cluster, turn, framework, superseded=False)
+    _drop_stream(cluster, turn, framework, superseded_by=None)
     framework.state = FrameworkState.DISCONNECTED
     for role in framework.info.roles:
         cluster.shares.set_active(role, framework.framework_id, False)
@@ -243,7 +243,7 @@ def remove(cluster: Cluster, turn: Turn, framework: Framework, why: str) -> None
             ErrorReason.FRAMEWORK_REMOVED, f"the framework was removed: {why}", "subscribe with a new id"
         )
         connection = framework.connection
-        _drop_stream(cluster, turn, framework, superseded=False)
+        _drop_stream(cluster, turn, framework, superseded_by=None)
         refuse(turn, connection, detail)
     framework.state = FrameworkState.REMOVED
     for role in framework.info.roles:
@@ -257,7 +257,7 @@ def remove(cluster: Cluster, turn: Turn, framework: Framework, why: str) -> None
     turn.publish("framework_removed", f"framework {framework.info.name} was removed: {why}", framework_id=framework_id)
 
 
-def _drop_stream(cluster: Cluster, turn: Turn, framework: Framework, *, superseded: bool) -> None:
+def _drop_stream(cluster: Cluster, turn: Turn, framework: Framework, *, superseded_by: FrameworkInfo | None) -> None:
     """Forget the stream and everything that hangs on it: offers, filters, deadlines."""
     for offer_id in sorted(framework.offers):
         end_offer(cluster, offer_id)
@@ -269,12 +269,13 @@ def _drop_stream(cluster: Cluster, turn: Turn, framework: Framework, *, supersed
         return
     cluster.framework_connections.pop(connection, None)
     framework.connection = None
-    if superseded:
-        refuse(
-            turn,
-            connection,
-            ErrorDetail(ErrorReason.SUPERSEDED, "the framework subscribed on another stream", "use that one"),
-        )
+    if superseded_by is not None:
+        # The same life of a framework may be overtaken by its own earlier Subscribe, out of a stream that it gave up: it is
+        # to come back, not to give up.
+        same_life = superseded_by.incarnation != "" and superseded_by.incarnation == framework.info.incarnation
+        reason = ErrorReason.UNSPECIFIED if same_life else ErrorReason.SUPERSEDED
+        hint = "if that one was given up, subscribe again" if same_life else "use that one"
+        refuse(turn, connection, ErrorDetail(reason, "the framework subscribed on another stream", hint))
 
 
 def _activate(cluster: Cluster, framework: Framework) -> None:

@@ -124,7 +124,7 @@ class MasterNode:
             return
         if stream.kind == "framework":
             if isinstance(message, Subscribe):
-                self.peers[connection] = message.info.framework_id
+                self.peers.setdefault(connection, message.info.framework_id)
             self.process.post(FrameworkCalled(connection, message))
         elif isinstance(message, Register):
             self.peers[connection] = message.info.agent_id
