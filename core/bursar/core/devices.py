@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 from itertools import combinations
 
 from bursar.core.ids import DeviceUuid
@@ -50,7 +51,10 @@ class Device:
 
 
 #: Beyond this many candidate sets the search is greedy.
-_MAX_SETS = 5000
+_MAX_SETS = 2000
+
+_Closeness = tuple[tuple[int, ...], ...]
+"""By position in the pool. Machines of one kind have the same, so that what was searched once is remembered."""
 
 
 def pick_connected(
@@ -58,7 +62,7 @@ def pick_connected(
 ) -> tuple[DeviceUuid, ...]:
     """Pick `count` of `candidates` that are best connected, and that leave well-connected ones behind.
 
-    Closeness of a pair is the strength of its link, or 1 on the same NUMA node, or 0. Among sets of equal closeness the one
+    Closeness of a pair is 1 + the strength of its link, or 1 on the same NUMA node, or 0. Among sets of equal closeness the one
     with the weakest ties to the rest wins (cliques are kept whole), then the one of lowest indices: the choice is total.
     Raises ValueError where there are not enough.
     """
@@ -77,22 +81,27 @@ def pick_connected(
         if known is None:
             continue
         for link in known.links:
-            if link.peer_uuid in position:
-                closeness[position[left]][position[link.peer_uuid]] = 1 + link.strength
+            peer = position.get(link.peer_uuid)
+            if peer is not None and link.peer_uuid != left:
+                # Whichever end describes it, and the closest where there are several.
+                here = position[left]
+                closest = max(closeness[here][peer], 1 + link.strength)
+                closeness[here][peer] = closeness[peer][here] = closest
                 uniform = False
         for right in pool:
             other = devices.get(right)
             if other and right != left and known.numa_node is not None and known.numa_node == other.numa_node:
-                here = closeness[position[left]]
-                here[position[right]] = max(here[position[right]], 1)
+                here = position[left]
+                closeness[here][position[right]] = max(closeness[here][position[right]], 1)
                 uniform = False
     if uniform:
         return tuple(pool[:count])
-    chosen = _best_set(closeness, count)
+    chosen = _best_set(tuple(map(tuple, closeness)), count)
     return tuple(pool[index] for index in sorted(chosen))
 
 
-def _best_set(closeness: list[list[int]], count: int) -> tuple[int, ...]:
+@lru_cache(maxsize=4096)
+def _best_set(closeness: _Closeness, count: int) -> tuple[int, ...]:
     size = len(closeness)
     sets = 1
     for step in range(count):
@@ -111,7 +120,7 @@ def _best_set(closeness: list[list[int]], count: int) -> tuple[int, ...]:
     return best
 
 
-def _score(closeness: list[list[int]], group: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+def _score(closeness: _Closeness, group: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
     inside = sum(closeness[left][right] for left, right in combinations(group, 2))
     outside = sum(closeness[member][other] for member in group for other in range(len(closeness)) if other not in group)
     return inside, -outside, tuple(-index for index in group)

@@ -1,8 +1,8 @@
 """The text forms of resources, attributes, amounts and durations: the same in flags, commands and output.
 
 Resources: `cpus:8;mem:16GiB;gpus:4;ports:[31000-32000]`; a role in parentheses is a static reservation, `gpus(ml):4`, in double
-quotes where it holds other characters than letters, digits, `.`, `_`, `-`, `/`. A bare number for memory or disk is MiB.
-Numbers are decimal with at most three places. design.md §4, AG-7, AG-8.
+quotes where it holds other characters than letters, digits, `.`, `_`, `-`, `/`; a backslash there takes the next character as it
+is. A bare number for memory or disk is MiB. Numbers are decimal with at most three places. design.md §4, AG-7, AG-8.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _NUMBER = re.compile(r"([0-9]{1,16})(?:\.([0-9]{1,3}))?")
 _KIND = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 _PLAIN_ROLE = re.compile(r"[A-Za-z0-9._/*-]+")
-_DURATION_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+#: Inside, a backslash takes the next character as it is.
+_QUOTED_ROLE = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_PORT = re.compile(r"[0-9]{1,5}")
+_DURATION_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _DURATION_ALIASES = {
     "secs": "s",
     "sec": "s",
@@ -106,7 +109,7 @@ def parse_ports(text: str) -> Ports:
     ranges: list[PortRange] = []
     for item in filter(None, (part.strip() for part in inner[1:-1].split(","))):
         first, dash, last = item.partition("-")
-        if not first.strip().isdecimal() or (dash and not last.strip().isdecimal()):
+        if not _PORT.fullmatch(first.strip()) or (dash and not _PORT.fullmatch(last.strip())):
             raise InvalidText(f"ports: {item!r} is not a range", "write first-last, such as 31000-32000")
         span = PortRange(int(first), int(last) if dash else int(first))
         if not 1 <= span.first <= span.last <= 65535:
@@ -218,7 +221,8 @@ def format_amount(kind: str, amount: int) -> str:
     for unit, size in reversed(_UNITS.items()):
         if amount >= size and amount * MILLI % size == 0:
             return f"{format_milli(amount * MILLI // size)}{unit}"
-    return f"{format_milli(amount * MILLI // 2**10)}KiB"
+    # Rounded up: reading cuts off, and so comes back to the same byte.
+    return f"{format_milli(-(-amount * MILLI // 2**10))}KiB"
 
 
 def format_ports(ports: Ports) -> str:
@@ -228,7 +232,7 @@ def format_ports(ports: Ports) -> str:
 
 def quote_role(role: str) -> str:
     """A role as it stands in a resources text."""
-    return role if _PLAIN_ROLE.fullmatch(role) else '"' + role.replace('"', '\\"') + '"'
+    return role if _PLAIN_ROLE.fullmatch(role) else '"' + re.sub(r'(["\\])', r"\\\1", role) + '"'
 
 
 def format_resources(resources: Resources, role: str | None = None) -> str:
@@ -271,31 +275,45 @@ def _format(scalars: Mapping[str, int], gpus: int, ports: Ports, role: str | Non
     return ";".join(parts)
 
 
-def _split(text: str) -> Iterable[str]:
-    """Split at `;` outside double quotes; blank parts are dropped."""
-    part, quoted = "", False
+def _quoted(text: str) -> list[bool]:
+    """For each character, whether it is inside double quotes or one of them; a backslash there escapes."""
+    marks: list[bool] = []
+    quoted = escaped = False
     for character in text:
-        if character == '"':
-            quoted = not quoted
-        if character == ";" and not quoted:
-            if part.strip():
-                yield part
-            part = ""
-        else:
-            part += character
+        if not quoted:
+            quoted = character == '"'
+            marks.append(quoted)
+            continue
+        marks.append(True)
+        if escaped:
+            escaped = False
+        elif character == "\\":
+            escaped = True
+        elif character == '"':
+            quoted = False
     if quoted:
         raise InvalidText(f"resources: {text!r} has an open quote", 'close it with "')
-    if part.strip():
-        yield part
+    return marks
+
+
+def _split(text: str) -> Iterable[str]:
+    """Split at `;` outside double quotes; blank parts are dropped."""
+    start = 0
+    cuts = [
+        index
+        for index, (character, quoted) in enumerate(zip(text, _quoted(text), strict=True))
+        if character == ";" and not quoted
+    ]
+    for cut in (*cuts, len(text)):
+        if part := text[start:cut].strip():
+            yield part
+        start = cut + 1
 
 
 def _partition_value(part: str) -> tuple[str, str, str]:
     """Split at the first `:` outside double quotes."""
-    quoted = False
-    for index, character in enumerate(part):
-        if character == '"':
-            quoted = not quoted
-        elif character == ":" and not quoted:
+    for index, (character, quoted) in enumerate(zip(part, _quoted(part), strict=True)):
+        if character == ":" and not quoted:
             return part[:index], ":", part[index + 1 :]
     return part, "", ""
 
@@ -315,8 +333,8 @@ def _parse_head(head: str) -> tuple[str, str | None]:
     if not rest.endswith(")"):
         raise InvalidText(f"resources: {head!r} has no closing parenthesis", "write gpus(role):4")
     role = rest[:-1].strip()
-    if len(role) >= 2 and role.startswith('"') and role.endswith('"'):
-        role = role[1:-1]
+    if _QUOTED_ROLE.fullmatch(role):
+        role = re.sub(r"\\(.)", r"\1", role[1:-1], flags=re.DOTALL)
     elif not _PLAIN_ROLE.fullmatch(role):
         raise InvalidText(
             f"resources: role {role!r} has characters outside letters, digits, '.', '_', '-', '/'",
