@@ -145,7 +145,9 @@ async def test_a_message_that_is_too_large_ends_its_stream_alone(master: Any, ev
 
 async def test_the_newest_stream_of_a_framework_counts(master: Any) -> None:
     old = await master.framework("f")
-    new = await master.framework("f")
+    new = master.framework_stream()
+    await new.say(Subscribe(FrameworkInfo(FrameworkId("f"), "2", "f")))
+    await new.hear_of(Subscribed)
     error = await old.end()
     assert error is not None and error.reason is ErrorReason.SUPERSEDED
     await new.say(Reconcile((TaskId("t"),)))
