@@ -19,6 +19,7 @@ from bursar.core.resources import (
     to_holding,
 )
 from bursar.core.tasks import TaskState
+from bursar.master.records import MAX_CALLS_PER_FRAMEWORK, CallDone, Durable, FrameworkRecorded, FrameworkRemoved
 
 
 def total(offer: Any) -> Resources:
@@ -81,6 +82,19 @@ def test_calls_and_operations_can_be_asked_for_after_a_restart(book: Any) -> Non
         done,
         CallResult("", unknown=True, operations=(OperationResult("o2"),)),
     )
+
+
+def test_only_the_newest_calls_of_each_framework_are_remembered(book: Any) -> None:
+    durable = Durable()
+    durable.calls["g", "old"] = CallResult("old")
+    durable.apply(FrameworkRecorded(book.framework().info, 0))
+    for index in range(MAX_CALLS_PER_FRAMEWORK + 2):
+        durable.apply(CallDone("f", CallResult(str(index))))
+    assert [call.call_id for call in durable.calls_of("f")][:2] == ["2", "3"]
+    assert len(durable.calls) == MAX_CALLS_PER_FRAMEWORK + 1
+    assert durable.calls_of("g") == [CallResult("old")]
+    durable.apply(FrameworkRemoved("f"))
+    assert set(durable.calls) == {("g", "old")}
 
 
 def test_a_refused_call_never_happened(book: Any) -> None:

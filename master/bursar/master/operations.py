@@ -376,8 +376,7 @@ def lookup(
     found = [calls.get((framework_id, call_id), CallResult(call_id, unknown=True)) for call_id in call_ids]
     by_operation = {
         operation.operation_id: result
-        for (owner, _), result in calls.items()
-        if owner == framework_id and operation_ids
+        for result in (cluster.durable.calls_of(framework_id) if operation_ids else ())
         for operation in result.operations
     }
     for operation_id in operation_ids:

@@ -237,6 +237,19 @@ class Durable:
     calls: dict[tuple[FrameworkId, str], CallResult] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
     requests: dict[str, tuple[str, str]] = field(default_factory=dict)
+    #: The ids of `calls` by framework, oldest first: an accept must not walk the calls of everybody. None: not yet known.
+    _ids: dict[FrameworkId, dict[str, None]] | None = field(default=None, compare=False, repr=False)
+
+    def calls_of(self, framework_id: FrameworkId) -> list[CallResult]:
+        """The calls of a framework that are remembered, oldest first."""
+        return [self.calls[framework_id, call_id] for call_id in self._call_ids().get(framework_id, ())]
+
+    def _call_ids(self) -> dict[FrameworkId, dict[str, None]]:
+        if self._ids is None:
+            self._ids = {}
+            for framework_id, call_id in self.calls:
+                self._ids.setdefault(framework_id, {})[call_id] = None
+        return self._ids
 
     def apply_all(self, records: Iterable[object]) -> None:
         """Fold many records, in order."""
@@ -262,8 +275,8 @@ class Durable:
                 del self.frameworks[framework_id]
                 self.removed_frameworks[framework_id] = None
                 _trim(self.removed_frameworks, MAX_REMOVED_FRAMEWORKS)
-                for call in [call for call in self.calls if call[0] == framework_id]:
-                    del self.calls[call]
+                for call_id in self._call_ids().pop(framework_id, ()):
+                    del self.calls[framework_id, call_id]
             case TaskRecorded(agent_id, task, call_id, operation_id):
                 self.tasks[task.framework_id, task.spec.task_id] = DurableTask(agent_id, task, call_id, operation_id)
             case KillRecorded(framework_id, task_id, reason, grace_ms):
@@ -278,10 +291,12 @@ class Durable:
             case TaskForgotten(framework_id, task_id):
                 del self.tasks[framework_id, task_id]
             case CallDone(framework_id, result):
+                mine = self._call_ids().setdefault(framework_id, {})
                 self.calls[framework_id, result.call_id] = result
-                mine = [key for key in self.calls if key[0] == framework_id]
-                for key2 in mine[: max(0, len(mine) - MAX_CALLS_PER_FRAMEWORK)]:
-                    del self.calls[key2]
+                mine[result.call_id] = None
+                while len(mine) > MAX_CALLS_PER_FRAMEWORK:
+                    oldest = next(iter(mine))
+                    del mine[oldest], self.calls[framework_id, oldest]
             case ReservationsRecorded(agent_id, reservations):
                 self.agents[agent_id] = replace(self.agents[agent_id], reservations=reservations)
             case FlagRecorded(name, None):
