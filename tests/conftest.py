@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -20,3 +21,11 @@ def require() -> Callable[[bool, str], None]:
         pytest.skip(why)
 
     return check
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hear_signals() -> None:
+    """Tests that were started in the background of a script ignore SIGINT; what they start must not."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)

@@ -29,6 +29,7 @@ from bursar.agent.containers.runtime import (
     RecoveredContainer,
     RuntimeUnavailable,
 )
+from bursar.agent.containers.signals import pass_on_no_ignored_signals
 from bursar.core.tasks import StatusReason
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class ProcessRuntime:
             ) from error
         if not os.access("/bin/sh", os.X_OK):
             raise RuntimeUnavailable("the process runtime needs /bin/sh, which is not there; install a POSIX shell")
+        pass_on_no_ignored_signals()
         self._on_exit = on_exit
         self._log_timer = asyncio.get_running_loop().call_later(self._log_check_interval_s, self._check_logs)
 
