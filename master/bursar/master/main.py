@@ -89,14 +89,15 @@ async def _run(settings: Settings, version: str) -> None:
             await registry.commit(records)
 
     driver = hub.driver = Driver(machine, commit=commit, perform=hub.perform)
+    # First what can fail without anybody noticing; a server that has started must be stopped again.
+    metrics_server = (
+        serve_metrics(settings.text("metrics"), PROGRAM, insecure, prometheus) if settings.text("metrics") else None
+    )
     server = _server(hub)
     port = await serve(server, listen, SERVICES)
     host, _ = split_address(listen)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     machine.address = address
-    metrics_server = (
-        serve_metrics(settings.text("metrics"), PROGRAM, insecure, prometheus) if settings.text("metrics") else None
-    )
     calm_garbage_collector()
     log = logger()
     log.info(
