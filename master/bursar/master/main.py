@@ -93,7 +93,7 @@ async def _run(settings: Settings, version: str) -> None:
     metrics_server = (
         serve_metrics(settings.text("metrics"), PROGRAM, insecure, prometheus) if settings.text("metrics") else None
     )
-    server = _server(hub)
+    server = _server(hub, LogRelays(hub))
     port = await serve(server, listen, SERVICES)
     host, _ = split_address(listen)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -132,9 +132,8 @@ async def _run(settings: Settings, version: str) -> None:
     log.info("stopped")
 
 
-def _server(hub: Hub) -> grpc.aio.Server:
+def _server(hub: Hub, logs: LogRelays) -> grpc.aio.Server:
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    logs = LogRelays(hub)
     framework_service_pb2_grpc.add_FrameworkServiceServicer_to_server(FrameworkServicer(hub), server)
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(hub, logs), server)
     operators: Any = OperatorServicer(hub, logs)

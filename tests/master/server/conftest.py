@@ -27,6 +27,7 @@ from bursar.master.main import SERVICES, _server
 from bursar.master.records import Durable
 from bursar.master.registry.answers import ANSWERS
 from bursar.master.server.hub import Hub
+from bursar.master.server.logs import LogRelays
 from bursar.runtime.codec import decode, unwrap, wrap
 from bursar.runtime.driver import Driver, now
 from bursar.runtime.rpc import CLIENT_OPTIONS, ERROR_METADATA_KEY, serve
@@ -139,7 +140,8 @@ class Served:
         self.hub = Hub()
         self.driver = self.hub.driver = Driver(self.machine, commit=self.registry.commit, perform=self.hub.perform)
         self.events: list[Any] = []
-        self.server = _server(self.hub)
+        self.logs = LogRelays(self.hub)
+        self.server = _server(self.hub, self.logs)
         self.running: asyncio.Task[None] | None = None
         self._channels: list[grpc.aio.Channel] = []
         self.address = ""
@@ -220,7 +222,7 @@ class Served:
         from bursar.core.messages.offers import CallResult
 
         offers = (await framework.hear_of(Offers)).offers
-        spec = TaskSpec(TaskId(name), ("true",), ResourceRequest({"cpus": 1000}))
+        spec = TaskSpec(TaskId(name), command=("true",), resources=ResourceRequest({"cpus": 1000}))
         operation = Operation("op", Launch((spec,)))
         await framework.say(Accept(f"call-{name}", tuple(offer.offer_id for offer in offers), (operation,)))
         result = await framework.hear_of(CallResult)

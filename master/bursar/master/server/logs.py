@@ -30,6 +30,9 @@ _BROKEN_OFF = ErrorDetail(
     "the agent broke off in the middle of the log",
     "try again when `bursar agent ls` shows it active",
 )
+_TOO_MUCH = ErrorDetail(
+    ErrorReason.INTERNAL, "the agent sent more of the log than it was credited", "update the agent, and read it again"
+)
 
 
 class _Relay:
@@ -39,7 +42,10 @@ class _Relay:
         self.agent_id = agent_id
         #: Chunks; None after the last one, an ErrorDetail where there is no more to be had. Bounded by the credit.
         self.chunks: asyncio.Queue[Any] = asyncio.Queue()
+        #: Bytes that the reader took, and the agent may send anew; None once the reader is gone.
         self.taken: asyncio.Queue[int | None] = asyncio.Queue()
+        #: Bytes that the agent may send beyond what it has sent.
+        self.credit_bytes = 0
         self.opened = asyncio.Event()
 
 
@@ -89,11 +95,12 @@ class LogRelays:
             await abort(context, ErrorDetail(ErrorReason.NOT_FOUND, "nobody waits for this log (any more)", ""))
             return
         relay.opened.set()
+        relay.taken.put_nowait(WINDOW_BYTES)
         reader = asyncio.create_task(_feed(relay, first, iterator))
         try:
-            yield agent_service_pb2.SendLogResponse(credit_bytes=WINDOW_BYTES)
             while (taken := await relay.taken.get()) is not None:
                 if taken:
+                    relay.credit_bytes += taken
                     yield agent_service_pb2.SendLogResponse(credit_bytes=taken)
         finally:
             reader.cancel()
@@ -112,9 +119,11 @@ async def _feed(relay: _Relay, first: Any, requests: AsyncIterator[Any]) -> None
                 relay.chunks.put_nowait(None)
                 return
             if request.HasField("chunk"):
-                relay.chunks.put_nowait(request.chunk)
-                if relay.chunks.qsize() > WINDOW_BYTES:
+                relay.credit_bytes -= len(request.chunk.data)
+                if relay.credit_bytes < 0:
+                    relay.chunks.put_nowait(_TOO_MUCH)
                     return
+                relay.chunks.put_nowait(request.chunk)
             request = await anext(requests)
     except StopAsyncIteration:
         pass

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from bursar.core.errors import ErrorDetail
+from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages.operator import GetTaskRequest, Page
 from bursar.master.server.hub import Hub
 from bursar.master.server.logs import LogRelays
@@ -74,10 +74,16 @@ class OperatorServicer:
         """What happens, from now on."""
         outbox = self.hub.watch()
         try:
+            # Tells the caller that nothing is missed from here on.
+            await context.send_initial_metadata(())
             while batch := await outbox.next_batch():
                 yield pb.WatchResponse(events=batch)
         finally:
             self.hub.unwatch(outbox)
+        if outbox.overflowed:
+            await abort(
+                context, ErrorDetail(ErrorReason.TOO_SLOW, "the events were not read", "read them, and watch again")
+            )
 
 
 for _method in pb.DESCRIPTOR.services_by_name["OperatorService"].methods:
