@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bursar.agent.checkpoint import Checkpoint
 from bursar.core.resources import ResourceRequest
 from bursar.master.registry.store import Registry
 from bursar.runtime import codec
@@ -143,3 +144,14 @@ def test_the_sql_registry_means_the_same(tmp_path: Path) -> None:
         assert world.master.registry.durable.term > 3
     finally:
         registry.close()
+
+
+def test_the_checkpoint_file_means_the_same(tmp_path: Path) -> None:
+    """At every start of an agent, what its file holds equals what the records mean."""
+    faults = Faults(agent_crashes_per_minute=60, agent_down_ms=100, reboots_per_minute=20, operator_acts_per_minute=10)
+    world = World(13, faults=faults)
+    world.populate()
+    for agent in world.agents:
+        agent.twin = Checkpoint(tmp_path / f"{agent.name}.sqlite")
+    world.run(1_000)
+    assert sum(agent.lives for agent in world.agents) > 2 * len(world.agents)

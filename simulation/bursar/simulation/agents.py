@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bursar.agent.effects import (
     CloseConnection,
@@ -40,6 +40,16 @@ if TYPE_CHECKING:
 RECONNECT_MS = 2_000
 
 
+class CheckpointTwin(Protocol):
+    """Another checkpoint that is given the same records and must come to mean the same (the file of an agent, in a test)."""
+
+    def write(self, records: Sequence[object]) -> None:
+        """Make records durable."""
+
+    def load(self) -> AgentState:
+        """What they mean."""
+
+
 class AgentNode:
     """A machine with an agent."""
 
@@ -52,8 +62,10 @@ class AgentNode:
         self._finished_limit = finished_limit
         self._random = world.stream_of(name)
         self._boots = 1
-        self._incarnation = 0
+        #: Lives of the agent so far.
+        self.lives = 0
         self.checkpoint = AgentState()
+        self.twin: CheckpointTwin | None = None
         self.process: Process | None = None
         self.containers = SimulatedContainers(
             world.timeline,
@@ -79,11 +91,11 @@ class AgentNode:
         if self.process is not None:
             return
         world = self._world
-        self._incarnation += 1
+        self.lives += 1
         devices, resources = self.gpus.discover()
         info = AgentInfo(
             self.agent_id,
-            self._incarnation,
+            self.lives,
             f"{self.name}-boot-{self._boots}",
             self.name,
             resources=resources,
@@ -92,8 +104,10 @@ class AgentNode:
             runs_without_image=True,
         )
         config = AgentConfig(info, "default-image" if self._runtime == "docker" else "", self._finished_limit)
+        if self.twin is not None:
+            assert self.twin.load() == self.checkpoint, "the checkpoint and its copy mean different things"
         machine = AgentMachine(config, self.checkpoint.copy())
-        world.note(self.name, f"starts, life {self._incarnation}, boot {self._boots}")
+        world.note(self.name, f"starts, life {self.lives}, boot {self._boots}")
         clock = (self._random.randint(0, 10**9), self._random.randint(-200, 200))
         self.process = process = Process(world.timeline, self._random, machine, self, clock=clock)
         world.checkers.agent_started(self.agent_id, machine)
@@ -178,6 +192,8 @@ class AgentNode:
         self._world.checkers.agent_commits(self.agent_id, records)
         for record in records:
             self.checkpoint.apply(record)
+        if self.twin is not None:
+            self.twin.write(records)
 
     def mortality(self) -> Mortality:
         """See Owner."""
