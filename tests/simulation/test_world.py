@@ -148,7 +148,7 @@ def test_the_sql_registry_means_the_same(tmp_path: Path) -> None:
 
 def test_the_checkpoint_file_means_the_same(tmp_path: Path) -> None:
     """At every start of an agent, what its file holds equals what the records mean."""
-    faults = Faults(agent_crashes_per_minute=60, agent_down_ms=100, reboots_per_minute=20, operator_acts_per_minute=10)
+    faults = Faults(agent_crashes_per_minute=400, agent_down_ms=100, reboots_per_minute=60, operator_acts_per_minute=10)
     world = World(13, faults=faults)
     world.populate()
     for agent in world.agents:
