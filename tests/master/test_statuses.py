@@ -263,6 +263,21 @@ def test_ended_tasks_are_forgotten_when_there_are_many(book: Any) -> None:
     assert len(book.registry.tasks) == LIMIT
 
 
+def test_a_framework_may_go_with_more_ended_tasks_than_are_remembered(book: Any) -> None:
+    agent = book.agent(cpus=10_000)
+    framework = book.framework(failover_ms=0)
+    names = [f"t{index:05d}" for index in range(LIMIT + 5)]
+    framework.run(*[book.spec(name) for name in names])
+    with book.batch():
+        book.machine.check = lambda: None
+        for name in reversed(names):
+            agent.update(name, TaskState.FINISHED)
+        framework.acknowledge(*framework.statuses()[:LIMIT])
+        del book.machine.check
+    framework.disconnect()
+    assert len(book.registry.tasks) == LIMIT
+
+
 def test_ended_tasks_of_frameworks_that_came_and_went_do_not_pile_up(book: Any) -> None:
     """Each `bursar run` is a framework of its own."""
     agent = book.agent()

@@ -38,8 +38,7 @@ def subscribe(cluster: Cluster, turn: Turn, connection: ConnectionId, call: Subs
     if known is None:
         framework = Framework(info, FrameworkState.ACTIVE, turn.now.wall_ms)
         cluster.frameworks[info.framework_id] = framework
-        # Tasks of an earlier life, adopted from agents before the framework was known.
-        framework.tasks = {key for key in cluster.tasks if key.framework_id == info.framework_id}
+        framework.tasks = cluster.orphans.pop(info.framework_id, set())
         turn.publish("framework_added", f"framework {info.name} subscribed", framework_id=info.framework_id)
     else:
         framework = known
@@ -252,6 +251,8 @@ def remove(cluster: Cluster, turn: Turn, framework: Framework, why: str) -> None
     for task in cluster.live_tasks(sorted(framework.tasks)):
         kill(cluster, turn, task, StatusReason.FRAMEWORK_REMOVED, None)
     del cluster.frameworks[framework_id]
+    if framework.tasks:
+        cluster.orphans[framework_id] = framework.tasks
     forget_framework(cluster, turn, framework.tasks)
     turn.persist(FrameworkRemoved(framework_id))
     turn.publish("framework_removed", f"framework {framework.info.name} was removed: {why}", framework_id=framework_id)

@@ -150,6 +150,9 @@ class MasterMachine:
             assert entry.end_acknowledged == task.end_acknowledged, key
             assert task.state.is_terminal != (key in cluster.agents[task.agent_id].tasks), key
         ended = {key for key, task in cluster.tasks.items() if task.end_acknowledged}
+        assert {key for keys in cluster.orphans.values() for key in keys} == {
+            key for key in cluster.tasks if key.framework_id not in cluster.frameworks
+        }
         assert ended == cluster.ended_anywhere.keys() == {key for keys in cluster.ended.values() for key in keys}
         for offer_id, outstanding in cluster.offers.items():
             assert outstanding.offer.offer_id == offer_id

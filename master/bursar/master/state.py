@@ -232,6 +232,8 @@ class Cluster:
         self.agents: dict[AgentId, Agent] = {}
         self.frameworks: dict[FrameworkId, Framework] = {}
         self.tasks: dict[TaskKey, Task] = {}
+        #: Tasks of frameworks that are gone, or not yet known: adopted from agents.
+        self.orphans: dict[FrameworkId, set[TaskKey]] = {}
         #: Ended and acknowledged tasks per framework, oldest first: what is pruned.
         self.ended: dict[FrameworkId, dict[TaskKey, None]] = {}
         #: The same of all frameworks together, gone ones too.

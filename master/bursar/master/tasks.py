@@ -167,7 +167,10 @@ def acknowledge(cluster: Cluster, turn: Turn, framework: Framework, updates: Ite
 def forget_framework(cluster: Cluster, turn: Turn, keys: Iterable[TaskKey]) -> None:
     """Nobody will acknowledge these tasks' updates any more: the master does."""
     for key in sorted(keys):
-        task = cluster.tasks[key]
+        task = cluster.tasks.get(key)
+        if task is None:
+            # Pruned meanwhile: one more end that is known was one too many.
+            continue
         pending, task.unacknowledged = task.unacknowledged, []
         for status in pending:
             if status.source is StatusSource.AGENT:
@@ -234,6 +237,8 @@ def add_task(cluster: Cluster, task: Task, *, held: bool) -> None:
     framework = cluster.frameworks.get(key.framework_id)
     if framework is not None:
         framework.tasks.add(key)
+    else:
+        cluster.orphans.setdefault(key.framework_id, set()).add(key)
     if task.state.is_terminal:
         return
     agent.tasks.add(key)
@@ -279,6 +284,11 @@ def _forget(cluster: Cluster, turn: Turn, key: TaskKey) -> None:
     framework = cluster.frameworks.get(key.framework_id)
     if framework is not None:
         framework.tasks.discard(key)
+    else:
+        orphans = cluster.orphans[key.framework_id]
+        orphans.discard(key)
+        if not orphans:
+            del cluster.orphans[key.framework_id]
     turn.persist(TaskForgotten(*key))
 
 

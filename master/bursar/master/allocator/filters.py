@@ -84,6 +84,8 @@ class RefuseFilters:
         for key in list(self._by_framework.get(framework_id, ())):
             if roles is None or key[1] in roles:
                 self._forget(key)
+        if roles is None:
+            self._unanswered.pop(framework_id, None)
 
     def drop_agent(self, agent_id: AgentId) -> None:
         """Forget what was declined of an agent: it has changed."""
