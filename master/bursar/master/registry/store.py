@@ -14,6 +14,7 @@ import msgspec
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -60,6 +61,11 @@ class Registry:
             with self.engine.begin() as connection:
                 cluster_id, term = _begin_term(connection)
             durable = self.load()
+        except CommandError as error:
+            raise BursarError(
+                f"cannot open the registry {_public(self.url)}: it was made by another version of Bursar ({error})",
+                "start the version that made it, or choose another --work-dir or --registry",
+            ) from error
         except (SQLAlchemyError, OSError, msgspec.MsgspecError) as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             raise BursarError(

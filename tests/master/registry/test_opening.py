@@ -1,0 +1,202 @@
+"""Opening a registry: migrations, terms, what SQLite is told, and words for what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from bursar.core.errors import BursarError
+from bursar.master import records as r
+from bursar.master.registry import schema
+from bursar.master.registry.store import Registry, sqlite_url
+
+
+def test_the_migrations_make_exactly_the_schema(new_url: Callable[[], str]) -> None:
+    registry = Registry(new_url())
+    try:
+        registry.open()
+        with registry.engine.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, schema.metadata) == []
+            tables = set(sa.inspect(connection).get_table_names())
+        assert tables == {*schema.metadata.tables, "alembic_version"}
+    finally:
+        registry.close()
+
+
+def test_every_opening_is_a_new_term_of_the_same_cluster(new_url: Callable[[], str]) -> None:
+    url = new_url()
+    seen = []
+    for _ in range(3):
+        registry = Registry(url)
+        durable = registry.open()
+        assert (registry.load().cluster_id, registry.load().term) == (durable.cluster_id, durable.term)
+        seen.append((durable.cluster_id, durable.term))
+        registry.close()
+    assert len({cluster_id for cluster_id, _ in seen}) == 1
+    assert [term for _, term in seen] == [1, 2, 3]
+
+
+def test_two_clusters_have_two_ids(new_url: Callable[[], str]) -> None:
+    ids = set()
+    for _ in range(2):
+        registry = Registry(new_url())
+        ids.add(registry.open().cluster_id)
+        registry.close()
+    assert len(ids) == 2 and all(ids)
+
+
+def test_a_raised_term_outlives_the_master(new_url: Callable[[], str]) -> None:
+    url = new_url()
+    registry = Registry(url)
+    registry.open()
+    registry.commit_now([r.TermRaised(41)])
+    registry.close()
+    registry = Registry(url)
+    assert registry.open().term == 42
+    registry.close()
+
+
+def test_sqlite_is_told_to_be_durable(tmp_path: Path) -> None:
+    registry = Registry(sqlite_url(tmp_path))
+    registry.open()
+    # The connection that commits, and one in another thread.
+    with registry.engine.connect() as connection, registry.engine.connect() as other:
+        for each in (connection, other):
+            assert each.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+            assert each.exec_driver_sql("PRAGMA synchronous").scalar() == 2, "FULL"
+    registry.close()
+
+
+# --- what goes wrong ---
+
+
+def refused(url: str) -> str:
+    """The words of a refusal: what, why and what to do."""
+    with pytest.raises(BursarError) as failure:
+        registry = Registry(url)
+        try:
+            registry.open()
+        finally:
+            registry.close()
+    text = str(failure.value)
+    assert failure.value.detail.hint and "Traceback" not in text and "sqlalche.me" not in text
+    return text
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "registry.sqlite").write_bytes(b"this is not a database, " * 100)
+    text = refused(sqlite_url(tmp_path))
+    assert "cannot open the registry" in text and "file is not a database" in text
+
+
+def test_a_damaged_database(tmp_path: Path) -> None:
+    registry = Registry(sqlite_url(tmp_path))
+    registry.open()
+    registry.commit_now([r.Audited(n, "p", "a", "x" * 500) for n in range(100)])
+    registry.close()
+    path = tmp_path / "registry.sqlite"
+    content = bytearray(path.read_bytes())
+    content[100 : len(content)] = b"\xff" * (len(content) - 100)
+    path.write_bytes(content)
+    assert "malformed" in refused(sqlite_url(tmp_path))
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    assert "unable to open database file" in refused(sqlite_url(tmp_path / "nowhere"))
+
+
+def test_a_database_that_may_not_be_written(tmp_path: Path) -> None:
+    registry = Registry(sqlite_url(tmp_path))
+    registry.open()
+    registry.close()
+    assert "readonly" in refused(f"sqlite:///file:{tmp_path}/registry.sqlite?mode=ro&uri=true")
+
+
+def test_a_database_that_somebody_else_holds(tmp_path: Path) -> None:
+    registry = Registry(sqlite_url(tmp_path))
+    registry.open()
+    registry.close()
+    other = sqlite3.connect(tmp_path / "registry.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert "database is locked" in refused(sqlite_url(tmp_path))
+    other.close()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "nosuchdb://x", "sqlite://host/path", "postgresql+nosuchdriver://x/y"])
+def test_a_url_that_cannot_be_used(url: str) -> None:
+    text = refused(url)
+    assert "--registry" in text or "cannot open the registry" in text
+
+
+def test_a_password_is_never_shown() -> None:
+    text = refused("postgresql+psycopg://bursar:secret@127.0.0.1:1/x?connect_timeout=2")
+    assert "secret" not in text and "127.0.0.1" in text
+
+
+def test_a_database_of_a_later_version(tmp_path: Path) -> None:
+    registry = Registry(sqlite_url(tmp_path))
+    registry.open()
+    with registry.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    registry.close()
+    assert "9999" in refused(sqlite_url(tmp_path))
+
+
+def test_a_commit_that_fails_says_so(tmp_path: Path) -> None:
+    registry = Registry(sqlite_url(tmp_path))
+    registry.open()
+    with registry.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE flags")
+    with pytest.raises(sa.exc.SQLAlchemyError):
+        registry.commit_now([r.FlagRecorded("n", "1")])
+    registry.close()
+
+
+_WRITER = """
+import sys
+from bursar.master import records as r
+from bursar.master.registry.store import Registry
+registry = Registry(sys.argv[1])
+registry.open()
+number = 0
+while True:
+    number += 1
+    registry.commit_now([r.FlagRecorded("n", str(number)), r.Audited(number, "p", "a", "x" * 200)])
+    print(number, flush=True)
+"""
+
+
+def test_what_was_committed_survives_a_kill(new_url: Callable[[], str]) -> None:
+    url = new_url()
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, url], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    acknowledged = 0
+    for line in writer.stdout:
+        acknowledged = int(line)
+        if acknowledged == 50:
+            os.kill(writer.pid, signal.SIGKILL)
+            break
+    # What it said before it died.
+    for line in writer.stdout:
+        if line.endswith(b"\n"):
+            acknowledged = int(line)
+    writer.wait()
+    registry = Registry(url)
+    durable = registry.open()
+    assert durable.term == 2
+    found = int(durable.flags["n"])
+    assert acknowledged <= found <= acknowledged + 1
+    with registry.engine.connect() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(schema.audit)).scalar() == found
+    registry.close()
