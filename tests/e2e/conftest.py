@@ -327,7 +327,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 #: Of an agent's environment: none of it may reach a task.
-_FAKES: Mapping[str, str] = {"SECRET_TOKEN": "s3cret", "CUDA_VISIBLE_DEVICES": "9", "LD_PRELOAD": "", "BURSAR_TASK_ID": "x"}
+_FAKES: Mapping[str, str] = {
+    "SECRET_TOKEN": "s3cret",
+    "CUDA_VISIBLE_DEVICES": "9",
+    "LD_PRELOAD": "",
+    "BURSAR_TASK_ID": "x",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -138,7 +138,9 @@ async def other(cluster: Any) -> AsyncIterator[Wire]:
     await one.leave()
 
 
-def task(task_id: str = "", cpus_milli: int = 100, gpus: int = 0, command: str = "true", **more: Any) -> tasks_pb2.TaskSpec:
+def task(
+    task_id: str = "", cpus_milli: int = 100, gpus: int = 0, command: str = "true", **more: Any
+) -> tasks_pb2.TaskSpec:
     resources = resources_pb2.ResourceRequest(cpus_milli=cpus_milli, mem_bytes=1 << 20, gpus=gpus)
     return tasks_pb2.TaskSpec(
         task_id=task_id or str(uuid.uuid4()), name="t", command=["sh", "-c", command], resources=resources, **more
@@ -263,7 +265,9 @@ async def test_two_tasks_with_one_id(cluster: Any, wire: Wire) -> None:
     await wire.until(lambda: [s.state for s in wire.statuses("same")][-1:] == [tasks_pb2.TASK_STATE_FINISHED])
     await wire.send(
         acknowledge=framework_service_pb2.Acknowledge(
-            updates=[framework_service_pb2.UpdateRef(task_id="same", update_id=s.update_id) for s in wire.statuses("same")]
+            updates=[
+                framework_service_pb2.UpdateRef(task_id="same", update_id=s.update_id) for s in wire.statuses("same")
+            ]
         )
     )
     offer = await wire.an_offer()
@@ -344,7 +348,11 @@ async def test_garbage_on_the_port(cluster: Any) -> None:
     """Bytes of another protocol, half a preface, and silence."""
     host, _, port = cluster.address.rpartition(":")
     silent = socket.create_connection((host, int(port)))
-    for data in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(range(256)) * 1000, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 5000):
+    for data in (
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        bytes(range(256)) * 1000,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 5000,
+    ):
         with socket.create_connection((host, int(port)), timeout=10) as client, contextlib.suppress(OSError):
             client.sendall(data)
             while client.recv(65536):

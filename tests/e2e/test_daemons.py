@@ -85,7 +85,14 @@ def test_a_master_that_cannot_start(programs: Any, tmp_path: Path, flags: list[s
 
 def test_off_loopback_when_told_so(programs: Any, tmp_path: Path) -> None:
     running = programs.start(
-        programs.program("bursar-master"), "--listen", "0.0.0.0:0", "--metrics", "", "--work-dir", str(tmp_path), "--insecure"
+        programs.program("bursar-master"),
+        "--listen",
+        "0.0.0.0:0",
+        "--metrics",
+        "",
+        "--work-dir",
+        str(tmp_path),
+        "--insecure",
     )
     running.until_stderr("event=ready")
 
@@ -94,7 +101,11 @@ def test_a_taken_port(own_cluster: Any, tmp_path: Path) -> None:
     """By another master, or by anybody; for the metrics too. The one that has it is not disturbed."""
     master = own_cluster.programs.program("bursar-master")
     work = ("--work-dir", str(tmp_path / "second"))
-    refused(own_cluster.programs.run(master, "--listen", own_cluster.address, "--metrics", "", *work), own_cluster.address, "in use")
+    refused(
+        own_cluster.programs.run(master, "--listen", own_cluster.address, "--metrics", "", *work),
+        own_cluster.address,
+        "in use",
+    )
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -118,7 +129,13 @@ def test_metrics_are_served(programs: Any, tmp_path: Path) -> None:
 
     port = programs.free_port()
     master = programs.start(
-        programs.program("bursar-master"), "--listen", "127.0.0.1:0", "--metrics", f"127.0.0.1:{port}", "--work-dir", str(tmp_path)
+        programs.program("bursar-master"),
+        "--listen",
+        "127.0.0.1:0",
+        "--metrics",
+        f"127.0.0.1:{port}",
+        "--work-dir",
+        str(tmp_path),
     )
     master.until_stderr("event=ready")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -163,7 +180,16 @@ def test_help_and_version(programs: Any, program: str) -> None:
     ids=lambda value: " ".join(value),
 )
 def test_an_agent_that_cannot_start(programs: Any, tmp_path: Path, flags: list[str], words: list[str]) -> None:
-    defaults = ["--master", "127.0.0.1:1", "--runtime", "process", "--devices", "none", "--work-dir", str(tmp_path / "a")]
+    defaults = [
+        "--master",
+        "127.0.0.1:1",
+        "--runtime",
+        "process",
+        "--devices",
+        "none",
+        "--work-dir",
+        str(tmp_path / "a"),
+    ]
     refused(programs.run(programs.program("bursar-agent"), *defaults, *flags, timeout_s=20), *words)
 
 
@@ -199,11 +225,15 @@ def test_what_agents_declare_and_what_is_found(bare_cluster: Any) -> None:
     assert total["two"]["mem_bytes"] == 64 * 2**20, "a bare number is MiB"
     assert total["huge"]["cpus_milli"] == 1_000_000 and total["huge"]["mem_bytes"] == 100 * 2**40
     assert len(re.findall(r"level=warning.*\"(?:cpus|mem): ", bare_cluster.log("huge"))) == 2
-    assert 0 < total["found"]["mem_bytes"] < machine and total["found"]["cpus_milli"] == 1000 * len(os.sched_getaffinity(0))
+    assert 0 < total["found"]["mem_bytes"] < machine and total["found"]["cpus_milli"] == 1000 * len(
+        os.sched_getaffinity(0)
+    )
     assert total["found"]["ports"] == [{"first": 31000, "last": 32000}]
     uuids = [uuid for resources in total.values() for uuid in resources["device_uuids"]]
     assert len(set(uuids)) == len(uuids) and all(GPU_UUID.fullmatch(uuid) for uuid in uuids), "different on every agent"
-    assert [device["index"] for device in agents["two"]["devices"]] == [0, 1] and agents["two"]["devices"][0]["model"] == "A100"
+    assert [device["index"] for device in agents["two"]["devices"]] == [0, 1] and agents["two"]["devices"][0][
+        "model"
+    ] == "A100"
     assert json.dumps(agents["all"]["attributes"], sort_keys=True).count("r1") == 1
     (static,) = bare_cluster.ls("reservation")
     assert (static["stack"][-1]["holder"], static["stack"][-1]["type"]) == ("ml", "STATIC")

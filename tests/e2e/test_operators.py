@@ -63,7 +63,13 @@ class TestEveryNoun:
         full = f"{task['framework_id']}/{task['task_id']}"
         assert busy.bursar("agent", "show", agent["agent_id"][:8], "-o", "name").names == [agent["agent_id"]]
         assert busy.bursar("framework", "show", task["framework_id"][:9], "-o", "name").names == [task["framework_id"]]
-        for text in (task["task_id"], full, full[:-1], task["task_id"][:-1], f"{task['framework_id'][:9]}/{task['task_id']}"):
+        for text in (
+            task["task_id"],
+            full,
+            full[:-1],
+            task["task_id"][:-1],
+            f"{task['framework_id'][:9]}/{task['task_id']}",
+        ):
             assert busy.bursar("task", "show", text, "-o", "name").names == [full], text
         ambiguous = busy.bursar("framework", "show", "")
         assert ambiguous.code in (2, 3) and ambiguous.stdout == ""
@@ -108,7 +114,9 @@ def test_logs_are_followed_to_the_end(cluster: Any) -> None:
 # --- reservations ---------------------------------------------------------------------------------------------------
 
 
-def reserve(cluster: Any, verb: str = "reserve", role: str = "lab", resources: str = "gpus:1", agent: str = "node-gpu") -> Any:
+def reserve(
+    cluster: Any, verb: str = "reserve", role: str = "lab", resources: str = "gpus:1", agent: str = "node-gpu"
+) -> Any:
     return cluster.bursar(verb, "--role", role, "--agent", agent, "--resources", resources, "-o", "json")
 
 
@@ -121,11 +129,11 @@ def test_reserving_picks_devices_and_shows_them(cluster: Any) -> None:
         assert view["resources"]["device_uuids"] == uuids
         table = cluster.bursar("reservation", "ls").stdout
         assert all(uuid in table for uuid in uuids)
-        inside = cluster.bursar("run", "--role", "lab/vision", "--gpus", "2", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES")
-        assert inside.code == 0 and set(inside.stdout.strip().split(",")) == set(uuids)
-        outside = cluster.bursar(
-            "run", "--role", "other", "--gpus", "4", "--wait", "2300ms", "--", "true"
+        inside = cluster.bursar(
+            "run", "--role", "lab/vision", "--gpus", "2", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"
         )
+        assert inside.code == 0 and set(inside.stdout.strip().split(",")) == set(uuids)
+        outside = cluster.bursar("run", "--role", "other", "--gpus", "4", "--wait", "2300ms", "--", "true")
         assert outside.code == 124 and "reserved" in outside.stderr, outside
     finally:
         back = reserve(cluster, "unreserve", resources="gpus:2;cpus:1")
@@ -159,7 +167,12 @@ def test_what_a_task_holds_is_never_reserved(cluster: Any) -> None:
         refused = reserve(cluster, resources="gpus:2")
         assert refused.code == 1 and refused.stdout == "", refused
         done = reserve(cluster, resources="gpus:1")
-        held = {uuid for task in cluster.ls("task") for part in task["resources"] for uuid in part["resources"]["device_uuids"]}
+        held = {
+            uuid
+            for task in cluster.ls("task")
+            for part in task["resources"]
+            for uuid in part["resources"]["device_uuids"]
+        }
         assert not held & set(done.json["resources"]["device_uuids"])
         assert reserve(cluster, "unreserve", resources="gpus:1").code == 0
     finally:
@@ -225,7 +238,9 @@ def test_what_cannot_be_set(cluster: Any, arguments: tuple[str, ...], code: int,
 
 def test_the_filter_is_toggled_at_run_time(cluster: Any) -> None:
     """A framework without the capability waits for a GPU until the filter is switched off."""
-    running = cluster.start("run", "--gpus", "1", "--capability", "LEGACY", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES")
+    running = cluster.start(
+        "run", "--gpus", "1", "--capability", "LEGACY", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES"
+    )
     running.until_stderr("filter-gpu-resources")
     try:
         assert cluster.bursar("flag", "set", "filter-gpu-resources", "false").code == 0

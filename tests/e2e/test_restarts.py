@@ -7,8 +7,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from bursar.v1.operator_service_pb2 import AGENT_STATE_ACTIVE, AGENT_STATE_RECOVERING
 
 #: Counts until it is told to end; says its pid first, so that a second start would show.
@@ -160,7 +158,10 @@ def test_an_agent_that_is_not_back_is_recovering(own_cluster: Any) -> None:
     assert done.code == 124 and "waiting" in done.stderr, done
     own_cluster.start_agent("node-gpu")
     own_cluster.until(lambda: own_cluster.state("node-gpu") == AGENT_STATE_ACTIVE)
-    assert len(own_cluster.ls("agent")) == 1 and own_cluster.bursar("run", "--gpus", "1", "--wait", "20s", "--", "true").code == 0
+    assert (
+        len(own_cluster.ls("agent")) == 1
+        and own_cluster.bursar("run", "--gpus", "1", "--wait", "20s", "--", "true").code == 0
+    )
 
 
 def test_an_agent_may_come_back_with_other_resources_that_fit(own_cluster: Any, tmp_path: Path) -> None:

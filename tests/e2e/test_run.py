@@ -47,7 +47,9 @@ def test_two_gpus_and_the_commands_own_exit_code(cluster: Any) -> None:
 def test_exit_codes_are_those_of_a_shell(cluster: Any, command: list[str], code: int) -> None:
     done = cluster.bursar("run", "--", *command)
     assert done.code == code and done.stdout == "", done
-    assert done.stderr.count("\n") <= 1 and (code in (126, 127) or "Killed\n" not in done.stderr), "no words of a shell of ours"
+    assert done.stderr.count("\n") <= 1 and (code in (126, 127) or "Killed\n" not in done.stderr), (
+        "no words of a shell of ours"
+    )
 
 
 def test_stdout_and_stderr_come_apart_and_whole(cluster: Any) -> None:
@@ -132,7 +134,9 @@ def test_the_environment_of_a_task_is_exactly_this(cluster: Any) -> None:
 
 
 def test_a_task_without_gpus_is_told_so(cluster: Any) -> None:
-    script = 'echo "[$CUDA_VISIBLE_DEVICES] [$NVIDIA_VISIBLE_DEVICES]"; pwd; echo $BURSAR_SANDBOX; cat $BURSAR_DEVICES_FILE'
+    script = (
+        'echo "[$CUDA_VISIBLE_DEVICES] [$NVIDIA_VISIBLE_DEVICES]"; pwd; echo $BURSAR_SANDBOX; cat $BURSAR_DEVICES_FILE'
+    )
     done = cluster.bursar("run", "--", "sh", "-c", script)
     lines = done.stdout.splitlines()
     assert lines[0] == "[] [void]"

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
 
 import click
 
-from bursar.cli.local import LocalAgent, LocalCluster, OwnedDirectory, remove_orphans
+from bursar.cli.local import Interrupted, Interrupts, LocalAgent, LocalCluster, OwnedDirectory, remove_orphans
 from bursar.cli.problems import say
 
 _PREFIX = "bursar-dev-"
-
-
-class _Stop(Exception):
-    """SIGINT or SIGTERM."""
 
 
 @click.command(context_settings={"max_content_width": 120})
@@ -52,14 +45,14 @@ def dev(
 
     Prints one line when it is ready. Everything is a real process and speaks real gRPC.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
+    interrupts = Interrupts()
     owned: OwnedDirectory | None = None
     if work_dir is None:
         parent = Path(tempfile.gettempdir())
         remove_orphans(parent, _PREFIX)
         owned = OwnedDirectory(parent, _PREFIX)
-    cluster = LocalCluster(owned.path if owned else work_dir.absolute() if work_dir else Path(), listen, metrics)
+    directory = owned.path if owned else work_dir.absolute() if work_dir else Path()
+    cluster = LocalCluster(directory, listen, metrics, interrupts)
     try:
         cluster.start_master()
         names = [f"gpu-{index + 1}" for index in range(count)]
@@ -67,7 +60,7 @@ def dev(
         agents.append(LocalAgent("cpu-1", runtime, "none", default_image))
         for agent in agents:
             cluster.start_agent(agent)
-        asyncio.run(cluster.wait_for_agents(len(agents)))
+        interrupts.run(cluster.wait_for_agents(len(agents)))
         wanted = "--gpus 1 " if gpus else ""
         click.echo(
             f"ready: master {cluster.address}, {len(agents)} agents, {count * gpus} GPUs; try: "
@@ -75,17 +68,11 @@ def dev(
         )
         while True:
             cluster.check()
-            time.sleep(0.2)
-    except _Stop:
+            time.sleep(0.1)
+    except Interrupted:
         pass
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
         cluster.stop()
         if owned is not None:
             owned.remove()
     say("bursar dev: stopped")
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    raise _Stop

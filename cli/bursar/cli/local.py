@@ -15,15 +15,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
 
 import psutil
 
 from bursar.cli.problems import Failure
 from bursar.core.errors import BursarError
 from bursar.sdk import MasterUnreachable, OperatorClient
+
+T = TypeVar("T")
 
 START_S = 20.0
 STOP_S = 10.0
@@ -42,6 +46,60 @@ class LocalAgent:
     resources: str = ""
 
 
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM came; not an Exception, so that nothing mistakes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Interrupts:
+    """SIGINT and SIGTERM, taken only where nothing is half done: a process that is started is always known to be ours.
+
+    The first one counts; those after it are ignored, so that tidying up is not interrupted.
+    """
+
+    def __init__(self) -> None:
+        #: The signal that came; 0: none.
+        self.number = 0
+        self._task: asyncio.Task[Any] | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def check(self) -> None:
+        """Raise Interrupted where a signal has come; for loops that wait."""
+        if self.number:
+            raise Interrupted(self.number)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """`asyncio.run`; a signal cancels the work. Raises Interrupted."""
+
+        async def main() -> T:
+            self._task = asyncio.current_task()
+            if self.number:
+                work.close()
+                raise asyncio.CancelledError
+            return await work
+
+        try:
+            result = asyncio.run(main())
+        except asyncio.CancelledError:
+            self.check()
+            raise
+        finally:
+            self._task = None
+        self.check()
+        return result
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            return
+        self.number = number
+        if self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+
 @dataclass
 class LocalCluster:
     """A master and some agents; `start`, then `stop`, whatever happens in between."""
@@ -49,6 +107,7 @@ class LocalCluster:
     directory: Path
     listen: str = "127.0.0.1:0"
     metrics: str = "127.0.0.1:0"
+    interrupts: Interrupts | None = None
     #: Where the master can be reached, once it is started.
     address: str = ""
     _processes: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
@@ -93,14 +152,13 @@ class LocalCluster:
         raise Failure("the agents did not register in time", f"their logs are in {self.directory}")
 
     def check(self) -> None:
-        """Raise Failure with the last words of a process that has ended."""
+        """Raise Failure with the last words of a process that has ended, or Interrupted."""
+        if self.interrupts is not None:
+            self.interrupts.check()
         for name, process in self._processes:
             if process.poll() is not None:
-                words = (self.directory / f"{name}.log").read_text("utf-8", "replace").strip().splitlines()
-                raise Failure(
-                    f"{name} ended with exit code {process.returncode}: {words[-1] if words else 'without a word'}",
-                    f"see {self.directory / f'{name}.log'}",
-                )
+                what, hint = _last_words((self.directory / f"{name}.log").read_text("utf-8", "replace"))
+                raise Failure(f"{name} ended with exit code {process.returncode}: {what}", hint)
 
     def stop(self) -> None:
         """End all tasks, then all processes. Tasks outlive agents, so they are ended first."""
@@ -147,14 +205,26 @@ class LocalCluster:
         return log
 
 
+def _last_words(log: str) -> tuple[str, str]:
+    """What a daemon said in the end, and its advice: `PROGRAM: what is wrong`, then an indented line."""
+    lines = log.strip().splitlines()
+    for index in range(len(lines) - 1, -1, -1):
+        if lines[index].startswith("bursar-"):
+            return lines[index], " ".join(line.strip() for line in lines[index + 1 :])
+    return (lines[-1] if lines else "without a word"), ""
+
+
 class OwnedDirectory:
     """A temporary directory that tells whether its owner still lives."""
 
     def __init__(self, parent: Path, prefix: str) -> None:
         self.path = parent / f"{prefix}{os.getpid()}-{time.time_ns():x}"
         self.path.mkdir(mode=0o700)
-        self._lock = os.open(self.path / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Locked before it has its name: nobody ever sees an owner that seems dead.
+        unnamed = self.path / "owner.new"
+        self._lock = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        unnamed.rename(self.path / "owner")
 
     def remove(self) -> None:
         """Remove everything in it that is left, processes and containers included."""

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +39,12 @@ class Setting:
         self._undo.clear()
 
 
-def choose(name: str, runtime: str | None = None) -> Setting:
-    """Look at this machine; `name` marks what is made for this demo alone, `runtime` decides instead of looking."""
-    setting = Setting("process", "asked for") if runtime == "process" else _choose_runtime(name)
+def choose(name: str, runtime: str | None = None, check: Callable[[], None] = lambda: None) -> Setting:
+    """Look at this machine; `name` marks what is made for this demo alone, `runtime` decides instead of looking.
+
+    `check` is called again and again where this takes long; what it raises ends the wait.
+    """
+    setting = Setting("process", "asked for") if runtime == "process" else _choose_runtime(name, check)
     gpus = count_real_gpus()
     setting.real_gpus = gpus
     if gpus:
@@ -65,7 +69,7 @@ def count_real_gpus() -> int:
         return 0
 
 
-def _choose_runtime(name: str) -> Setting:
+def _choose_runtime(name: str, check: Callable[[], None]) -> Setting:
     try:
         import docker
         import docker.errors
@@ -81,7 +85,7 @@ def _choose_runtime(name: str) -> Setting:
             except docker.errors.ImageNotFound:
                 continue
             return Setting("docker", f"a Docker engine answers and has the image {image}", image)
-        return _import_busybox(client, name) or _pull(client) or _no_image()
+        return _import_busybox(client, name) or _pull(client, check) or _no_image()
     except Exception as error:  # noqa: BLE001 - an engine that fails while we look is no engine to build on
         return Setting("process", f"the Docker engine does not work ({_first_line(error)})")
 
@@ -119,7 +123,7 @@ def _import_busybox(client: Any, name: str) -> Setting | None:
     return setting
 
 
-def _pull(client: Any) -> Setting | None:
+def _pull(client: Any, check: Callable[[], None]) -> Setting | None:
     done = threading.Event()
     pulled: list[str] = []
 
@@ -132,7 +136,10 @@ def _pull(client: Any) -> Setting | None:
         done.set()
 
     threading.Thread(target=pull, daemon=True).start()
-    if not done.wait(PULL_S) or not pulled:
+    deadline = time.monotonic() + PULL_S
+    while not done.wait(0.1) and time.monotonic() < deadline:
+        check()
+    if not pulled:
         return None
     setting = Setting("docker", "a Docker engine answers; busybox was pulled", pulled[0])
     setting._undo.append(lambda: client.images.remove(pulled[0], force=True))

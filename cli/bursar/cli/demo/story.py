@@ -12,13 +12,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
 from bursar.cli.demo.observer import Observer
 from bursar.cli.demo.setting import Setting, choose
-from bursar.cli.local import LocalAgent, LocalCluster, OwnedDirectory, remove_orphans
+from bursar.cli.local import Interrupted, Interrupts, LocalAgent, LocalCluster, OwnedDirectory, remove_orphans
 from bursar.cli.output import write_table
 from bursar.cli.problems import INTERRUPTED, REFUSED, TERMINATED, Failure, say, say_bug, say_error
 from bursar.core.errors import BursarError
@@ -31,13 +30,6 @@ TASKS = 16
 #: How long something must not happen for us to believe that it does not.
 QUIET_S = 1.5
 _TASK_SCRIPT = 'echo "begin $(date +%s) $CUDA_VISIBLE_DEVICES"; sleep 1; echo "end $(date +%s)"'
-
-
-class _Stop(BaseException):
-    """SIGINT or SIGTERM; not an Exception, so that nothing mistakes it for a failure."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
 
 
 @dataclass
@@ -81,18 +73,17 @@ class Report:
 def main() -> int:
     """Tell the story; 0 only if all that was checked held."""
     console = Console(soft_wrap=not sys.stdout.isatty())
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
+    interrupts = Interrupts()
     begin = time.monotonic()
     report = Report(console)
     try:
-        with _stage(console) as (cluster, setting):
-            asyncio.run(_play(report, cluster, setting))
+        with _stage(console, interrupts) as (cluster, setting):
+            interrupts.run(_play(report, cluster, setting))
         console.print()
         report.write_summary()
         console.print(f"{'All held' if report.all_held else 'Not all held'}, in {time.monotonic() - begin:.0f} s.")
         return 0 if report.all_held else REFUSED
-    except _Stop as stop:
+    except Interrupted as stop:
         say("demo: interrupted; everything was removed")
         return INTERRUPTED if stop.number == signal.SIGINT else TERMINATED
     except BursarError as error:
@@ -106,29 +97,23 @@ def main() -> int:
         return REFUSED
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    for other in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(other, signal.SIG_IGN)
-    raise _Stop(number)
-
-
 @contextlib.contextmanager
-def _stage(console: Console) -> Iterator[tuple[LocalCluster, Setting]]:
+def _stage(console: Console, interrupts: Interrupts) -> Iterator[tuple[LocalCluster, Setting]]:
     """A cluster that is gone afterwards, with everything that belongs to it."""
     parent = Path(tempfile.gettempdir())
     if orphans := remove_orphans(parent, PREFIX):
         console.print(f"Removed what {orphans} interrupted demo{'s' if orphans > 1 else ''} had left behind.")
     directory = OwnedDirectory(parent, PREFIX)
-    cluster = LocalCluster(directory.path)
+    cluster = LocalCluster(directory.path, interrupts=interrupts)
     setting: Setting | None = None
     try:
-        setting = choose(directory.path.name.lower(), os.environ.get("BURSAR_DEMO_RUNTIME"))
+        interrupts.check()
+        setting = choose(directory.path.name.lower(), os.environ.get("BURSAR_DEMO_RUNTIME"), interrupts.check)
+        interrupts.check()
         console.print(f"Tasks run as: [bold]{setting.runtime}[/bold], because {setting.why_runtime}.", highlight=False)
         console.print(f"GPUs of gpu-1: [bold]{setting.devices}[/bold], because {setting.why_devices}.", highlight=False)
         yield cluster, setting
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
         cluster.stop()
         directory.remove()
         if setting is not None:
