@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from bursar.cli.demo.setting import Setting, choose
-from bursar.cli.local import LocalAgent, LocalCluster
+from bursar.cli.local import Interrupts, LocalAgent, LocalCluster
 from bursar.sdk import Framework, FrameworkSession, Offer, Status, Task, TaskState
 
 pytestmark = pytest.mark.benchmark
@@ -100,13 +100,20 @@ class OneByOne(Framework):
             asyncio.get_running_loop().call_later(0.02, self.next)
 
 
+class Uninterrupted(Interrupts):
+    """Leaves signals to pytest."""
+
+    def __init__(self) -> None:
+        self.number, self._task = 0, None
+
+
 @pytest.fixture
 def start_cluster(tmp_path: Path) -> Iterator[Callable[..., LocalCluster]]:
     """`start_cluster(agent)`: a master and one agent, ended with the test."""
     started: list[LocalCluster] = []
 
     def start(agent: LocalAgent) -> LocalCluster:
-        cluster = LocalCluster(tmp_path / f"cluster-{len(started)}")
+        cluster = LocalCluster(tmp_path / f"cluster-{len(started)}", interrupts=Uninterrupted())
         started.append(cluster)
         cluster.start_master()
         cluster.start_agent(agent)
