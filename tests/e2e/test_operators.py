@@ -9,23 +9,25 @@ from typing import Any
 
 import pytest
 
-#: Ends when a file appears in its sandbox's parent directory.
 HOLD = "echo up; exec sleep 1000"
 
 
 @pytest.fixture(scope="class")
 def busy(cluster: Any) -> Iterator[Any]:
     """Something of every noun: a task with two GPUs, a reservation of one, an outstanding offer, a flag."""
-    running = cluster.start("run", "--role", "eng", "--name", "training", "--gpus", "2", "--", "sh", "-c", HOLD)
-    waiting = cluster.start("run", "--gpus", "4", "--name", "waits", "--", "true")
-    running.until_stdout("up")
-    waiting.until_stderr("waiting")
-    cluster.bursar("reserve", "--role", "research", "--agent", "node-gpu", "--resources", "gpus:1;cpus:1;mem:64MiB")
-    yield cluster
-    cluster.bursar("unreserve", "--role", "research", "--agent", "node-gpu", "--resources", "gpus:1;cpus:1;mem:64MiB")
-    for one in (running, waiting):
-        one.signal(15)
-        one.finish()
+    kept = ("--role", "research", "--agent", "node-gpu", "--resources", "gpus:1;cpus:1;mem:64MiB")
+    started = [cluster.start("run", "--role", "eng", "--name", "training", "--gpus", "2", "--", "sh", "-c", HOLD)]
+    try:
+        started[0].until_stdout("up")
+        started.append(cluster.start("run", "--gpus", "4", "--name", "waits", "--", "true"))
+        started[1].until_stderr("waiting")
+        assert cluster.bursar("reserve", *kept).code == 0
+        yield cluster
+        assert cluster.bursar("unreserve", *kept).code == 0
+    finally:
+        for one in started:
+            one.signal(15)
+            one.finish()
 
 
 LISTS = ["agent", "framework", "role", "task", "gpu", "reservation", "flag"]
