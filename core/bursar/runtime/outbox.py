@@ -13,17 +13,31 @@ T = TypeVar("T")
 MAX_ITEMS = 1000
 MAX_BATCH_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 4 << 20
+#: Bytes that a peer may be behind.
+MAX_QUEUED_BYTES = 64 << 20
 
 
 class Outbox(Generic[T]):
-    """Encoded items for one peer, in order. A peer that stops reading overflows it and is disconnected."""
+    """Encoded items for one peer, in order. A peer that stops reading overflows it, by items or by bytes, and is disconnected."""
 
-    def __init__(self, capacity: int, on_overflow: Callable[[], None] | None = None) -> None:
-        self._items: deque[T] = deque()
+    def __init__(
+        self,
+        capacity: int,
+        on_overflow: Callable[[], None] | None = None,
+        *,
+        capacity_bytes: int = MAX_QUEUED_BYTES,
+        size_of: Callable[[T], int] = lambda item: _size(item),
+    ) -> None:
+        #: Items with their sizes.
+        self._items: deque[tuple[T, int]] = deque()
         self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._size_of = size_of
         self._on_overflow = on_overflow
         self._ready = asyncio.Event()
         self._closed = False
+        #: Waiting to be sent.
+        self.queued_bytes = 0
         #: Whether the peer was found not to read.
         self.overflowed = False
 
@@ -34,14 +48,18 @@ class Outbox(Generic[T]):
         """Add an item; dropped where the outbox is closed or overflows."""
         if self._closed:
             return
-        if len(self._items) >= self._capacity:
+        size = self._size_of(item)
+        # A single item always fits, however large: the limit of a message is held elsewhere.
+        if self._items and (len(self._items) >= self._capacity or self.queued_bytes + size > self._capacity_bytes):
             self.overflowed = True
             self._items.clear()
+            self.queued_bytes = 0
             self.close()
             if self._on_overflow is not None:
                 self._on_overflow()
             return
-        self._items.append(item)
+        self._items.append((item, size))
+        self.queued_bytes += size
         self._ready.set()
 
     def close(self) -> None:
@@ -49,20 +67,23 @@ class Outbox(Generic[T]):
         self._closed = True
         self._ready.set()
 
-    async def next_batch(self, size_of: Callable[[T], int] = lambda item: _size(item)) -> list[T]:
+    async def next_batch(self) -> list[T]:
         """Wait for items and take as many as fit one message; empty once closed and drained."""
         while not self._items:
             if self._closed:
                 return []
             self._ready.clear()
             await self._ready.wait()
-        batch = [self._items.popleft()]
-        size = size_of(batch[0])
+        batch: list[T] = []
+        total = 0
         while self._items and len(batch) < MAX_ITEMS:
-            size += size_of(self._items[0])
-            if size > MAX_BATCH_BYTES:
+            item, size = self._items[0]
+            if batch and total + size > MAX_BATCH_BYTES:
                 break
-            batch.append(self._items.popleft())
+            self._items.popleft()
+            batch.append(item)
+            total += size
+        self.queued_bytes -= total
         return batch
 
 
