@@ -70,6 +70,7 @@ def test_an_agent_of_another_cluster_is_refused_with_what_to_do(book: Any) -> No
     [
         ({"agent_id": AgentId("a/b")}, "agent_id"),
         ({"resources": (ReservedResources((), Resources(devices=frozenset({"GPU-x"}))),)}, "not described"),
+        ({"resources": (ReservedResources((), Resources({"cpus": 2**53 + 1})),)}, "largest amount"),
         (
             {
                 "resources": (

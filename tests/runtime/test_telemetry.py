@@ -35,6 +35,13 @@ def test_lines_are_key_value(capsys: pytest.CaptureFixture[str]) -> None:
     assert 'level=warning program=bursar-test event="it broke"' in foreign and "_record" not in foreign
 
 
+def test_what_peers_write_cannot_forge_a_line_or_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("bursar-test", {})
+    logger().info("framework_added", name="a\x1b[2Jb\nlevel=error é")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "\x1b" not in line and "\\x1b[2Jb" in line and "é" in line
+
+
 def test_json_and_level(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("bursar-test", {"BURSAR_LOG_FORMAT": "json", "BURSAR_LOG_LEVEL": "debug"})
     logger().debug("detail", n=1)

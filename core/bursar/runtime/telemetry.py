@@ -32,6 +32,7 @@ def configure_logging(program: str, environ: Mapping[str, str] = os.environ) -> 
         _name(program),
         structlog.processors.format_exc_info,
         structlog.processors.UnicodeDecoder(),
+        _escape,
     ]
     renderer: Any = (
         structlog.processors.JSONRenderer()
@@ -51,6 +52,14 @@ def configure_logging(program: str, environ: Mapping[str, str] = os.environ) -> 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(level, logging.WARNING))
+
+
+def _escape(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Peers choose names and texts: nothing of theirs may move a terminal's cursor or forge a line."""
+    for key, value in event.items():
+        if isinstance(value, str) and key != "exception" and not value.isprintable():
+            event[key] = "".join(c if c.isprintable() else repr(c)[1:-1] for c in value)
+    return event
 
 
 def _name(program: str) -> Any:

@@ -22,6 +22,7 @@ from bursar.core.messages.agent import (
 from bursar.core.messages.framework import AgentFailure
 from bursar.core.messages.operator import AgentState
 from bursar.core.resources import (
+    MAX_AMOUNT,
     InsufficientResources,
     Ports,
     intersect_ports,
@@ -63,6 +64,9 @@ def info_problem(info: AgentInfo) -> str | None:
     for part in info.resources:
         if problem := stack_problem(part.stack):
             return problem
+        for kind, amount in part.resources.scalars.items():
+            if amount > MAX_AMOUNT:
+                return f"{kind}: {amount} is more than {MAX_AMOUNT}, the largest amount there is"
         unknown = part.resources.devices - known
         if unknown:
             return f"resources name devices that are not described: {', '.join(sorted(unknown))}"
