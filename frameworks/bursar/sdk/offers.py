@@ -102,8 +102,7 @@ class Offer:
         """For the session: subtract a task. Raises BursarError where it does not fit, by the author's mistake."""
         if not self._fits(task.request):
             lacking = (
-                format_shortfall(task.request, self._left)
-                or f"gpus: {task.request.gpu_count} wanted, {self.gpus} left"
+                format_shortfall(task.request, self._left) or f"gpus: {task.request.gpu_count} wanted, {self.gpus} left"
             )
             raise BursarError(
                 ErrorDetail(
