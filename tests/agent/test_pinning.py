@@ -37,7 +37,7 @@ def environment(
         variables=[EnvironmentVariable(*variable) for variable in variables],
         granted=granted,
         runtime=runtime,
-        sandbox=Path("/work/sandboxes/t"),
+        sandbox=Path("/srv/sandboxes/t"),
         agent_environment=AGENT,
         decoration=decoration,
     )
@@ -56,15 +56,15 @@ def test_without_devices_none_are_seen() -> None:
 def test_a_process_sees_its_own_environment_and_nothing_else() -> None:
     assert environment(variables=(("MINE", "1"),)) == {
         "PATH": "/agents/bin:/bin",
-        "HOME": "/work/sandboxes/t",
+        "HOME": "/srv/sandboxes/t",
         "LANG": "de_DE.UTF-8",
         "MINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "NVIDIA_VISIBLE_DEVICES": "void",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "BURSAR_TASK_ID": "t",
-        "BURSAR_SANDBOX": "/work/sandboxes/t",
-        "BURSAR_DEVICES_FILE": "/work/sandboxes/t/bursar-devices.json",
+        "BURSAR_SANDBOX": "/srv/sandboxes/t",
+        "BURSAR_DEVICES_FILE": "/srv/sandboxes/t/bursar-devices.json",
     }
 
 
