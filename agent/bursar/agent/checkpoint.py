@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -31,6 +30,7 @@ from bursar.agent.state import (
 from bursar.agent.tasks import FinishedTask, TaskKey, TaskRecord
 from bursar.core.errors import BursarError
 from bursar.core.ids import AgentId, DeviceUuid, Generation
+from bursar.runtime.stored import from_json, to_json
 
 #: Of the tables below; a file of a later version is refused.
 SCHEMA_VERSION = 1
@@ -49,19 +49,6 @@ CREATE TABLE finished (
 """
 
 T = TypeVar("T")
-
-
-def _plain(value: Any) -> Any:
-    """What msgspec does not know by itself."""
-    if isinstance(value, (MappingProxyType, Mapping)):
-        return dict(value)
-    raise NotImplementedError(f"no JSON form for {type(value).__name__}")
-
-
-_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
-_TASK = msgspec.json.Decoder(TaskRecord)
-_FINISHED = msgspec.json.Decoder(FinishedTask)
-_ASSIGNMENT = msgspec.json.Decoder(dict[str, tuple[DeviceUuid, ...]])
 
 
 class Checkpoint:
@@ -117,11 +104,14 @@ class Checkpoint:
 
     def device_assignment(self) -> dict[str, tuple[DeviceUuid, ...]]:
         """Which devices each static reservation had."""
-        return _ASSIGNMENT.decode(self._fact("device_assignment") or "{}")
+        return cast(
+            "dict[str, tuple[DeviceUuid, ...]]",
+            from_json(dict[str, tuple[DeviceUuid, ...]], self._fact("device_assignment") or "{}"),
+        )
 
     def keep_device_assignment(self, assignment: Mapping[str, Sequence[DeviceUuid]]) -> None:
         """Remember which devices each static reservation has. Raises BursarError."""
-        self._set_facts({"device_assignment": _ENCODER.encode(dict(assignment)).decode()})
+        self._set_facts({"device_assignment": to_json(dict(assignment)).decode()})
 
     def _fact(self, name: str) -> str:
         row = self._db.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
@@ -150,10 +140,10 @@ class Checkpoint:
                 self._fact("cluster_id"), Generation(*map(int, (self._fact("generation") or "0.0").split(".")))
             )
             for (text,) in self._db.execute("SELECT record FROM task ORDER BY rowid"):
-                task = _TASK.decode(text)
+                task = from_json(TaskRecord, text)
                 state.tasks[task.key] = task
             for text, sandbox in self._db.execute("SELECT record, sandbox FROM finished ORDER BY sequence"):
-                finished = _FINISHED.decode(text)
+                finished = from_json(FinishedTask, text)
                 state.finished[finished.key] = replace(finished, sandbox=bool(sandbox))
             return state
         except (msgspec.DecodeError, ValueError) as error:
@@ -185,13 +175,13 @@ class Checkpoint:
             case TaskSaved(task):
                 execute(
                     "INSERT INTO task VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET record = excluded.record",
-                    (*task.key, _ENCODER.encode(task)),
+                    (*task.key, to_json(task)),
                 )
             case TaskFinished(finished):
                 execute("DELETE FROM task WHERE framework_id = ? AND task_id = ?", finished.key)
                 execute(
                     "INSERT INTO finished (framework_id, task_id, record, sandbox) VALUES (?, ?, ?, ?)",
-                    (*finished.key, _ENCODER.encode(finished), finished.sandbox),
+                    (*finished.key, to_json(finished), finished.sandbox),
                 )
             case SandboxDropped(key):
                 execute("UPDATE finished SET sandbox = 0 WHERE framework_id = ? AND task_id = ?", key)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import cast, get_args
 
-import msgspec
-
 from bursar.core.messages.operator import OperatorResponse
 from bursar.master.machine import AnswerCodec
 from bursar.master.registry.store import write_json
+from bursar.runtime.stored import from_json
 
 _TYPES = {kind.__name__: kind for kind in get_args(OperatorResponse)}
 
 
 def _read(response_type: str, text: str) -> OperatorResponse:
-    return cast(OperatorResponse, msgspec.json.decode(text, type=_TYPES[response_type]))
+    return cast(OperatorResponse, from_json(_TYPES[response_type], text))
 
 
 ANSWERS: AnswerCodec = (write_json, _read)

@@ -27,6 +27,7 @@ from bursar.core.resources import ReservedResources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskStatus
 from bursar.master import records as r
 from bursar.master.registry import schema
+from bursar.runtime.stored import from_json, to_json
 
 T = TypeVar("T")
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -105,14 +106,14 @@ class Registry:
                     durable.term = int(value)
             for row in connection.execute(sa.select(schema.agents)):
                 durable.agents[AgentId(row.agent_id)] = r.DurableAgent(
-                    _read(AgentInfo, row.info),
+                    from_json(AgentInfo, row.info),
                     row.description_version,
                     row.registered_at_ms,
                     row.unreachable,
-                    _read(tuple[ReservedResources, ...], row.reservations),
+                    from_json(tuple[ReservedResources, ...], row.reservations),
                 )
             for row in connection.execute(sa.select(schema.frameworks)):
-                info = _read(FrameworkInfo, row.info)
+                info = from_json(FrameworkInfo, row.info)
                 durable.frameworks[info.framework_id] = r.DurableFramework(
                     info, row.subscribed_at_ms, row.failover_deadline_ms
                 )
@@ -121,17 +122,17 @@ class Registry:
             for row in connection.execute(_ordered(schema.tasks)):
                 durable.tasks[FrameworkId(row.framework_id), TaskId(row.task_id)] = r.DurableTask(
                     AgentId(row.agent_id),
-                    _read(AssignedTask, row.task),
+                    from_json(AssignedTask, row.task),
                     row.call_id,
                     row.operation_id,
                     StatusReason(row.kill_reason),
                     row.kill_grace_ms,
-                    None if row.end_status is None else _read(TaskStatus, row.end_status),
+                    None if row.end_status is None else from_json(TaskStatus, row.end_status),
                     row.ended_at_ms,
                     row.end_acknowledged,
                 )
             for row in connection.execute(_ordered(schema.calls)):
-                durable.calls[FrameworkId(row.framework_id), row.call_id] = _read(CallResult, row.result)
+                durable.calls[FrameworkId(row.framework_id), row.call_id] = from_json(CallResult, row.result)
             for row in connection.execute(sa.select(schema.flags)):
                 durable.flags[row.name] = row.value
             for row in connection.execute(_ordered(schema.requests)):
@@ -146,20 +147,7 @@ class Registry:
 
 def write_json(value: Any) -> str:
     """A core value as JSON, as it is stored."""
-    return msgspec.json.encode(value, enc_hook=_plain).decode()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (frozenset, set)):
-        return sorted(value)
-    try:
-        return dict(value)  # read-only mappings
-    except TypeError:
-        raise NotImplementedError(type(value)) from None
-
-
-def _read(kind: Any, text: str) -> Any:
-    return msgspec.json.decode(text, type=kind)
+    return to_json(value).decode()
 
 
 def _ordered(table: sa.Table) -> sa.Select[Any]:
