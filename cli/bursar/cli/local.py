@@ -290,7 +290,7 @@ def _processes_of(directory: Path) -> Iterator[psutil.Process]:
 
 
 def _remove_containers(directory: Path) -> None:
-    """Containers whose sandbox is in the directory."""
+    """Containers whose sandbox is in the directory, and images that were made for it (they bear its name)."""
     try:
         import docker
 
@@ -299,6 +299,8 @@ def _remove_containers(directory: Path) -> None:
         for container in containers:
             if container.labels.get(_LABEL_SANDBOX, "").startswith(str(directory)):
                 container.remove(force=True)
+        for image in client.images.list(name=directory.name.lower()):
+            client.images.remove(image.id, force=True)
     except Exception:  # noqa: BLE001 - no engine, or it is going away: then there is nothing that we could remove
         return
 
