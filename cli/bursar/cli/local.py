@@ -300,7 +300,7 @@ def _remove_containers(directory: Path) -> None:
             if container.labels.get(_LABEL_SANDBOX, "").startswith(str(directory)):
                 container.remove(force=True)
         for image in client.images.list(name=directory.name.lower()):
-            client.images.remove(image.id, force=True)
+            client.images.remove(str(image.id), force=True)
     except Exception:  # noqa: BLE001 - no engine, or it is going away: then there is nothing that we could remove
         return
 
