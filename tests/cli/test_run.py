@@ -156,7 +156,7 @@ async def test_a_signal_while_waiting_unregisters(master: Any, bursar: Any) -> N
 
 async def test_waiting_is_bounded_and_explained(master: Any, bursar: Any) -> None:
     refusals = (
-        Refusal("*", RefusalReason.GPU_FILTER, 1, "a", "1 agent has GPUs", "ask for GPUs"),
+        Refusal("*", RefusalReason.HIDDEN_BY_RULE, 1, "a", "1 agent has GPUs", "ask for GPUs"),
         Refusal(
             "*", RefusalReason.EXCEEDS_AGENT, 3, "a", "no agent has 9 GPUs; the largest has 2", "ask for at most 2"
         ),

@@ -359,7 +359,7 @@ def test_reasons_are_those_of_the_code_that_decides(book: Any) -> None:
     reasons = {refusal.reason: refusal for refusal in answer.refusals}
     assert {reason: refusal.example_agent_id for reason, refusal in reasons.items()} == {
         RefusalReason.AGENT_INACTIVE: "gone",
-        RefusalReason.GPU_FILTER: "gpus",
+        RefusalReason.HIDDEN_BY_RULE: "gpus",
         RefusalReason.EXCEEDS_AGENT: "small",
         RefusalReason.NOT_FREE: "busy",
         RefusalReason.RESERVED_FOR_OTHERS: "kept",

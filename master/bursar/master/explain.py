@@ -13,7 +13,7 @@ _MESSAGES: dict[RefusalReason, tuple[str, str]] = {
         "see `bursar agent ls`; start the agent or wait for it to come back",
     ),
     RefusalReason.SUPPRESSED: ("the framework wants nothing (more) in this role", "revive the role, or state a demand"),
-    RefusalReason.GPU_FILTER: (
+    RefusalReason.HIDDEN_BY_RULE: (
         "has GPUs, and the framework lacks the capability GPU_RESOURCES",
         "add the capability, or `bursar flag set filter-gpu-resources false`",
     ),

@@ -39,12 +39,19 @@ class RefusalReason(IntEnum):
     UNSPECIFIED = 0
     AGENT_INACTIVE = 1
     SUPPRESSED = 2
-    GPU_FILTER = 3
-    EXCEEDS_AGENT = 4
-    RESERVED_FOR_OTHERS = 5
-    NOT_FREE = 6
-    TOO_SMALL = 7
-    DECLINED = 8
+    HIDDEN_BY_RULE = 3
+    OTHER_REGION = 4
+    OFFER_CONSTRAINTS = 5
+    EXCEEDS_AGENT = 6
+    RESERVED_FOR_OTHERS = 7
+    CAPABILITY_MISSING = 8
+    NOT_FREE = 9
+    STRIPPED_BY_RULE = 10
+    QUOTA_LIMIT = 11
+    HEADROOM = 12
+    TOO_SMALL = 13
+    DECLINED = 14
+    OTHERS_FIRST = 15
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ def consider(
     The cheap steps come first. The framework is active and the role not suppressed: the order of shares holds no others.
     """
     if is_hidden(cluster.rules, framework.info.capabilities, agent.has_gpus):
-        return RefusalReason.GPU_FILTER
+        return RefusalReason.HIDDEN_BY_RULE
     available = offerable(free, role)
     if not available:
         return RefusalReason.RESERVED_FOR_OTHERS if free else RefusalReason.NOT_FREE

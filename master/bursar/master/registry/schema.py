@@ -75,6 +75,33 @@ flags = sa.Table(
     "flags", metadata, sa.Column("name", sa.Text, primary_key=True), sa.Column("value", sa.Text, nullable=False)
 )
 
+#: Weights of roles that are not 1, in thousandths.
+weights = sa.Table(
+    "weights",
+    metadata,
+    sa.Column("role", sa.Text, primary_key=True),
+    sa.Column("weight_milli", sa.BigInteger, nullable=False),
+)
+
+#: Guarantees and limits of roles, as JSON.
+quotas = sa.Table(
+    "quotas", metadata, sa.Column("role", sa.Text, primary_key=True), sa.Column("quota", sa.Text, nullable=False)
+)
+
+#: Named sets of roles; the members as JSON.
+role_groups = sa.Table(
+    "role_groups", metadata, sa.Column("name", sa.Text, primary_key=True), sa.Column("members", sa.Text, nullable=False)
+)
+
+#: The operators' visibility rules, as JSON, in the order of `position`.
+rules = sa.Table(
+    "rules",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("position", sa.BigInteger, nullable=False),
+    sa.Column("rule", sa.Text, nullable=False),
+)
+
 requests = sa.Table(
     "requests",
     metadata,
