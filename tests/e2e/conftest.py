@@ -59,8 +59,9 @@ def free_port() -> int:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Of every program here: nothing of the one who runs the tests but where programs are."""
-    return {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"} | variables
+    """Of every program here: nothing of the one who runs the tests but where programs and the container engine are."""
+    engine = {name: value for name, value in os.environ.items() if name.startswith("DOCKER_")}
+    return {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"} | engine | variables
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,22 @@ class Cluster:
         """An agent's devices, by index."""
         devices = sorted(self.agent(name)["devices"], key=lambda device: device["index"])
         return [device["uuid"] for device in devices]
+
+
+@pytest.fixture(scope="session")
+def engine(require: Callable[[bool, str], None]) -> Iterator[Any]:
+    """A client of the Docker engine of this machine."""
+    import docker
+    import docker.errors
+
+    try:
+        client = docker.from_env(timeout=20)
+        client.ping()
+    except (docker.errors.DockerException, OSError) as error:
+        require(False, f"no Docker engine answers: {error}")
+        return
+    yield client
+    client.close()
 
 
 @pytest.fixture

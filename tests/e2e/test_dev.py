@@ -7,11 +7,14 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from bursar.cli.demo.setting import _import_busybox
 
 READY = re.compile(r"ready: master (\S+), 3 agents, 8 GPUs; try: (bursar .*)")
 
@@ -130,10 +133,8 @@ def test_dev_keeps_a_named_directory_and_what_was_killed_is_removed(
     assert remains(temporary) == []
 
 
-def start_demo(programs: Any, temporary: Path, **variables: str) -> Any:
-    return programs.start(
-        sys.executable, "-m", "bursar.cli.demo", TMPDIR=str(temporary), BURSAR_DEMO_RUNTIME="process", **variables
-    )
+def start_demo(programs: Any, temporary: Path, runtime: str = "process") -> Any:
+    return programs.start(sys.executable, "-m", "bursar.cli.demo", TMPDIR=str(temporary), BURSAR_DEMO_RUNTIME=runtime)
 
 
 def test_the_demo_holds(programs: Any, temporary: Path) -> None:
@@ -175,3 +176,72 @@ def test_a_killed_demo_is_removed_by_the_next(programs: Any, temporary: Path) ->
     again.signal(signal.SIGINT)
     again.finish(30)
     assert remains(temporary) == []
+
+
+class Containers:
+    """What demos have in the engine."""
+
+    def __init__(self, client: Any, temporary: Path) -> None:
+        self._client = client
+        self._temporary = temporary
+        self._images_before = self._images()
+
+    def _images(self) -> set[str]:
+        return {str(image.id) for image in self._client.images.list(all=True)}
+
+    def names(self) -> list[str]:
+        """Of containers whose sandbox lies in the temporary directory, ended ones included."""
+        found = self._client.api.containers(all=True, filters={"label": "bursar.sandbox"})
+        return [one["Names"][0] for one in found if one["Labels"]["bursar.sandbox"].startswith(str(self._temporary))]
+
+    def images(self) -> set[str]:
+        """Images that were not there before."""
+        return self._images() - self._images_before
+
+    def demo(self, programs: Any) -> Any:
+        """A demo that may choose."""
+        return start_demo(programs, self._temporary, "")
+
+
+@pytest.fixture
+def containers(engine: Any, temporary: Path, require: Callable[[bool, str], None], programs: Any) -> Containers:
+    made = _import_busybox(engine, "bursar-test-probe")
+    require(made is not None, "no static busybox to make an image of (busybox-static)")
+    assert made is not None
+    made.undo()
+    return Containers(engine, temporary)
+
+
+@pytest.mark.docker
+def test_a_killed_demo_in_containers_is_removed_by_the_next_which_holds(
+    programs: Any, temporary: Path, containers: Containers
+) -> None:
+    demo = containers.demo(programs)
+    demo.until_stdout("task  ", 60)
+    assert "Tasks run as: docker" in demo.stdout(), demo
+    os.killpg(demo.pid, signal.SIGKILL)
+    demo.process.wait()
+    assert remains(temporary) and containers.names()
+    assert containers.images() or "has the image" in demo.stdout()
+    done = containers.demo(programs).finish(60)
+    assert done.code == 0 and "Removed what 1 interrupted demo" in done.stdout and "All held" in done.stdout, done
+    assert "Tasks run as: docker" in done.stdout and done.stderr == "", done
+    assert (remains(temporary), containers.names(), containers.images()) == ([], [], set())
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("moment", ["", "1. A master", "4. 16 GPU tasks", "task  "])
+def test_a_demo_in_containers_interrupted_at_any_moment(
+    programs: Any, temporary: Path, containers: Containers, moment: str
+) -> None:
+    """Ctrl-C reaches the whole group."""
+    demo = containers.demo(programs)
+    if moment:
+        demo.until_stdout(moment, 60)
+        assert "Tasks run as: docker" in demo.stdout(), demo
+    else:
+        programs.until(lambda: list(temporary.glob("bursar-demo-*/owner")), "its directory")
+    os.killpg(demo.pid, signal.SIGINT)
+    done = demo.finish(40)
+    assert done.code == 130 and "interrupted" in done.stderr, done
+    assert (remains(temporary), containers.names(), containers.images()) == ([], [], set())

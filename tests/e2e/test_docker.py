@@ -16,23 +16,13 @@ pytestmark = pytest.mark.docker
 
 
 @pytest.fixture(scope="module")
-def image(require: Callable[[bool, str], None]) -> Iterator[str]:
+def image(engine: Any, require: Callable[[bool, str], None]) -> Iterator[str]:
     """A tiny image of this machine's busybox; nothing is pulled."""
-    import docker
-    import docker.errors
-
-    try:
-        client = docker.from_env(timeout=20)
-        client.ping()
-    except (docker.errors.DockerException, OSError) as error:
-        require(False, f"no Docker engine answers: {error}")
-        return
-    made = _import_busybox(client, f"bursar-test-{uuid.uuid4().hex[:8]}")
+    made = _import_busybox(engine, f"bursar-test-{uuid.uuid4().hex[:8]}")
     require(made is not None, "no static busybox to make an image of (busybox-static)")
     assert isinstance(made, Setting)
     yield made.image
     made.undo()
-    client.close()
 
 
 def containers(agent_id: str) -> list[Any]:
