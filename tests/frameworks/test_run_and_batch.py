@@ -51,6 +51,7 @@ async def test_run_gives_up_where_the_task_is_wrong(master: Any) -> None:
         (Status(TaskState.FAILED, StatusReason.MEM_LIMIT, "over 128MiB", 137), 137, "mem limit"),
         (Status(TaskState.FAILED, StatusReason.IMAGE_NOT_FOUND, "no image x"), 125, "image not found"),
         (Status(TaskState.GONE, StatusReason.AGENT_REBOOTED), 125, "lost"),
+        (Status(TaskState.GONE, StatusReason.ENGINE_LOST, exit_code=143), 125, "lost"),
         (Status(TaskState.KILLED, StatusReason.KILLED_BY_OPERATOR, "", 143), 143, "operator"),
         (Status(TaskState.UNKNOWN), 125, "lost"),
     ],

@@ -85,9 +85,13 @@ class RunOnce(Framework):
         self.on_change()
 
 
+#: Where a code is known of such a task, it is that of the engine's end rather than its own.
+_LOST = (TaskState.GONE, TaskState.GONE_BY_OPERATOR, TaskState.UNKNOWN)
+
+
 def exit_code(status: Status) -> int:
     """What a shell would say of such an end: the command's own code, 128 + N for signal N, 125 where it was not run or is lost."""
-    if status.exit_code is not None:
+    if status.exit_code is not None and status.state not in _LOST:
         return status.exit_code if 0 <= status.exit_code <= 255 else 255
     return 0 if status.ok else NOT_RUN
 

@@ -53,9 +53,8 @@ _CALLS = 4
 _PULLS = 2
 _RECONNECT_S = (0.1, 0.2, 0.5, 1.0)
 _PUMP_ENDS_S = 10.0
-#: What an engine that is being stopped makes of its containers, and how long it is then watched for going away.
+#: What an engine that is being stopped makes of its containers.
 _CODES_OF_A_STOPPING_ENGINE = (137, 143)
-_STOPPING_S = 1.0
 #: What an engine makes of a container that it lost sight of.
 _CODES_OF_A_LOST_ENGINE = (137, 255)
 
@@ -332,12 +331,21 @@ class DockerRuntime:
             self._ended(watched, ContainerExit(code, StatusReason.COMMAND_EXITED, f"exited with code {code}"))
 
     async def _suspect(self, watched: _Watched, code: int) -> None:
-        """A task was killed, and not by us: is the engine about to go away?"""
+        """A task was killed, and not by us: is the engine being stopped?
+
+        Then it takes no new calls, though it tells of ends until its last container is stopped, which may take long.
+        Where systemd holds its socket, a new call is neither refused nor answered, and its going away tells.
+        """
+        gone = asyncio.ensure_future(self._gone.wait())
+        answer = asyncio.ensure_future(self._call(self._engine.takes_calls, self._engine_patience_s))
         try:
-            await asyncio.wait_for(self._gone.wait(), _STOPPING_S)
-        except TimeoutError:
+            await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if not self._gone.is_set() and answer.result():
             await self._look_again([watched.container_id])
         else:
+            self._lost.add(watched.container_id)  # what is left of it cannot be removed now
             self._ended(watched, ContainerExit(code, StatusReason.ENGINE_LOST, "the Docker engine was stopped"))
 
     def _connected(self, after_outage: bool) -> None:

@@ -101,14 +101,26 @@ class DockerEngine:
 
     def connect(self) -> None:
         """Find the engine and ask what it can do. Raises DockerException and CONNECTION_ERRORS."""
-        options: dict[str, Any] = {"timeout": _CALL_TIMEOUT_S, "max_pool_size": self.connections}
-        if self.base_url:
-            client: Any = docker.DockerClient(base_url=self.base_url, version="auto", **options)
-        else:
-            client = docker.from_env(version="auto", **options)
+        client = self._new_client(version="auto", timeout=_CALL_TIMEOUT_S, max_pool_size=self.connections)
         info = client.info()
         self.facts = EngineFacts("nvidia" in (info.get("Runtimes") or {}), str(info.get("ServerVersion", "")))
         self._client = client
+
+    def _new_client(self, **options: Any) -> Any:
+        if self.base_url:
+            return docker.DockerClient(base_url=self.base_url, **options)
+        return docker.from_env(**options)
+
+    def takes_calls(self, timeout_s: float) -> bool:
+        """Whether a new connection is answered in time: an engine closes its door before it stops its containers."""
+        try:
+            client = self._new_client(version=self._api.api_version, timeout=timeout_s)
+            try:
+                return bool(client.ping())
+            finally:
+                client.close()
+        except ENGINE_ERRORS:
+            return False
 
     def close(self) -> None:
         """Close idle connections."""
