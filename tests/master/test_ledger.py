@@ -23,7 +23,8 @@ from bursar.core.resources import (
     iter_ports,
     normalize_ports,
 )
-from bursar.master.ledger import Charge, Ledger, TaskKey
+from bursar.master.allocator.shares import Client
+from bursar.master.ledger import Ledger, TaskKey
 
 AGENT = AgentId("a")
 STATIC: Stack = (Reservation(ReservationType.STATIC, "ml"),)
@@ -42,12 +43,23 @@ class Books:
         self.charged: Counter[tuple[str, str, str]] = Counter()
         self.total: Counter[str] = Counter()
 
-    def charge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
-        for kind, amount in amounts.items():
-            self.charged[role, framework_id, kind] += amount
+        #: The part of it that comes out of reservations, and what is reserved.
+        self.charged_reserved: Counter[tuple[str, str, str]] = Counter()
+        self.kept: Counter[tuple[str, str]] = Counter()
 
-    def discharge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
-        self.charge(role, framework_id, {kind: -amount for kind, amount in amounts.items()})
+    def charge(self, client: Client, amounts: Mapping[str, int], reserved: Mapping[str, int]) -> None:
+        self.charged.update({(*client, kind): amount for kind, amount in amounts.items()})
+        self.charged_reserved.update({(*client, kind): amount for kind, amount in reserved.items()})
+
+    def discharge(self, client: Client, amounts: Mapping[str, int], reserved: Mapping[str, int]) -> None:
+        self.charged.subtract({(*client, kind): amount for kind, amount in amounts.items()})
+        self.charged_reserved.subtract({(*client, kind): amount for kind, amount in reserved.items()})
+
+    def keep(self, role: str, amounts: Mapping[str, int]) -> None:
+        self.kept.update({(role, kind): amount for kind, amount in amounts.items()})
+
+    def release(self, role: str, amounts: Mapping[str, int]) -> None:
+        self.kept.subtract({(role, kind): amount for kind, amount in amounts.items()})
 
     def add_total(self, amounts: Mapping[str, int]) -> None:
         self.total.update(amounts)
@@ -103,10 +115,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.accounts = Books()
         self.ledger = Ledger(self.accounts)
         self.total: Units = Counter()
-        self.offers: dict[OfferId, tuple[Charge, Units]] = {}
-        self.tasks: dict[TaskKey, tuple[Charge, Units]] = {}
+        self.offers: dict[OfferId, tuple[Client, Units]] = {}
+        self.tasks: dict[TaskKey, tuple[Client, Units]] = {}
         self.withheld: set[DeviceUuid] = set()
         self.counted = True
+        self.present = False
         self.names = 0
         self.ledger.add_agent(AGENT, {})
 
@@ -128,8 +141,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def part(self, data: st.DataObject, of: Units) -> Units:
         return Counter({unit: n for unit in sorted(of, key=repr) if (n := data.draw(st.integers(0, of[unit])))})
 
-    def charge(self, data: st.DataObject) -> Charge:
-        return Charge(data.draw(st.sampled_from(["x", "x/y", "z"])), FrameworkId(data.draw(st.sampled_from("fg"))))
+    def charge(self, data: st.DataObject) -> Client:
+        return Client(data.draw(st.sampled_from(["x", "x/y", "z"])), FrameworkId(data.draw(st.sampled_from("fg"))))
 
     @rule(total=totals())
     def set_total(self, total: dict[Stack, Resources]) -> None:
@@ -148,7 +161,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def release_offer(self, data: st.DataObject) -> None:
         offer_id = data.draw(st.sampled_from(sorted(self.offers)))
-        assert units(self.ledger.release_offer(offer_id)) == self.offers.pop(offer_id)[1]
+        assert units(self.ledger.release_offer(AGENT, offer_id)) == self.offers.pop(offer_id)[1]
 
     @rule(data=st.data())
     def allocate(self, data: st.DataObject) -> None:
@@ -206,7 +219,7 @@ class LedgerMachine(RuleBasedStateMachine):
         part[UNRESERVED, "mem"] += 100
         before = units(self.ledger.books[AGENT].free)
         with pytest.raises(InsufficientResources):
-            self.ledger.offer(AGENT, OfferId("none"), Charge("x", FrameworkId("f")), holding_of(part))
+            self.ledger.offer(AGENT, OfferId("none"), Client("x", FrameworkId("f")), holding_of(part))
         assert units(self.ledger.books[AGENT].free) == before
 
     @invariant()
@@ -227,24 +240,51 @@ class LedgerMachine(RuleBasedStateMachine):
         for holder, (_, part) in (*self.offers.items(), *self.tasks.items()):
             assert {uuid for uuid, by in holders.items() if by == holder} == {k for _, k in part if k in DEVICES}
 
+    @rule(present=st.booleans())
+    def be_present(self, present: bool) -> None:
+        self.ledger.set_present(AGENT, present)
+        self.present = present
+
+    @rule()
+    def ask_for_what_is_free_and_unreserved(self) -> None:
+        """From now on it is counted with every change."""
+        assert dict(self.ledger.free_unreserved()) == self.expected_free_unreserved()
+
+    def expected_free_unreserved(self) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for (stack, kind), n in self.free().items():
+            if stack == UNRESERVED and self.present and not kind.startswith("port"):
+                found.update({"gpus": 1000 * n} if kind in DEVICES else {kind: n})
+        return dict(found)
+
+    @invariant()
+    def only_an_agent_that_is_present_is_looked_at(self) -> None:
+        assert (AGENT in self.ledger.with_free) == (self.present and bool(self.free()))
+
     @invariant()
     def accounts_agree(self) -> None:
         expected: Counter[tuple[str, str, str]] = Counter()
+        reserved: Counter[tuple[str, str, str]] = Counter()
         total: Counter[str] = Counter()
+        kept: Counter[tuple[str, str]] = Counter()
         if self.counted:
-            for charge, part in (*self.offers.values(), *self.tasks.values()):
-                for (_, kind), n in part.items():
-                    if kind in DEVICES:
-                        expected[charge.role, charge.framework_id, "gpus"] += 1000
-                    elif not kind.startswith("port"):
-                        expected[charge.role, charge.framework_id, kind] += n
-            for (_, kind), n in self.total.items():
-                if kind in DEVICES:
-                    total["gpus"] += 1000 * n
-                elif not kind.startswith("port"):
-                    total[kind] += n
+            for client, held in (*self.offers.values(), *self.tasks.values()):
+                for (stack, kind), n in held.items():
+                    if not kind.startswith("port"):
+                        name, amount = ("gpus", 1000 * n) if kind in DEVICES else (kind, n)
+                        expected[(*client, name)] += amount
+                        if stack:
+                            reserved[(*client, name)] += amount
+            for (stack, kind), n in self.total.items():
+                if not kind.startswith("port"):
+                    name, amount = ("gpus", 1000 * n) if kind in DEVICES else (kind, n)
+                    total[name] += amount
+                    if stack:
+                        kept[stack[-1].holder, name] += amount
         assert +self.accounts.charged == +expected
+        assert +self.accounts.charged_reserved == +reserved
         assert +self.accounts.total == +total
+        assert +self.accounts.kept == +kept
 
 
 TestLedger = LedgerMachine.TestCase
@@ -264,7 +304,7 @@ def test_a_restack_into_a_bucket_in_excess_pays_for_the_excess_first() -> None:
     ledger = Ledger(Books())
     ledger.add_agent(AGENT, {UNRESERVED: Resources({"cpus": 4}), DYNAMIC: Resources({"cpus": 2})})
     ledger.allocate(
-        AGENT, TaskKey(FrameworkId("f"), TaskId("t")), Charge("x", FrameworkId("f")), {(): Resources({"cpus": 4})}
+        AGENT, TaskKey(FrameworkId("f"), TaskId("t")), Client("x", FrameworkId("f")), {(): Resources({"cpus": 4})}
     )
     ledger.set_total(AGENT, {UNRESERVED: Resources({"cpus": 3}), DYNAMIC: Resources({"cpus": 2})})
     ledger.restack(AGENT, DYNAMIC, UNRESERVED, Resources({"cpus": 1}))

@@ -10,15 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from bursar.core.ids import FrameworkId
-from bursar.master.allocator.shares import SCALE, Shares
+from bursar.master.allocator.shares import SCALE, Client, Shares
 
 ROLES = ["*", "a", "a/b", "a/c", "a/b/d", "e"]
 FRAMEWORKS = [FrameworkId(name) for name in "fgh"]
 roles = st.sampled_from(ROLES)
 frameworks = st.sampled_from(FRAMEWORKS)
 amounts = st.dictionaries(st.sampled_from(["cpus", "mem", "gpus"]), st.integers(1, 50), min_size=1)
-
-Client = tuple[str, FrameworkId]
 
 
 class SharesMachine(RuleBasedStateMachine):
@@ -76,8 +74,8 @@ class SharesMachine(RuleBasedStateMachine):
 
     @rule(role=roles, framework=frameworks, given_amounts=amounts)
     def charge(self, role: str, framework: FrameworkId, given_amounts: dict[str, int]) -> None:
-        self.shares.charge(role, framework, given_amounts)
-        self.held.setdefault((role, framework), Counter()).update(given_amounts)
+        self.shares.charge(Client(role, framework), given_amounts)
+        self.held.setdefault(Client(role, framework), Counter()).update(given_amounts)
         self.counts.update(self.paths((role, framework)))
 
     @rule(data=st.data())
@@ -86,14 +84,14 @@ class SharesMachine(RuleBasedStateMachine):
         if clients:
             client = data.draw(st.sampled_from(clients))
             part = {kind: data.draw(st.integers(1, n)) for kind, n in sorted((+self.held[client]).items())}
-            self.shares.discharge(*client, part)
+            self.shares.discharge(client, part)
             self.held[client].subtract(part)
             self.forget_unused()
 
     @rule(role=roles, framework=frameworks, active=st.booleans())
     def activate(self, role: str, framework: FrameworkId, active: bool) -> None:
         self.shares.set_active(role, framework, active)
-        (self.active.add if active else self.active.discard)((role, framework))
+        (self.active.add if active else self.active.discard)(Client(role, framework))
         self.forget_unused()
 
     @rule(more=amounts)
@@ -120,7 +118,7 @@ class SharesMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        assert list(self.shares.order()) == self.expected()
+        assert [node.client for node in self.shares.order()] == self.expected()
         self.shares.check()
         for role in ROLES:
             held: Counter[str] = Counter()
@@ -143,12 +141,12 @@ def filled(**held: int) -> Shares:
         role = path.replace("_", "/")
         shares.set_active(role, FRAMEWORKS[0], True)
         if amount:
-            shares.charge(role, FRAMEWORKS[0], {"cpus": amount})
+            shares.charge(Client(role, FRAMEWORKS[0]), {"cpus": amount})
     return shares
 
 
 def order(shares: Shares) -> list[str]:
-    return [role for role, _ in shares.order()]
+    return [node.client.role for node in shares.order() if node.client]
 
 
 def test_a_hundred_children_do_not_get_a_hundred_shares() -> None:
@@ -172,15 +170,15 @@ def test_a_weight_counts_among_siblings() -> None:
 def test_ties_go_to_who_was_given_less_often_then_by_path() -> None:
     shares = filled(a=0, b=0)
     assert order(shares) == ["a", "b"]
-    shares.charge("a", FRAMEWORKS[0], {"cpus": 1})
-    shares.discharge("a", FRAMEWORKS[0], {"cpus": 1})
+    shares.charge(Client("a", FRAMEWORKS[0]), {"cpus": 1})
+    shares.discharge(Client("a", FRAMEWORKS[0]), {"cpus": 1})
     assert order(shares) == ["b", "a"]
 
 
 def test_the_dominant_kind_decides_unless_it_is_excluded() -> None:
     shares = filled(a=10, b=20)
     shares.add_total({"gpus": 4000})
-    shares.charge("a", FRAMEWORKS[0], {"gpus": 2000})
+    shares.charge(Client("a", FRAMEWORKS[0]), {"gpus": 2000})
     assert order(shares) == ["b", "a"]
     shares.set_excluded(frozenset({"gpus"}))
     assert order(shares) == ["a", "b"]

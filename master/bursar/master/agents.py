@@ -82,10 +82,10 @@ def info_problem(info: AgentInfo) -> str | None:
 
 def enter_agent(cluster: Cluster, agent: Agent, *, counted: bool) -> None:
     """Make an agent known, with its books."""
-    agent.order = cluster.permuted(agent.agent_id)
     agent.devices = {device.uuid: device for device in agent.info.devices}
-    cluster.agents[agent.agent_id] = agent
-    cluster.ledger.add_agent(agent.agent_id, buckets_of(agent.info.resources, agent.reservations), counted)
+    cluster.add_agent(agent)
+    present = agent.state is AgentState.ACTIVE
+    cluster.ledger.add_agent(agent.agent_id, buckets_of(agent.info.resources, agent.reservations), counted, present)
     withhold_unhealthy(cluster, agent)
 
 
@@ -169,6 +169,7 @@ def stream_ended(cluster: Cluster, turn: Turn, agent: Agent) -> None:
     cluster.agent_connections.pop(connection, None)
     agent.connection = None
     agent.state = AgentState.DISCONNECTED
+    cluster.ledger.set_present(agent.agent_id, False)
     rescind(cluster, turn, offers_on(cluster, agent.agent_id), f"agent {agent.info.hostname} disconnected")
     cluster.deadlines.cancel(("ping", agent.agent_id))
     patience_ms = cluster.flags.duration_ms("agent-ping-timeout") * cluster.flags.max_agent_ping_timeouts

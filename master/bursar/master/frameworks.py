@@ -210,10 +210,11 @@ def suppress(cluster: Cluster, turn: Turn, framework: Framework, roles: tuple[st
 def revive(cluster: Cluster, turn: Turn, framework: Framework, roles: tuple[str, ...]) -> None:
     """Offers for these roles again, without filters (OFF-7)."""
     revived = set(roles or framework.info.roles)
-    framework.suppressed -= revived
-    cluster.filters.drop_framework(framework.framework_id, revived)
-    _activate(cluster, framework)
-    cluster.touch_all()
+    if framework.suppressed & revived:
+        framework.suppressed -= revived
+        _activate(cluster, framework)
+        cluster.touch_all()
+    cluster.dirty |= cluster.filters.drop_framework(framework.framework_id, revived)
 
 
 def stream_ended(cluster: Cluster, turn: Turn, framework: Framework) -> None:

@@ -2,19 +2,21 @@
 
 Invariant, per agent and bucket (one bucket per reservation stack), asserted by `check`:
 `free + offered + allocated + withheld = total + excess`; `excess` is what is held beyond a total that shrank. A device is in
-exactly one of them. What roles and frameworks hold is charged to `shares` in the same breath.
+exactly one of them. What roles and frameworks hold, and what is kept for roles, is told to the accounts in the same breath.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, OfferId, TaskId
 from bursar.core.resources import (
     EMPTY,
+    UNRESERVED,
     Holding,
     Resources,
     Stack,
@@ -23,7 +25,10 @@ from bursar.core.resources import (
     holding_total,
     subtract_holdings,
     subtract_ports,
+    sum_resources,
 )
+from bursar.core.roles import plain_role
+from bursar.master.allocator.shares import Client
 
 
 class TaskKey(NamedTuple):
@@ -33,21 +38,20 @@ class TaskKey(NamedTuple):
     task_id: TaskId
 
 
-class Charge(NamedTuple):
-    """Who pays for what an offer or a task holds."""
-
-    role: str
-    framework_id: FrameworkId
-
-
 class Accounts(Protocol):
-    """Where the ledger reports what roles and frameworks hold (fair share)."""
+    """Where the ledger reports what roles and frameworks hold (fair share, quota); amounts as of `Resources.amounts`."""
 
-    def charge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
-        """More is held."""
+    def charge(self, client: Client, amounts: Mapping[str, int], reserved: Mapping[str, int]) -> None:
+        """More is held; `reserved` is what of it comes out of reservations to plain roles."""
 
-    def discharge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
+    def discharge(self, client: Client, amounts: Mapping[str, int], reserved: Mapping[str, int]) -> None:
         """Less is held."""
+
+    def keep(self, role: str, amounts: Mapping[str, int]) -> None:
+        """More is reserved to a plain role."""
+
+    def release(self, role: str, amounts: Mapping[str, int]) -> None:
+        """Less is reserved to it."""
 
     def add_total(self, amounts: Mapping[str, int]) -> None:
         """The cluster grew."""
@@ -56,12 +60,14 @@ class Accounts(Protocol):
         """The cluster shrank."""
 
 
-@dataclass(slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     """What one offer or task holds on one agent."""
 
-    charge: Charge
+    client: Client
     holding: Holding
+    #: The whole holding, as it is charged, and what of it comes out of reservations to plain roles.
+    amounts: Mapping[str, int]
+    reserved: Mapping[str, int]
 
 
 @dataclass(slots=True)
@@ -77,19 +83,24 @@ class Books:
     withheld_devices: dict[DeviceUuid, str] = field(default_factory=dict)
     #: Whether the agent counts: its total in the cluster's, its tasks in shares (design.md §4).
     counted: bool = True
-    #: Sums of the above by bucket, kept with every change: no question about an agent costs a walk over its tasks.
-    offered_sum: dict[Stack, Resources] = field(default_factory=dict)
+    #: Whether what is free can be offered: the agent is connected.
+    present: bool = False
+    #: Sum by bucket, kept with every change: no question about an agent costs a walk over its tasks. Of offers there are few.
     allocated_sum: dict[Stack, Resources] = field(default_factory=dict)
     #: Whether more is held than there is, in any bucket and kind.
     in_excess: bool = False
 
     def held(self) -> dict[Stack, Resources]:
         """Offered and allocated together, by bucket."""
-        return add_holdings(self.offered_sum, self.allocated_sum)
+        return add_holdings(self.offered_sum(), self.allocated_sum)
+
+    def offered_sum(self) -> dict[Stack, Resources]:
+        """All that is in offers, by bucket."""
+        return _sum(entry.holding for entry in self.offered.values())
 
     def offered_total(self) -> Resources:
         """All that is in offers."""
-        return holding_total(self.offered_sum)
+        return holding_total(self.offered_sum())
 
     def allocated_total(self) -> Resources:
         """All that tasks hold."""
@@ -137,20 +148,21 @@ class Ledger:
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
         self.books: dict[AgentId, Books] = {}
-        #: Agents with anything free: the only ones that a cycle looks at.
+        #: Agents that are present and have anything free: the only ones that a cycle looks at.
         self.with_free: set[AgentId] = set()
-        self._offer_agent: dict[OfferId, AgentId] = {}
         self._task_agent: dict[TaskKey, AgentId] = {}
+        #: What is free and unreserved on all agents that are present: what headroom is kept of. None: not kept, nobody asked.
+        self._free_unreserved: dict[str, int] | None = None
 
     # --- agents ---
 
-    def add_agent(self, agent_id: AgentId, total: Holding, counted: bool = True) -> None:
+    def add_agent(self, agent_id: AgentId, total: Holding, counted: bool = True, present: bool = False) -> None:
         """Open the books of an agent."""
         assert agent_id not in self.books, agent_id
-        books = Books({stack: part for stack, part in total.items() if part}, counted=counted)
+        books = Books({stack: part for stack, part in total.items() if part}, counted=counted, present=present)
         self.books[agent_id] = books
         if counted:
-            self._accounts.add_total(holding_total(books.total).amounts())
+            self._count_total(books)
         self._settle(agent_id, books)
 
     def remove_agent(self, agent_id: AgentId) -> None:
@@ -158,18 +170,18 @@ class Ledger:
         books = self.books[agent_id]
         assert not books.offered and not books.allocated, agent_id
         if books.counted:
-            self._accounts.subtract_total(holding_total(books.total).amounts())
+            self._discount_total(books)
+        self._set_free(agent_id, books, {})
         del self.books[agent_id]
-        self.with_free.discard(agent_id)
 
     def set_total(self, agent_id: AgentId, total: Holding) -> None:
         """The agent has other resources now; what is held stays held and may become excess."""
         books = self.books[agent_id]
         if books.counted:
-            self._accounts.subtract_total(holding_total(books.total).amounts())
+            self._discount_total(books)
         books.total = {stack: part for stack, part in total.items() if part}
         if books.counted:
-            self._accounts.add_total(holding_total(books.total).amounts())
+            self._count_total(books)
         self._settle(agent_id, books)
 
     def set_withheld(self, agent_id: AgentId, devices: Mapping[DeviceUuid, str]) -> None:
@@ -180,56 +192,57 @@ class Ledger:
             self._settle(agent_id, books)
 
     def set_counted(self, agent_id: AgentId, counted: bool) -> None:
-        """An unreachable agent counts neither in the cluster's total nor in shares."""
+        """An unreachable agent counts neither in the cluster's total nor in shares and quotas."""
         books = self.books[agent_id]
         if books.counted == counted:
             return
         books.counted = counted
-        total = holding_total(books.total).amounts()
-        if counted:
-            self._accounts.add_total(total)
-        else:
-            self._accounts.subtract_total(total)
+        (self._count_total if counted else self._discount_total)(books)
         change = self._accounts.charge if counted else self._accounts.discharge
         for entry in (*books.offered.values(), *books.allocated.values()):
-            change(*entry.charge, holding_total(entry.holding).amounts())
+            change(entry.client, entry.amounts, entry.reserved)
+
+    def set_present(self, agent_id: AgentId, present: bool) -> None:
+        """The agent is connected, or is not: what is free there can be offered or not."""
+        books = self.books[agent_id]
+        if books.present != present:
+            free = books.free
+            self._set_free(agent_id, books, {})
+            books.present = present
+            self._set_free(agent_id, books, free)
 
     # --- offers and tasks ---
 
-    def offer(self, agent_id: AgentId, offer_id: OfferId, charge: Charge, holding: Holding) -> None:
+    def offer(self, agent_id: AgentId, offer_id: OfferId, client: Client, holding: Holding) -> None:
         """Move free resources into an offer."""
         books = self.books[agent_id]
         self._take(agent_id, books, holding)
-        books.offered[offer_id] = _Entry(charge, holding)
-        books.offered_sum = add_holdings(books.offered_sum, holding)
-        self._offer_agent[offer_id] = agent_id
+        entry = _entry(client, holding)
+        books.offered[offer_id] = entry
         if books.counted:
-            self._accounts.charge(*charge, holding_total(holding).amounts())
+            self._accounts.charge(client, entry.amounts, entry.reserved)
 
-    def release_offer(self, offer_id: OfferId) -> Holding:
+    def release_offer(self, agent_id: AgentId, offer_id: OfferId) -> Holding:
         """Make an offer's resources free again; return them."""
-        agent_id = self._offer_agent.pop(offer_id)
         books = self.books[agent_id]
-        entry = books.offered.pop(offer_id)
-        books.offered_sum = subtract_holdings(books.offered_sum, entry.holding)
-        return self._give_back(agent_id, books, entry)
+        return self._give_back(agent_id, books, books.offered.pop(offer_id))
 
-    def allocate(self, agent_id: AgentId, key: TaskKey, charge: Charge, holding: Holding) -> None:
+    def allocate(self, agent_id: AgentId, key: TaskKey, client: Client, holding: Holding) -> None:
         """Move free resources to a task."""
         books = self.books[agent_id]
         assert key not in self._task_agent, key
         self._take(agent_id, books, holding)
-        self._book_task(agent_id, books, key, charge, holding)
+        self._book_task(agent_id, books, key, client, holding)
 
-    def adopt(self, agent_id: AgentId, key: TaskKey, charge: Charge, holding: Holding) -> None:
+    def adopt(self, agent_id: AgentId, key: TaskKey, client: Client, holding: Holding) -> None:
         """Book what a task holds already, free or not: it may become excess."""
         books = self.books[agent_id]
         assert key not in self._task_agent, key
         if holding_contains(books.free, holding):
             self._take(agent_id, books, holding)
-            self._book_task(agent_id, books, key, charge, holding)
+            self._book_task(agent_id, books, key, client, holding)
         else:
-            self._book_task(agent_id, books, key, charge, holding)
+            self._book_task(agent_id, books, key, client, holding)
             self._settle(agent_id, books)
 
     def release_task(self, key: TaskKey) -> AgentId | None:
@@ -243,32 +256,43 @@ class Ledger:
         self._give_back(agent_id, books, entry)
         return agent_id
 
-    def _book_task(self, agent_id: AgentId, books: Books, key: TaskKey, charge: Charge, holding: Holding) -> None:
-        books.allocated[key] = _Entry(charge, holding)
+    def _book_task(self, agent_id: AgentId, books: Books, key: TaskKey, client: Client, holding: Holding) -> None:
+        entry = _entry(client, holding)
+        books.allocated[key] = entry
         books.allocated_sum = add_holdings(books.allocated_sum, holding)
         self._task_agent[key] = agent_id
         if books.counted:
-            self._accounts.charge(*charge, holding_total(holding).amounts())
+            self._accounts.charge(client, entry.amounts, entry.reserved)
 
     # --- reservations ---
 
     def restack(self, agent_id: AgentId, source: Stack, target: Stack, resources: Resources) -> None:
         """Move free resources from one bucket to another (reserve, unreserve)."""
         books = self.books[agent_id]
-        books.free = subtract_holdings(books.free, {source: resources})
-        books.free = add_holdings(books.free, {target: resources})
+        free = add_holdings(subtract_holdings(books.free, {source: resources}), {target: resources})
+        if books.counted:
+            self._keep(target, resources, self._accounts.keep)
+            self._keep(source, resources, self._accounts.release)
         books.total = add_holdings(subtract_holdings(books.total, {source: resources}), {target: resources})
         if books.in_excess:
             # What comes into a bucket first pays for what is held beyond it.
             self._settle(agent_id, books)
         else:
-            self._note_free(agent_id, books)
+            self._set_free(agent_id, books, free)
 
     # --- queries ---
 
-    def offer_holding(self, offer_id: OfferId) -> Holding:
+    def free_unreserved(self) -> Mapping[str, int]:
+        """What is free and unreserved on all agents that are present: a counter, kept from the first question on."""
+        if self._free_unreserved is None:
+            self._free_unreserved = {}
+            for books in self.books.values():
+                self._note_unreserved(books, 1)
+        return self._free_unreserved
+
+    def offer_holding(self, agent_id: AgentId, offer_id: OfferId) -> Holding:
         """What an outstanding offer holds."""
-        return self.books[self._offer_agent[offer_id]].offered[offer_id].holding
+        return self.books[agent_id].offered[offer_id].holding
 
     def task_holding(self, key: TaskKey) -> Holding:
         """What a task holds; empty where nothing (any more)."""
@@ -287,7 +311,6 @@ class Ledger:
     def check(self) -> None:
         """Assert the invariant above for every agent."""
         for agent_id, books in self.books.items():
-            assert books.offered_sum == _sum(entry.holding for entry in books.offered.values()), agent_id
             assert books.allocated_sum == _sum(entry.holding for entry in books.allocated.values()), agent_id
             held = books.held()
             assert books.in_excess == bool(_beyond(held, books.total)), agent_id
@@ -297,37 +320,54 @@ class Ledger:
                 base = right.get(stack, EMPTY)
                 right[stack] = base + beyond if base else beyond
             assert left == right, (agent_id, left, right)
-            assert bool(books.free) == (agent_id in self.with_free), agent_id
+            assert bool(books.free and books.present) == (agent_id in self.with_free), agent_id
             devices = [uuid for uuid, _ in self.device_holders(agent_id)]
             assert len(devices) == len(set(devices)), (agent_id, devices)
             free_devices = holding_total(books.free).devices
             assert free_devices.isdisjoint(devices) and free_devices.isdisjoint(books.withheld_devices), agent_id
-        assert self._offer_agent.keys() == {offer for books in self.books.values() for offer in books.offered}
+            for entry in (*books.offered.values(), *books.allocated.values()):
+                assert entry == _entry(entry.client, entry.holding), agent_id
+        if self._free_unreserved is not None:
+            kept, self._free_unreserved = self._free_unreserved, None
+            assert kept == self.free_unreserved()
         assert self._task_agent.keys() == {task for books in self.books.values() for task in books.allocated}
 
     # --- inside ---
 
+    def _count_total(self, books: Books) -> None:
+        self._accounts.add_total(holding_total(books.total).amounts())
+        for stack, part in books.total.items():
+            self._keep(stack, part, self._accounts.keep)
+
+    def _discount_total(self, books: Books) -> None:
+        self._accounts.subtract_total(holding_total(books.total).amounts())
+        for stack, part in books.total.items():
+            self._keep(stack, part, self._accounts.release)
+
+    @staticmethod
+    def _keep(stack: Stack, resources: Resources, change: Callable[[str, Mapping[str, int]], None]) -> None:
+        """Tell the accounts of a bucket that is kept for a plain role."""
+        if stack and (role := plain_role(stack[-1].holder)) is not None:
+            change(role, resources.amounts())
+
     def _take(self, agent_id: AgentId, books: Books, holding: Holding) -> None:
-        books.free = subtract_holdings(books.free, holding)
-        if not books.free:
-            self.with_free.discard(agent_id)
+        free: Holding = books.free
+        self._set_free(agent_id, books, {} if holding is free else subtract_holdings(free, holding))
 
     def _give_back(self, agent_id: AgentId, books: Books, entry: _Entry) -> Holding:
+        holding = entry.holding
         if books.counted:
-            self._accounts.discharge(*entry.charge, holding_total(entry.holding).amounts())
+            self._accounts.discharge(entry.client, entry.amounts, entry.reserved)
         if books.in_excess:
             # What comes back first pays for what is held beyond the total.
             self._settle(agent_id, books)
-        else:
+            return holding
+        back = holding
+        if books.withheld_devices:
             withheld = books.withheld_devices.keys()
-            back = (
-                {stack: _without(part, withheld) for stack, part in entry.holding.items()}
-                if withheld
-                else entry.holding
-            )
-            books.free = add_holdings(books.free, back)
-            self._note_free(agent_id, books)
-        return entry.holding
+            back = {stack: _without(part, withheld) for stack, part in holding.items()}
+        self._set_free(agent_id, books, add_holdings(books.free, back))
+        return holding
 
     def _settle(self, agent_id: AgentId, books: Books) -> None:
         """Derive what is free from everything else."""
@@ -336,15 +376,48 @@ class Ledger:
         for stack in books.total:
             if rest := books.offerable(stack, held):
                 free[stack] = rest
-        books.free = free
         books.in_excess = bool(_beyond(held, books.total))
-        self._note_free(agent_id, books)
+        self._set_free(agent_id, books, free)
 
-    def _note_free(self, agent_id: AgentId, books: Books) -> None:
-        if books.free:
+    def _set_free(self, agent_id: AgentId, books: Books, free: dict[Stack, Resources]) -> None:
+        if self._free_unreserved is not None:
+            self._note_unreserved(books, -1)
+        books.free = free
+        if self._free_unreserved is not None:
+            self._note_unreserved(books, 1)
+        if free and books.present:
             self.with_free.add(agent_id)
         else:
             self.with_free.discard(agent_id)
+
+    def _note_unreserved(self, books: Books, sign: int) -> None:
+        part = books.free.get(UNRESERVED)
+        if part is None or not books.present:
+            return
+        counter = self._free_unreserved
+        assert counter is not None
+        for kind, amount in part.amounts().items():
+            left = counter.get(kind, 0) + sign * amount
+            if left:
+                counter[kind] = left
+            else:
+                del counter[kind]
+
+
+_NOTHING: Mapping[str, int] = MappingProxyType({})
+
+
+def _entry(client: Client, holding: Holding) -> _Entry:
+    if len(holding) == 1:
+        ((stack, part),) = holding.items()
+        amounts = part.amounts()
+        if not stack:
+            return _Entry(client, holding, amounts, _NOTHING)
+        return _Entry(client, holding, amounts, _NOTHING if plain_role(stack[-1].holder) is None else amounts)
+    kept = [part for stack, part in holding.items() if stack and plain_role(stack[-1].holder) is not None]
+    return _Entry(
+        client, holding, holding_total(holding).amounts(), sum_resources(kept).amounts() if kept else _NOTHING
+    )
 
 
 def _beyond(held: Holding, total: Holding) -> dict[Stack, Resources]:

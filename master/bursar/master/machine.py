@@ -1,6 +1,6 @@
 """The master's machine: a table of contents. Events in, effects out; everything is decided in the modules named here.
 
-Deadlines are keyed by (kind, id): `offer` expiry, `ping` of an agent, `unreachable` and `reregister` (an agent is given up),
+Deadlines are keyed by (kind, id): `offers` that expire together, `ping` of an agent, `unreachable` and `reregister` (an agent is given up),
 `failover` (a framework is removed), `silent` (a framework is cut off), `retry` (unacknowledged updates), `heartbeat`, `cycle`
 (full allocation) and `allocate` (what changed).
 """
@@ -12,7 +12,7 @@ from typing import assert_never
 
 from bursar.core.clock import Instant
 from bursar.core.errors import ErrorDetail, ErrorReason
-from bursar.core.ids import AgentId, ConnectionId, FrameworkId, OfferId
+from bursar.core.ids import AgentId, ConnectionId, FrameworkId
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages import framework as calls
 from bursar.core.messages.framework import FrameworkCall, LookupResults, StatusUpdates
@@ -90,7 +90,7 @@ class MasterMachine:
                 cluster.deadlines.shift(by_ms)
             case _:
                 assert_never(event)
-        if cluster.dirty and ("allocate", "") not in cluster.deadlines:
+        if cluster.is_dirty and ("allocate", "") not in cluster.deadlines:
             # Allocation waits for the rest of the batch, not longer: time passes once the inbox was read.
             cluster.deadlines.set(("allocate", ""), now.monotonic_ms)
         return turn.effects
@@ -123,6 +123,7 @@ class MasterMachine:
             assert recorded.reservations == to_reserved(agent.reservations), agent.agent_id
             assert recorded.unreachable == (agent.state is AgentState.UNREACHABLE), agent.agent_id
             assert cluster.ledger.books[agent.agent_id].counted == (agent.state is not AgentState.UNREACHABLE)
+            assert cluster.ledger.books[agent.agent_id].present == (agent.state is AgentState.ACTIVE)
             assert agent.tasks == cluster.ledger.books[agent.agent_id].allocated.keys(), agent.agent_id
             if agent.state is not AgentState.ACTIVE:
                 assert not cluster.ledger.books[agent.agent_id].offered, agent.agent_id
@@ -157,7 +158,10 @@ class MasterMachine:
         for offer_id, outstanding in cluster.offers.items():
             assert outstanding.offer.offer_id == offer_id
             assert offer_id in cluster.frameworks[outstanding.offer.framework_id].offers
-            assert to_reserved(cluster.ledger.offer_holding(offer_id)) == outstanding.offer.resources
+            assert (
+                to_reserved(cluster.ledger.offer_holding(outstanding.offer.agent_id, offer_id))
+                == outstanding.offer.resources
+            )
 
     # --- inside ---
 
@@ -296,9 +300,8 @@ class MasterMachine:
                     partial = True
                 case "cycle":
                     full = True
-                case "offer":
-                    if OfferId(name) in cluster.offers:
-                        offers.expire(cluster, turn, OfferId(name))
+                case "offers":
+                    offers.expire_all(cluster, turn, name)
                 case "ping":
                     agents.ping(cluster, turn, cluster.agents[AgentId(name)])
                 case "unreachable" | "reregister":
@@ -313,7 +316,7 @@ class MasterMachine:
             cluster.deadlines.cancel(("allocate", ""))
             offers.allocate(cluster, turn, full=True)
             cluster.deadlines.set(("cycle", ""), now_ms + cluster.flags.duration_ms("allocation-interval"))
-        elif partial or cluster.dirty:
+        elif partial or cluster.is_dirty:
             offers.allocate(cluster, turn, full=False)
 
     def _framework_time_passed(self, turn: Turn, kind: str, framework: Framework | None) -> None:

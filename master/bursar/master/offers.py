@@ -8,9 +8,9 @@ from dataclasses import replace
 from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.framework import Offers, Rescind
 from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, Decline, Filters, Offer
-from bursar.core.messages.operator import AgentState
 from bursar.core.resources import Holding
 from bursar.master.allocator.cycle import run_cycle
+from bursar.master.allocator.shares import Client
 from bursar.master.allocator.visibility import is_hidden
 from bursar.master.state import Cluster, Framework, OutstandingOffer, Turn
 
@@ -21,8 +21,11 @@ MAX_SILENCE_PAUSE_MS = 300_000
 def allocate(cluster: Cluster, turn: Turn, *, full: bool) -> int:
     """Run an allocation cycle for the agents that changed, or for all; send the offers; return how many were made."""
     _wake_for_demand(cluster)
-    agents = set(cluster.ledger.with_free) if full else cluster.dirty & cluster.ledger.with_free
+    with_free = cluster.ledger.with_free
+    # A copy: offers take agents out of the set.
+    agents = set(with_free) if full or cluster.all_dirty else cluster.dirty & with_free
     cluster.dirty.clear()
+    cluster.all_dirty = False
     if not agents or not cluster.framework_connections:
         return 0
     made = run_cycle(cluster, agents, turn.now.monotonic_ms, turn.now.wall_ms)
@@ -73,8 +76,7 @@ def end_offer(cluster: Cluster, offer_id: OfferId) -> tuple[OutstandingOffer, Ho
     """Take an offer off the books: its resources are free, its promise is open again."""
     outstanding = cluster.offers.pop(offer_id)
     offer = outstanding.offer
-    cluster.deadlines.cancel(("offer", offer_id))
-    holding = cluster.ledger.release_offer(offer_id)
+    holding = cluster.ledger.release_offer(offer.agent_id, offer_id)
     framework = cluster.frameworks[offer.framework_id]
     framework.offers.discard(offer_id)
     if outstanding.demand_version == framework.demand.version:
@@ -87,7 +89,7 @@ def end_offer(cluster: Cluster, offer_id: OfferId) -> tuple[OutstandingOffer, Ho
 
 def damp(cluster: Cluster, offer: Offer, holding: Holding, until_ms: int) -> None:
     """Do not offer the same or less of this agent to the same framework and role before then."""
-    cluster.filters.add((offer.framework_id, offer.role, offer.agent_id), holding, until_ms)
+    cluster.filters.add(Client(offer.role, offer.framework_id), offer.agent_id, holding, until_ms)
 
 
 def decline(cluster: Cluster, turn: Turn, framework: Framework, call: Decline) -> None:
@@ -99,6 +101,13 @@ def decline(cluster: Cluster, turn: Turn, framework: Framework, call: Decline) -
             outstanding, holding = end_offer(cluster, offer_id)
             damp(cluster, outstanding.offer, holding, until_ms)
             cluster.counters.offers_declined += 1
+
+
+def expire_all(cluster: Cluster, turn: Turn, expires_at: str) -> None:
+    """The offers that were made to expire at this time, and are still outstanding, do."""
+    for offer_id in cluster.expiring_offers.pop(expires_at):
+        if offer_id in cluster.offers:
+            expire(cluster, turn, offer_id)
 
 
 def expire(cluster: Cluster, turn: Turn, offer_id: OfferId) -> None:
@@ -149,8 +158,3 @@ def rescind_forbidden(cluster: Cluster, turn: Turn, reason: str) -> int:
         if is_hidden(cluster.rules, framework.info.capabilities, agent.has_gpus):
             forbidden.append(offer_id)
     return rescind(cluster, turn, forbidden, reason)
-
-
-def is_offerable(cluster: Cluster, agent_id: AgentId) -> bool:
-    """Whether the agent takes part in cycles."""
-    return cluster.agents[agent_id].state is AgentState.ACTIVE

@@ -245,6 +245,7 @@ def _judge_tasks(
     # Only now is it known what is held: the total may have changed, and unreachable tasks count again.
     cluster.ledger.set_total(agent.agent_id, total)
     cluster.ledger.set_counted(agent.agent_id, True)
+    cluster.ledger.set_present(agent.agent_id, True)
     withhold_unhealthy(cluster, agent)
     return launches, kills, keeps
 

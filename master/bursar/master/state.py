@@ -6,8 +6,10 @@ ends, run-time flags, answered calls and requests. Soft, void after a restart: c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import insort
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from zlib import crc32
 
 from bursar.core.clock import Deadlines, Instant
@@ -134,7 +136,7 @@ class OutstandingOffer:
     created_at_ms: int
     #: Version of the demand that it was cut for, and how many of each shape; empty where none was stated.
     demand_version: int = 0
-    promised: dict[int, int] = field(default_factory=dict)
+    promised: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -230,6 +232,8 @@ class Cluster:
         self.flags = flags
         self.started_at_ms = 0
         self.agents: dict[AgentId, Agent] = {}
+        #: The same in the order of the cycle.
+        self.agents_in_order: list[Agent] = []
         self.frameworks: dict[FrameworkId, Framework] = {}
         self.tasks: dict[TaskKey, Task] = {}
         #: Tasks of frameworks that are gone, or not yet known: adopted from agents.
@@ -247,8 +251,12 @@ class Cluster:
         self.framework_connections: dict[ConnectionId, FrameworkId] = {}
         #: What is due when: (kind, id); the kinds are listed in `machine`.
         self.deadlines: Deadlines[tuple[str, str]] = Deadlines()
+        #: Offers by the time at which they expire, as text; some were answered meanwhile.
+        self.expiring_offers: dict[str, list[OfferId]] = {}
         #: Agents whose resources, or whose onlookers, changed since the last cycle.
         self.dirty: set[AgentId] = set()
+        #: Something changed that concerns every agent.
+        self.all_dirty = False
         #: Frameworks of which less or more is open than agents were last woken for.
         self.reopened: set[FrameworkId] = set()
         self.offer_sequence = 0
@@ -264,7 +272,18 @@ class Cluster:
 
     def touch_all(self) -> None:
         """Something changed that concerns every agent with free resources."""
-        self.dirty |= self.ledger.with_free
+        self.all_dirty = True
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether a cycle has anything to look at."""
+        return self.all_dirty or bool(self.dirty)
+
+    def add_agent(self, agent: Agent) -> None:
+        """Make an agent known, at its place in the order of the cycle (OFF-19: a permutation that the term decides)."""
+        agent.order = self.permuted(agent.agent_id)
+        self.agents[agent.agent_id] = agent
+        insort(self.agents_in_order, agent, key=attrgetter("order"))
 
     def agent_of(self, connection: ConnectionId) -> Agent | None:
         """The agent whose *current* stream this is."""

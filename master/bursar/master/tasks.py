@@ -11,7 +11,8 @@ from bursar.core.messages.framework import StatusUpdates, UpdateRef
 from bursar.core.messages.operator import AgentState
 from bursar.core.resources import to_holding
 from bursar.core.tasks import AssignedTask, StatusReason, StatusSource, TaskState, TaskStatus, may_follow
-from bursar.master.ledger import Charge, TaskKey
+from bursar.master.allocator.shares import Client
+from bursar.master.ledger import TaskKey
 from bursar.master.records import (
     MAX_ENDED_TASK_AGE_MS,
     MAX_ENDED_TASKS,
@@ -242,9 +243,9 @@ def add_task(cluster: Cluster, task: Task, *, held: bool) -> None:
     if task.state.is_terminal:
         return
     agent.tasks.add(key)
-    charge = Charge(task.assigned.role, key.framework_id)
+    client = Client(task.assigned.role, key.framework_id)
     book = cluster.ledger.allocate if held else cluster.ledger.adopt
-    book(agent.agent_id, key, charge, to_holding(task.assigned.resources))
+    book(agent.agent_id, key, client, to_holding(task.assigned.resources))
 
 
 def note_ended(cluster: Cluster, task: Task) -> None:

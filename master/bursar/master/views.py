@@ -85,7 +85,7 @@ def agent_view(cluster: Cluster, agent: Agent) -> AgentView:
 
 def _amounts_of_offers(cluster: Cluster, framework: Framework, role: str | None = None) -> Resources:
     return _sum_anywhere(
-        holding_total(cluster.ledger.offer_holding(offer_id))
+        holding_total(cluster.ledger.offer_holding(cluster.offers[offer_id].offer.agent_id, offer_id))
         for offer_id in framework.offers
         if role is None or cluster.offers[offer_id].offer.role == role
     )
@@ -126,7 +126,7 @@ def role_names(cluster: Cluster) -> list[str]:
 def role_view(cluster: Cluster, role: str) -> RoleView:
     """One role; what it holds includes its descendants."""
     offered = [
-        holding_total(cluster.ledger.offer_holding(offer_id))
+        holding_total(cluster.ledger.offer_holding(outstanding.offer.agent_id, offer_id))
         for offer_id, outstanding in cluster.offers.items()
         if covers(role, outstanding.offer.role)
     ]

@@ -237,7 +237,7 @@ class Checkers:
         assert machine is not None
         cluster = machine.cluster
         self._quiet = False
-        if isinstance(event, TimePassed) and not cluster.dirty:
+        if isinstance(event, TimePassed) and not cluster.is_dirty:
             filters_ms = cluster.filters.deadlines.next_ms()
             due = {kind for (kind, _), at in cluster.deadlines._due.items() if at <= now.monotonic_ms}
             self._quiet = "cycle" in due and due <= _QUIET and (filters_ms is None or filters_ms > now.monotonic_ms)

@@ -31,9 +31,9 @@ class AgentDescription:
     runs_without_image: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Offer:
-    """Resources of one agent promised to one framework in one role."""
+    """Resources of one agent promised to one framework in one role. Never changed; not frozen, for a cycle makes many."""
 
     offer_id: OfferId
     framework_id: FrameworkId

@@ -7,18 +7,20 @@ all as the guarantee of progress; when the former is quiet, the latter makes no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from operator import attrgetter
+from types import MappingProxyType
 from typing import NamedTuple
 
-from bursar.core.ids import AgentId, FrameworkId, OfferId
+from bursar.core.ids import AgentId, OfferId
 from bursar.core.messages.offers import Offer
-from bursar.core.messages.operator import AgentState, RefusalReason
-from bursar.core.resources import Holding, Resources, Stack, to_reserved
+from bursar.core.messages.operator import RefusalReason
+from bursar.core.resources import UNRESERVED, Holding, to_reserved
 from bursar.core.roles import covers
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
+from bursar.master.allocator.shares import Client
 from bursar.master.allocator.visibility import is_hidden
-from bursar.master.ledger import Charge
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
 
 #: The smallest offer: this much CPU *or* this much memory (OFF-11).
@@ -29,47 +31,60 @@ MIN_MEM_BYTES = 32 << 20
 class Proposal(NamedTuple):
     """What a (role, framework) may have of an agent."""
 
-    holding: dict[Stack, Resources]
-    promised: dict[int, int]
+    holding: Holding
+    #: index of the shape of the demand → how often it fits in.
+    promised: Mapping[int, int]
 
 
-def run_cycle(cluster: Cluster, agent_ids: Iterable[AgentId], now_ms: int, wall_ms: int) -> list[OutstandingOffer]:
+NO_PROMISE: Mapping[int, int] = MappingProxyType({})
+
+
+def run_cycle(cluster: Cluster, agent_ids: AbstractSet[AgentId], now_ms: int, wall_ms: int) -> list[OutstandingOffer]:
     """Offer what is free on these agents; return the new offers, already booked in the ledger."""
-    with_free = cluster.ledger.with_free
-    agents = [
-        agent
-        for agent_id in agent_ids
-        if agent_id in with_free and (agent := cluster.agents[agent_id]).state is AgentState.ACTIVE
-    ]
-    agents.sort(key=attrgetter("order"))
     expires_in_ms = cluster.flags.duration_ms("offer-timeout")
     made: list[OutstandingOffer] = []
-    for agent in agents:
-        _offer_agent(cluster, agent, now_ms, wall_ms, expires_in_ms, made)
+    for agent in _in_order(cluster, agent_ids):
+        _offer_agent(cluster, agent, wall_ms, expires_in_ms, made)
+    if made:
+        # They expire together: one deadline for all of them.
+        expires_at_ms = now_ms + expires_in_ms
+        expiring = cluster.expiring_offers.setdefault(str(expires_at_ms), [])
+        expiring += [outstanding.offer.offer_id for outstanding in made]
+        cluster.deadlines.set(("offers", str(expires_at_ms)), expires_at_ms)
     cluster.counters.cycles += 1
     cluster.counters.offers_made += len(made)
     return made
 
 
+def _in_order(cluster: Cluster, agent_ids: AbstractSet[AgentId]) -> list[Agent]:
+    """Agents with anything free, in the order of the permutation."""
+    if 4 * len(agent_ids) > len(cluster.agents_in_order):
+        return [agent for agent in cluster.agents_in_order if agent.agent_id in agent_ids]
+    return sorted([cluster.agents[agent_id] for agent_id in agent_ids], key=attrgetter("order"))
+
+
 def _offer_agent(
-    cluster: Cluster, agent: Agent, now_ms: int, wall_ms: int, expires_in_ms: int, made: list[OutstandingOffer]
+    cluster: Cluster, agent: Agent, wall_ms: int, expires_in_ms: int, made: list[OutstandingOffer]
 ) -> None:
     """Offer one agent until nothing is left, or nobody may have it."""
     books = cluster.ledger.books[agent.agent_id]
+    filters = cluster.filters.on(agent.agent_id)
     # What is free only shrinks here: whoever was refused or served once need not be asked again. But a demand may be cut
     # differently from less, and so get past the filter that blocked its first cut.
-    done: set[tuple[str, FrameworkId]] = set()
-    while books.free:
-        for client in cluster.shares.order():
-            if client in done:
+    done: set[Client] = set()
+    while free := books.free:
+        hidden = done if filters is None else filters.known_hidden(free)
+        for node in cluster.shares.order():
+            client = node.client
+            assert client is not None
+            if client in hidden or client in done:
                 continue
-            role, framework_id = client
-            framework = cluster.frameworks[framework_id]
-            proposal = consider(cluster, agent, role, framework, books.free)
+            framework = cluster.frameworks[client.framework_id]
+            proposal = consider(cluster, agent, client.role, framework, free)
             if proposal is not RefusalReason.DECLINED or not framework.demand.version:
                 done.add(client)
             if isinstance(proposal, Proposal):
-                made.append(_hand_out(cluster, agent, role, framework, proposal, now_ms, wall_ms, expires_in_ms))
+                made.append(_hand_out(cluster, agent, client, framework, proposal, wall_ms, expires_in_ms))
                 break
         else:
             return
@@ -87,7 +102,13 @@ def consider(
     available = offerable(free, role)
     if not available:
         return RefusalReason.RESERVED_FOR_OTHERS if free else RefusalReason.NOT_FREE
-    promised: dict[int, int] = {}
+    client = Client(role, framework.framework_id)
+    filters = cluster.filters.on(agent.agent_id)
+    if filters is not None and filters.blocks(client, available):
+        # Whatever is cut out of it was refused, too; for as long as no more is free.
+        filters.known_hidden(free).add(client)
+        return RefusalReason.DECLINED
+    promised: Mapping[int, int] = NO_PROMISE
     if framework.demand.version:
         shapes = open_shapes(framework.demand, framework.wanted, framework.promised, role)
         if not shapes:
@@ -103,13 +124,15 @@ def consider(
         available, promised = cut.holding, cut.promised
     elif not _is_allocatable(available):
         return RefusalReason.TOO_SMALL
-    if cluster.filters.blocks((framework.framework_id, role, agent.agent_id), available):
+    if filters is not None and filters.blocks(client, available):
         return RefusalReason.DECLINED
     return Proposal(available, promised)
 
 
-def offerable(free: Holding, role: str) -> dict[Stack, Resources]:
+def offerable(free: Holding, role: str) -> Holding:
     """The buckets that a role may be offered: unreserved ones, and those whose owner covers it (RSV-7)."""
+    if len(free) == 1 and UNRESERVED in free:
+        return free
     return {stack: part for stack, part in free.items() if not stack or covers(stack[-1].holder, role)}
 
 
@@ -124,30 +147,31 @@ def _is_allocatable(holding: Holding) -> bool:
 def _hand_out(
     cluster: Cluster,
     agent: Agent,
-    role: str,
+    client: Client,
     framework: Framework,
     proposal: Proposal,
-    now_ms: int,
     wall_ms: int,
     expires_in_ms: int,
 ) -> OutstandingOffer:
+    agent_id = agent.agent_id
+    holding, promised = proposal
     cluster.offer_sequence += 1
     offer_id = OfferId(f"{cluster.term}-O{cluster.offer_sequence}")
-    cluster.ledger.offer(agent.agent_id, offer_id, Charge(role, framework.framework_id), proposal.holding)
+    cluster.ledger.offer(agent_id, offer_id, client, holding)
     offer = Offer(
         offer_id,
-        framework.framework_id,
-        role,
-        agent.agent_id,
+        client.framework_id,
+        client.role,
+        agent_id,
         agent.description_version,
-        to_reserved(proposal.holding),
+        to_reserved(holding),
         expires_in_ms,
     )
-    outstanding = OutstandingOffer(offer, wall_ms, framework.demand.version, proposal.promised)
+    outstanding = OutstandingOffer(offer, wall_ms, framework.demand.version, promised)
     cluster.offers[offer_id] = outstanding
     framework.offers.add(offer_id)
-    for index, count in proposal.promised.items():
-        framework.promised[index] += count
+    if promised:
+        for index, count in promised.items():
+            framework.promised[index] += count
         cluster.reopened.add(framework.framework_id)
-    cluster.deadlines.set(("offer", offer_id), now_ms + expires_in_ms)
     return outstanding

@@ -1,7 +1,7 @@
 """What a framework declined a moment ago (OFF-5).
 
-A filter of (framework, role, agent) suppresses an offer iff what was refused contains what would be offered, so a larger or
-different offer still goes out. It lives `max(allocation interval, refuse_ms)`, which also is the damping of design.md §7.
+A filter of (client, agent) suppresses an offer iff what was refused contains what would be offered, so a larger or different offer
+still goes out. It lives `max(allocation interval, refuse_ms)`, which also is the damping of design.md §7.
 """
 
 from __future__ import annotations
@@ -10,42 +10,87 @@ from collections.abc import Collection
 
 from bursar.core.clock import Deadlines
 from bursar.core.ids import AgentId, FrameworkId
-from bursar.core.resources import Holding, holding_contains
+from bursar.core.resources import EMPTY, Holding
+from bursar.master.allocator.shares import Client
 
-FilterKey = tuple[FrameworkId, str, AgentId]
+_Filters = tuple[int, Holding, "_Filters | None"]
+"""When the first ends, what it refused, and the other filters of the same client on the same agent. Flat: there may be millions."""
+
+_Due = tuple[FrameworkId, str, int]
+
+
+class AgentFilters:
+    """The filters on one agent."""
+
+    __slots__ = ("by_client", "hidden", "hidden_from")
+
+    def __init__(self) -> None:
+        self.by_client: dict[Client, _Filters] = {}
+        #: Clients for which a filter contains all that they could be offered of `hidden_from`, what is free: found once.
+        self.hidden: set[Client] = set()
+        self.hidden_from: Holding | None = None
+
+    def blocks(self, client: Client, offered: Holding) -> bool:
+        """Whether an offer is suppressed."""
+        filters = self.by_client.get(client)
+        while filters is not None:
+            _, refused, filters = filters
+            for stack, part in offered.items():
+                there = refused.get(stack, EMPTY)
+                if there is not part and not there.contains(part):
+                    break
+            else:
+                return True
+        return False
+
+    def known_hidden(self, free: Holding) -> set[Client]:
+        """The clients that were found to be blocked whatever is offered of `free`."""
+        if self.hidden_from is not free:
+            self.hidden = set()
+            self.hidden_from = free
+        return self.hidden
 
 
 class RefuseFilters:
     """All filters; soft state, lost with the master."""
 
     def __init__(self) -> None:
-        self._filters: dict[FilterKey, list[tuple[int, Holding]]] = {}
-        self._by_framework: dict[FrameworkId, set[FilterKey]] = {}
-        self.deadlines: Deadlines[FilterKey] = Deadlines()
+        self._agents: dict[AgentId, AgentFilters] = {}
+        #: Framework → (role, until) → agents with such a filter; some may be gone meanwhile.
+        self._places: dict[FrameworkId, dict[tuple[str, int], list[AgentId]]] = {}
+        self.deadlines: Deadlines[_Due] = Deadlines()
         #: For frameworks that left offers unanswered: in how many rounds in a row, and when the last one began.
         self._unanswered: dict[FrameworkId, tuple[int, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._filters)
+        return sum(len(filters.by_client) for filters in self._agents.values())
 
-    def add(self, key: FilterKey, refused: Holding, until_ms: int) -> None:
+    def on(self, agent_id: AgentId) -> AgentFilters | None:
+        """The filters on an agent, if there are any."""
+        return self._agents.get(agent_id)
+
+    def add(self, client: Client, agent_id: AgentId, refused: Holding, until_ms: int) -> None:
         """Suppress what `refused` contains until then."""
         if not refused:
             return
-        kept = [
-            entry
-            for entry in self._filters.get(key, ())
-            if entry[0] > until_ms or not holding_contains(refused, entry[1])
-        ]
-        kept.append((until_ms, refused))
-        self._filters[key] = kept
-        self._by_framework.setdefault(key[0], set()).add(key)
-        self.deadlines.set(key, min(at for at, _ in kept))
+        on_agent = self._agents.get(agent_id)
+        if on_agent is None:
+            on_agent = self._agents[agent_id] = AgentFilters()
+        known = on_agent.by_client.get(client)
+        on_agent.by_client[client] = (until_ms, refused, None) if known is None else _with(known, until_ms, refused)
+        due = (client.role, until_ms)
+        places = self._places.setdefault(client.framework_id, {})
+        agents = places.get(due)
+        if agents is None:
+            places[due] = [agent_id]
+            self.deadlines.set((client.framework_id, *due), until_ms)
+        else:
+            agents.append(agent_id)
 
-    def blocks(self, key: FilterKey, offered: Holding) -> bool:
+    def blocks(self, client: Client, agent_id: AgentId, offered: Holding) -> bool:
         """Whether an offer is suppressed."""
-        entries = self._filters.get(key)
-        return entries is not None and any(holding_contains(refused, offered) for _, refused in entries)
+        on_agent = self._agents.get(agent_id)
+        return on_agent is not None and on_agent.blocks(client, offered)
 
     def left_unanswered(self, framework_id: FrameworkId, made_ms: int, now_ms: int) -> int:
         """Note that an offer was left unanswered; return in how many rounds in a row, from 1. Offers that were out together
@@ -63,39 +108,92 @@ class RefuseFilters:
 
     def expire(self, now_ms: int) -> set[AgentId]:
         """Drop what has expired; return the agents that may be offered again."""
-        agents = set()
-        for key in self.deadlines.pop_due(now_ms):
-            rest = [entry for entry in self._filters[key] if entry[0] > now_ms]
-            if rest:
-                self._filters[key] = rest
-                self.deadlines.set(key, min(at for at, _ in rest))
-            else:
-                self._forget(key)
-            agents.add(key[2])
-        return agents
+        woken: set[AgentId] = set()
+        for framework_id, role, until_ms in self.deadlines.pop_due(now_ms):
+            places = self._places[framework_id]
+            for agent_id in places.pop((role, until_ms)):
+                on_agent = self._agents.get(agent_id)
+                client = Client(role, framework_id)
+                filters = None if on_agent is None else on_agent.by_client.get(client)
+                if on_agent is None or filters is None:
+                    continue
+                rest = _after(filters, now_ms)
+                if rest is not filters:
+                    woken.add(agent_id)
+                    self._put(agent_id, on_agent, client, rest)
+            if not places:
+                del self._places[framework_id]
+        return woken
 
     def agents_of(self, framework_id: FrameworkId) -> set[AgentId]:
         """The agents of which a framework declined something."""
-        return {key[2] for key in self._by_framework.get(framework_id, ())}
+        roles = {role for role, _ in self._places.get(framework_id, ())}
+        clients = [Client(role, framework_id) for role in sorted(roles)]
+        return {
+            agent_id
+            for agents in self._places.get(framework_id, {}).values()
+            for agent_id in agents
+            if (on_agent := self._agents.get(agent_id)) and any(client in on_agent.by_client for client in clients)
+        }
 
-    def drop_framework(self, framework_id: FrameworkId, roles: Collection[str] | None = None) -> None:
-        """Forget a framework's filters, of some roles or of all (revive, disconnection)."""
+    def drop_framework(self, framework_id: FrameworkId, roles: Collection[str] | None = None) -> set[AgentId]:
+        """Forget a framework's filters, of some roles or of all (revive, disconnection); return the agents that they were on."""
         self._unanswered.pop(framework_id, None)
-        for key in list(self._by_framework.get(framework_id, ())):
-            if roles is None or key[1] in roles:
-                self._forget(key)
-        if roles is None:
-            self._unanswered.pop(framework_id, None)
+        places = self._places.get(framework_id)
+        if places is None:
+            return set()
+        woken: set[AgentId] = set()
+        for role, until_ms in list(places):
+            if roles is not None and role not in roles:
+                continue
+            self.deadlines.cancel((framework_id, role, until_ms))
+            client = Client(role, framework_id)
+            for agent_id in places.pop((role, until_ms)):
+                on_agent = self._agents.get(agent_id)
+                if on_agent is not None and client in on_agent.by_client:
+                    woken.add(agent_id)
+                    self._put(agent_id, on_agent, client, None)
+        if not places:
+            del self._places[framework_id]
+        return woken
 
     def drop_agent(self, agent_id: AgentId) -> None:
         """Forget what was declined of an agent: it has changed."""
-        for key in [key for key in self._filters if key[2] == agent_id]:
-            self._forget(key)
+        self._agents.pop(agent_id, None)
 
-    def _forget(self, key: FilterKey) -> None:
-        del self._filters[key]
-        self.deadlines.cancel(key)
-        keys = self._by_framework[key[0]]
-        keys.discard(key)
-        if not keys:
-            del self._by_framework[key[0]]
+    def _put(self, agent_id: AgentId, on_agent: AgentFilters, client: Client, filters: _Filters | None) -> None:
+        on_agent.hidden.discard(client)
+        if filters is not None:
+            on_agent.by_client[client] = filters
+            return
+        del on_agent.by_client[client]
+        if not on_agent.by_client:
+            del self._agents[agent_id]
+
+
+def _with(known: _Filters, until_ms: int, refused: Holding) -> _Filters:
+    """Add a filter, the one that ends first in front; those that it covers for as long as they live are dropped."""
+    kept = [(until_ms, refused)]
+    rest: _Filters | None = known
+    while rest is not None:
+        at_ms, what, rest = rest
+        if at_ms > until_ms or not _contains(refused, what):
+            kept.append((at_ms, what))
+    kept.sort(key=lambda entry: -entry[0])
+    result: _Filters | None = None
+    for at_ms, what in kept:
+        result = (at_ms, what, result)
+    assert result is not None
+    return result
+
+
+def _contains(left: Holding, right: Holding) -> bool:
+    return all(left.get(stack, EMPTY).contains(part) for stack, part in right.items())
+
+
+def _after(filters: _Filters, now_ms: int) -> _Filters | None:
+    """Those that live on."""
+    rest: _Filters | None = filters
+    while rest is not None and rest[0] <= now_ms:
+        rest = rest[2]
+    return rest

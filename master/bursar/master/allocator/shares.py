@@ -1,115 +1,245 @@
-"""Hierarchical weighted DRF: the order in which (role, framework) are served.
+"""The tree of roles: what each holds and keeps, and the order in which (role, framework) are served.
 
-Share of a node: the largest, over all kinds that count, of `held · 10^18 // (total · weight in thousandths)`; siblings are
-ordered by share, then by how often they were given something, then by path: a total order (mesos.md §3.2). A role that has
-both frameworks and children takes part among its children as the virtual leaf `role/.`, of weight 1. Orders are kept sorted and
-repaired where something changed, never sorted anew for an agent.
+Hierarchical weighted DRF (mesos.md §3.2). Share of a node: the largest, over all kinds that count, of
+`held · 10^18 // (total · weight in thousandths)`; siblings are ordered by share, then by how often they were given something, then
+by path: a total order. A role that has both frameworks and children takes part among its children as the virtual leaf `role/.`, of
+weight 1. Orders are kept sorted and repaired where something changed, never sorted anew for an agent.
+
+The same nodes carry what quota is reckoned from: reservations, and which part of what is held comes out of them.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
+from types import MappingProxyType
+from typing import NamedTuple
 
 from bursar.core.ids import FrameworkId
 
 SCALE = 10**18
 DEFAULT_WEIGHT_MILLI = 1000
 
-_Key = tuple[int, int, str]
+Amounts = Mapping[str, int]
+"""Kind → amount in its integer unit, GPUs in thousandths (`Resources.amounts`)."""
+
+_NOTHING: Amounts = MappingProxyType({})
+_by_key = itemgetter(0, 1, 2)
 
 
-@dataclass(slots=True, eq=False)
-class _Node:
-    """A role, a virtual leaf, or a framework inside a role; ordered among its siblings.
+class Client(NamedTuple):
+    """Who is served, and who pays: a framework in one of its roles."""
 
-    Invariant: it is in `parent.order` iff `active` > 0, under its `key`, which is that of its amounts and count; an only
-    child's may be out of date, for it is compared with nobody.
+    role: str
+    framework_id: FrameworkId
+
+
+class Node:
+    """A role, a virtual leaf, or a client inside a role; ordered among its siblings.
+
+    Invariants: `entry` is in `parent.order` iff `active` > 0, and holds the node's share and count; an only child's may be out of
+    date, for it is compared with nobody. An only child may share its parent's `held`.
     """
 
-    path: str
-    parent: _Node | None
-    weight_milli: int = DEFAULT_WEIGHT_MILLI
-    held: dict[str, int] = field(default_factory=dict)
-    #: How often something was given to it: the second criterion.
-    count: int = 0
-    children: dict[str, _Node] = field(default_factory=dict)
-    order: list[tuple[_Key, _Node]] = field(default_factory=list)
-    key: _Key = (0, 0, "")
-    #: Frameworks below (or itself, for a framework) that may be given something.
-    active: int = 0
-    #: (role, framework) for a framework's node.
-    client: tuple[str, FrameworkId] | None = None
+    __slots__ = (
+        "active",
+        "children",
+        "client",
+        "count",
+        "entry",
+        "guarantee",
+        "held",
+        "held_reserved",
+        "limit",
+        "order",
+        "parent",
+        "path",
+        "reserved",
+        "weight_milli",
+    )
+
+    def __init__(
+        self, path: str, parent: Node | None, weight_milli: int = DEFAULT_WEIGHT_MILLI, client: Client | None = None
+    ) -> None:
+        self.path = path
+        self.parent = parent
+        self.weight_milli = weight_milli
+        #: Offered and allocated, by the whole subtree.
+        self.held: dict[str, int] = {}
+        #: How often something was given to it: the second criterion.
+        self.count = 0
+        self.children: dict[str, Node] = {}
+        #: (share, count, path, node) of the active children, sorted.
+        self.order: list[_Entry] = []
+        self.entry: _Entry = (0, 0, path, self)
+        #: Clients below (or itself, for a client) that may be given something.
+        self.active = 0
+        #: For a client's node.
+        self.client = client
+        #: Quota: what the role shall be able to have, and the most that it may have; kinds not named: 0, and without limit.
+        self.guarantee: Amounts = _NOTHING
+        self.limit: Amounts = _NOTHING
+        #: Kept for plain roles of the subtree, used or not.
+        self.reserved: Amounts = _NOTHING
+        #: What of `held` comes out of such reservations.
+        self.held_reserved: Amounts = _NOTHING
+
+    def consumed(self, kind: str) -> int:
+        """What counts against quota (mesos.md §3.3): all reservations of the subtree, used or not, and what it holds beyond them;
+        what is offered counts as consumed.
+        """
+        return self.held.get(kind, 0) - self.held_reserved.get(kind, 0) + self.reserved.get(kind, 0)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the node is there for another reason than its clients: a reservation or a quota."""
+        return bool(self.reserved or self.guarantee or self.limit)
+
+
+_Entry = tuple[int, int, str, Node]
+_node_of = itemgetter(3)
 
 
 class Shares:
-    """The tree of roles, and what they and their frameworks hold (offered and allocated)."""
+    """The tree of roles. What roles and their frameworks hold is told by the ledger alone."""
 
     def __init__(self, excluded: frozenset[str] = frozenset()) -> None:
-        self._root = _Node("", None)
+        self.root = Node("", None)
         self._total: dict[str, int] = {}
         #: What of it counts.
         self._counted: dict[str, int] = {}
         self._excluded = excluded
         self._weights: dict[str, int] = {}
-        self._clients: dict[tuple[str, FrameworkId], _Node] = {}
+        self._clients: dict[Client, Node] = {}
+        #: Totals or the like changed: every share is another one.
         self._stale = False
 
     # --- Accounts (called by the ledger) ---
 
-    def charge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
-        """A client was given something."""
-        self._change(self._client(role, framework_id), _add, amounts, 1)
+    def charge(self, client: Client, amounts: Amounts, reserved: Amounts = _NOTHING) -> None:
+        """A client was given something; `reserved` is what of it comes out of reservations to plain roles."""
+        node = self._clients.get(client) or self._enter(client)
+        if reserved:
+            _change_up(node, "held_reserved", reserved, 1)
+        seen: dict[str, int] | None = None
+        parent = node.parent
+        while parent is not None:
+            held = node.held
+            if held is not seen:
+                seen = held
+                for kind, amount in amounts.items():
+                    held[kind] = held.get(kind, 0) + amount
+            node.count += 1
+            if len(parent.children) > 1 and not self._stale:
+                self._place(node, parent)
+            node = parent
+            parent = node.parent
 
-    def discharge(self, role: str, framework_id: FrameworkId, amounts: Mapping[str, int]) -> None:
+    def discharge(self, client: Client, amounts: Amounts, reserved: Amounts = _NOTHING) -> None:
         """A client gave something back."""
-        self._change(self._client(role, framework_id), _subtract, amounts, 0)
-        self._drop_if_unused((role, framework_id))
+        leaf = node = self._clients[client]
+        if reserved:
+            _change_up(node, "held_reserved", reserved, -1)
+        seen: dict[str, int] | None = None
+        parent = node.parent
+        while parent is not None:
+            held = node.held
+            if held is not seen:
+                seen = held
+                for kind, amount in amounts.items():
+                    left = held[kind] - amount
+                    assert left >= 0, (kind, left)
+                    if left:
+                        held[kind] = left
+                    else:
+                        del held[kind]
+            if len(parent.children) > 1 and not self._stale:
+                self._place(node, parent)
+            node = parent
+            parent = node.parent
+        if not leaf.active and not leaf.held:
+            self._drop_if_unused(client)
 
-    def add_total(self, amounts: Mapping[str, int]) -> None:
+    def keep(self, role: str, amounts: Amounts) -> None:
+        """Resources were reserved to a plain role."""
+        node = self._role(role)
+        _change_up(node, "reserved", amounts, 1)
+
+    def release(self, role: str, amounts: Amounts) -> None:
+        """A plain role's reservation ended."""
+        node = self._role(role)
+        _change_up(node, "reserved", amounts, -1)
+        self._drop_empty(node)
+
+    def add_total(self, amounts: Amounts) -> None:
         """The cluster grew."""
-        _add(self._total, amounts)
+        for kind, amount in amounts.items():
+            self._total[kind] = self._total.get(kind, 0) + amount
         self._stale = True
 
-    def subtract_total(self, amounts: Mapping[str, int]) -> None:
+    def subtract_total(self, amounts: Amounts) -> None:
         """The cluster shrank."""
-        _subtract(self._total, amounts)
+        for kind, amount in amounts.items():
+            left = self._total[kind] - amount
+            assert left >= 0, (kind, left)
+            if left:
+                self._total[kind] = left
+            else:
+                del self._total[kind]
         self._stale = True
 
-    # --- clients ---
+    # --- clients, weights, quota ---
 
     def set_active(self, role: str, framework_id: FrameworkId, active: bool) -> None:
         """Say whether a framework may be given something in a role (connected and not suppressed)."""
-        if not active and (role, framework_id) not in self._clients:
-            return
-        node = self._client(role, framework_id)
-        difference = int(active) - node.active
+        client = Client(role, framework_id)
+        leaf = self._clients.get(client)
+        if leaf is None:
+            if not active:
+                return
+            leaf = self._enter(client)
+        difference = int(active) - leaf.active
         if difference:
-            walk: _Node | None = node
-            while walk is not None and walk.parent is not None:
-                was = walk.active
-                walk.active += difference
-                if bool(was) != bool(walk.active):
-                    if walk.active:
-                        _list(walk)
-                    else:
-                        self._unlist(walk)
-                walk = walk.parent
-        self._drop_if_unused((role, framework_id))
+            node, parent = leaf, leaf.parent
+            while parent is not None:
+                was = node.active
+                node.active += difference
+                if not was:
+                    insort(parent.order, node.entry)
+                elif not node.active:
+                    self._unlist(node, parent)
+                node, parent = parent, parent.parent
+        if not active:
+            self._drop_if_unused(client)
+
+    def is_active(self, client: Client) -> bool:
+        """Whether a client may be given something."""
+        node = self._clients.get(client)
+        return node is not None and bool(node.active)
 
     def set_weight(self, role: str, weight_milli: int) -> None:
-        """Change a role's weight, in thousandths, at least 1."""
+        """Change a role's weight, in thousandths, at least 1. It is remembered whether the role is in use or not."""
         assert weight_milli >= 1, weight_milli
-        self._weights[role] = weight_milli
-        node = self._find(role)
-        if node is not None:
+        if weight_milli == DEFAULT_WEIGHT_MILLI:
+            self._weights.pop(role, None)
+        else:
+            self._weights[role] = weight_milli
+        node = self.find(role)
+        if node is not None and node.parent is not None:
             node.weight_milli = weight_milli
-            self._place(node)
+            if not self._stale:
+                self._place(node, node.parent)
 
     def weight_milli(self, role: str) -> int:
         """A role's weight, in thousandths."""
         return self._weights.get(role, DEFAULT_WEIGHT_MILLI)
+
+    def set_quota(self, role: str, guarantee: Amounts, limit: Amounts) -> None:
+        """What a role shall be able to have and the most that it may have; both empty: no quota."""
+        node = self._role(role)
+        node.guarantee, node.limit = guarantee, limit
+        self._drop_empty(node)
 
     def set_excluded(self, names: frozenset[str]) -> None:
         """Kinds that do not count (GPU-6, M-15)."""
@@ -119,204 +249,222 @@ class Shares:
 
     # --- order ---
 
-    def order(self) -> Iterator[tuple[str, FrameworkId]]:
-        """Every active (role, framework), the one to be served next first.
-
-        Take from a fresh iterator after anything was charged.
-        """
+    def order(self) -> Iterator[Node]:
+        """Every active client's node, the one to be served next first. Take a fresh iterator after anything was charged."""
         if self._stale:
             self._counted = {kind: total for kind, total in self._total.items() if kind not in self._excluded}
-            self._rebuild(self._root)
+            self._rebuild(self.root)
             self._stale = False
-        return self._walk(self._root)
+        node = self.root
+        order = node.order
+        # Most often there is one way only, down to the frameworks of a role.
+        while len(order) == 1:
+            node = order[0][3]
+            if node.client is not None:
+                return iter((node,))
+            order = node.order
+        if order and order[0][3].client is not None:
+            # The children of a node are clients, or none of them is.
+            return map(_node_of, order)
+        return _walk(order)
 
     def share_millionths(self, role: str) -> int:
         """A role's dominant share, weight not applied, in millionths."""
-        node = self._find(role)
+        node = self.find(role)
         if node is None:
             return 0
         return max(
-            (amount * 1_000_000 // total for kind, amount in node.held.items() if (total := self._total_of(kind))),
+            (
+                amount * 1_000_000 // total
+                for kind, amount in node.held.items()
+                if kind not in self._excluded and (total := self._total.get(kind, 0))
+            ),
             default=0,
         )
 
     def roles(self) -> list[str]:
-        """Every role that has clients or is above one that has, sorted."""
-        found: list[str] = []
-        stack = [self._root]
+        """Every role that has clients, reservations or quota, or is above one that has; sorted."""
+        return sorted(node.path for node in self.nodes())
+
+    def nodes(self) -> Iterator[Node]:
+        """The nodes of all roles, each after the role above it; neither virtual leaves nor clients."""
+        stack = [self.root]
         while stack:
-            node = stack.pop()
-            for child in node.children.values():
+            for child in stack.pop().children.values():
                 if child.client is None and not child.path.endswith("/."):
-                    found.append(child.path)
+                    yield child
                     stack.append(child)
-        return sorted(found)
 
-    def held(self, role: str) -> Mapping[str, int]:
-        """What the subtree of a role holds."""
-        node = self._find(role)
-        return {} if node is None else node.held
-
-    def check(self) -> None:
-        """Assert the invariants of the tree."""
-
-        def visit(node: _Node) -> None:
-            listed = [child for _, child in node.order]
-            expected = [child for child in node.children.values() if child.active]
-            assert sorted(map(id, listed)) == sorted(map(id, expected)), node.path
-            assert node.order == sorted(node.order, key=lambda entry: entry[0]), node.path
-            for key, child in node.order:
-                assert key == child.key, child.path
-            if node.client is None and node.parent is not None:
-                assert node.children, node.path
-            if node.children:
-                total: dict[str, int] = {}
-                for child in node.children.values():
-                    for kind, amount in child.held.items():
-                        total[kind] = total.get(kind, 0) + amount
-                assert total == node.held or node.parent is None, (node.path, total, node.held)
-                assert node.parent is None or node.active == sum(c.active for c in node.children.values()), node.path
-            for child in node.children.values():
-                visit(child)
-
-        visit(self._root)
-
-    # --- inside ---
-
-    def _total_of(self, kind: str) -> int:
-        return 0 if kind in self._excluded else self._total.get(kind, 0)
-
-    def _share(self, node: _Node) -> int:
-        counted = self._counted
-        shares = [amount * SCALE // counted[kind] for kind, amount in node.held.items() if kind in counted]
-        # Divided by the weight once, at the end: the same integer.
-        return max(shares) // node.weight_milli if shares else 0
-
-    def _walk(self, node: _Node) -> Iterator[tuple[str, FrameworkId]]:
-        # Most often there is one way only, down to the frameworks of a role.
-        while len(node.order) == 1 and node.order[0][1].client is None:
-            node = node.order[0][1]
-        for _, child in node.order:
-            if child.client is not None:
-                yield child.client
-            else:
-                yield from self._walk(child)
-
-    def _rebuild(self, node: _Node) -> None:
-        for child in node.children.values():
-            child.key = (self._share(child), child.count, child.path)
-            self._rebuild(child)
-        node.order = sorted(
-            ((child.key, child) for child in node.children.values() if child.active), key=lambda e: e[0]
-        )
-
-    def _place(self, node: _Node) -> None:
-        """Put a node where its key belongs."""
-        if self._stale or node.parent is None:
-            self._stale = True
-            return
-        if node.active:
-            self._unlist(node)
-        node.key = (self._share(node), node.count, node.path)
-        if node.active:
-            _list(node)
-
-    def _unlist(self, node: _Node) -> None:
-        assert node.parent is not None
-        order = node.parent.order
-        index = _index(node)
-        if index < len(order) and order[index][1] is node:
-            del order[index]
-        else:
-            # Keys are out of date until the next rebuild.
-            node.parent.order = [entry for entry in order if entry[1] is not node]
-
-    def _change(
-        self,
-        client: _Node,
-        change: Callable[[dict[str, int], Mapping[str, int]], None],
-        amounts: Mapping[str, int],
-        times_given: int,
-    ) -> None:
-        node: _Node | None = client
-        while node is not None and node.parent is not None:
-            change(node.held, amounts)
-            node.count += times_given
-            if len(node.parent.children) > 1 and not self._stale:
-                self._place(node)
-            node = node.parent
-
-    def _client(self, role: str, framework_id: FrameworkId) -> _Node:
-        node = self._clients.get((role, framework_id))
-        if node is None:
-            leaf = self._leaf(role)
-            node = _Node(f"{leaf.path} {framework_id}", leaf, client=(role, framework_id))
-            self._adopt(leaf, framework_id, node)
-            self._clients[role, framework_id] = node
-        return node
-
-    def _leaf(self, role: str) -> _Node:
-        """The virtual leaf that holds the frameworks of a role; alone among its siblings it is the role itself."""
-        node = self._root
-        path = ""
-        for component in (*role.split("/"), "."):
-            path = f"{path}/{component}" if path else component
-            child = node.children.get(component)
-            if child is None:
-                child = _Node(path, node, DEFAULT_WEIGHT_MILLI if component == "." else self.weight_milli(path))
-                self._adopt(node, component, child)
-            node = child
-        return node
-
-    def _adopt(self, parent: _Node, name: str, child: _Node) -> None:
-        child.key = (0, 0, child.path)
-        if len(parent.children) == 1:
-            # From now on it is compared with somebody.
-            self._place(next(iter(parent.children.values())))
-        parent.children[name] = child
-
-    def _find(self, role: str) -> _Node | None:
-        node: _Node | None = self._root
+    def find(self, role: str) -> Node | None:
+        """The node of a role that is in use."""
+        node: Node | None = self.root
         for component in role.split("/"):
             node = None if node is None else node.children.get(component)
         return node
 
-    def _drop_if_unused(self, client: tuple[str, FrameworkId]) -> None:
+    def client_node(self, client: Client) -> Node | None:
+        """The node of a client."""
+        return self._clients.get(client)
+
+    def held(self, role: str) -> Amounts:
+        """What the subtree of a role holds."""
+        node = self.find(role)
+        return _NOTHING if node is None else node.held
+
+    def check(self) -> None:
+        """Assert the invariants of the tree."""
+
+        def visit(node: Node) -> None:
+            listed = [entry[3] for entry in node.order]
+            expected = [child for child in node.children.values() if child.active]
+            assert sorted(map(id, listed)) == sorted(map(id, expected)), node.path
+            assert node.order == sorted(node.order, key=_by_key), node.path
+            for entry in node.order:
+                assert entry is entry[3].entry, entry[2]
+            if node.parent is not None and node.client is None:
+                assert node.children or node.is_kept, node.path
+            if node.children and node.parent is not None:
+                total: dict[str, int] = {}
+                for child in node.children.values():
+                    for kind, amount in child.held.items():
+                        total[kind] = total.get(kind, 0) + amount
+                assert total == node.held, (node.path, total, node.held)
+                assert node.active == sum(child.active for child in node.children.values()), node.path
+            for kind, amount in node.held_reserved.items():
+                assert 0 < amount <= node.held[kind], (node.path, kind)
+            for child in node.children.values():
+                visit(child)
+
+        visit(self.root)
+
+    # --- inside ---
+
+    def _share(self, node: Node) -> int:
+        counted = self._counted
+        share = 0
+        for kind, amount in node.held.items():
+            if kind in counted:
+                of_kind = amount * SCALE // counted[kind]
+                share = max(share, of_kind)
+        # Divided by the weight once, at the end: the same integer.
+        return share // node.weight_milli
+
+    def _rebuild(self, node: Node) -> None:
+        for child in node.children.values():
+            child.entry = (self._share(child), child.count, child.path, child)
+            if child.client is None:
+                self._rebuild(child)
+        node.order = sorted([child.entry for child in node.children.values() if child.active], key=_by_key)
+
+    def _place(self, node: Node, parent: Node) -> None:
+        """Put a node where its share and count belong."""
+        if not node.active:
+            node.entry = (self._share(node), node.count, node.path, node)
+            return
+        order = parent.order
+        old = node.entry
+        if order[0] is old:
+            del order[0]
+        else:
+            self._unlist(node, parent)
+        node.entry = entry = (self._share(node), node.count, node.path, node)
+        # Paths are different: nodes themselves are never compared.
+        insort(order, entry)
+
+    def _unlist(self, node: Node, parent: Node) -> None:
+        order = parent.order
+        index = bisect_left(order, node.entry)
+        if index < len(order) and order[index] is node.entry:
+            del order[index]
+        else:
+            # Entries are out of date until the next rebuild.
+            parent.order[:] = [entry for entry in order if entry is not node.entry]
+
+    def _enter(self, client: Client) -> Node:
+        leaf = self._role(client.role, virtual_leaf=True)
+        node = Node(f"{leaf.path} {client.framework_id}", leaf, client=client)
+        self._adopt(leaf, client.framework_id, node)
+        self._clients[client] = node
+        return node
+
+    def _role(self, role: str, *, virtual_leaf: bool = False) -> Node:
+        """The node of a role, or its virtual leaf, which holds its frameworks: alone among its siblings it is the role itself."""
+        node = self.root
+        path = ""
+        for component in (*role.split("/"), ".") if virtual_leaf else role.split("/"):
+            path = f"{path}/{component}" if path else component
+            child = node.children.get(component)
+            if child is None:
+                child = Node(path, node, self.weight_milli(path))
+                self._adopt(node, component, child)
+            node = child
+        return node
+
+    def _adopt(self, parent: Node, name: str, child: Node) -> None:
+        if not parent.children:
+            if parent is not self.root:
+                # They hold the same for as long as there is one.
+                assert not parent.held, parent.path
+                child.held = parent.held
+        elif len(parent.children) == 1:
+            # From now on it is compared with somebody.
+            (sibling,) = parent.children.values()
+            if sibling.held is parent.held:
+                _unshare(sibling)
+            if not self._stale:
+                self._place(sibling, parent)
+        parent.children[name] = child
+
+    def _drop_if_unused(self, client: Client) -> None:
         """Forget a client that neither holds nor may get anything, and the roles that end with it."""
-        node: _Node | None = self._clients.get(client)
+        node = self._clients.get(client)
         if node is None or node.active or node.held:
             return
         del self._clients[client]
-        name: str = client[1]
-        while node is not None and node.parent is not None and not node.children:
-            parent = node.parent
-            del parent.children[name]
-            name = parent.path.rsplit("/", 1)[-1]
-            node = parent
+        assert node.parent is not None
+        del node.parent.children[client.framework_id]
+        self._drop_empty(node.parent)
+
+    def _drop_empty(self, node: Node) -> None:
+        while node.parent is not None and not node.children and not node.is_kept:
+            del node.parent.children[node.path.rsplit("/", 1)[-1]]
+            node = node.parent
 
 
-def _index(node: _Node) -> int:
-    """Where a node is, or belongs, among its siblings."""
-    assert node.parent is not None
-    # A prefix of an entry sorts before it: nodes themselves are never compared, as no two keys are equal.
-    return bisect_left(node.parent.order, (node.key,))
-
-
-def _list(node: _Node) -> None:
-    assert node.parent is not None
-    node.parent.order.insert(_index(node), (node.key, node))
-
-
-def _add(held: dict[str, int], amounts: Mapping[str, int]) -> None:
-    for kind, amount in amounts.items():
-        held[kind] = held.get(kind, 0) + amount
-
-
-def _subtract(held: dict[str, int], amounts: Mapping[str, int]) -> None:
-    for kind, amount in amounts.items():
-        left = held[kind] - amount
-        assert left >= 0, (kind, left)
-        if left:
-            held[kind] = left
+def _walk(order: list[_Entry]) -> Iterator[Node]:
+    for entry in order:
+        node = entry[3]
+        if node.client is not None:
+            yield node
         else:
-            del held[kind]
+            yield from _walk(node.order)
+
+
+def _unshare(node: Node) -> None:
+    """Give a node, and those below that share with it, amounts of their own."""
+    shared = node.held
+    own = dict(shared)
+    while True:
+        node.held = own
+        if len(node.children) != 1:
+            return
+        (below,) = node.children.values()
+        if below.held is not shared:
+            return
+        node = below
+
+
+def _change_up(node: Node, name: str, amounts: Amounts, sign: int) -> None:
+    """Add to one of a node's sums, and to those of all above it."""
+    walk = node
+    while walk.parent is not None:
+        changed = dict(getattr(walk, name))
+        for kind, amount in amounts.items():
+            left = changed.get(kind, 0) + sign * amount
+            assert left >= 0, (walk.path, name, kind, left)
+            if left:
+                changed[kind] = left
+            else:
+                changed.pop(kind, None)
+        setattr(walk, name, changed or _NOTHING)
+        walk = walk.parent
