@@ -85,7 +85,7 @@ def _choose_runtime(name: str, check: Callable[[], None]) -> Setting:
             except docker.errors.ImageNotFound:
                 continue
             return Setting("docker", f"a Docker engine answers and has the image {image}", image)
-        return _import_busybox(client, name) or _pull(client, check) or _no_image()
+        return _import_busybox(client, name) or _pull(client, name, check) or _no_image()
     except Exception as error:  # noqa: BLE001 - an engine that fails while we look is no engine to build on
         return Setting("process", f"the Docker engine does not work ({_first_line(error)})")
 
@@ -123,14 +123,17 @@ def _import_busybox(client: Any, name: str) -> Setting | None:
     return setting
 
 
-def _pull(client: Any, check: Callable[[], None]) -> Setting | None:
+def _pull(client: Any, name: str, check: Callable[[], None]) -> Setting | None:
+    """Pull an image and give it the demo's name: by that one it is removed, be it late, or by another demo."""
     done = threading.Event()
     pulled: list[str] = []
 
     def pull() -> None:
         try:
-            client.images.pull("busybox", tag="latest")
-            pulled.append("busybox:latest")
+            image = client.images.pull("busybox", tag="latest")
+            image.tag(name, "latest")
+            client.images.remove("busybox:latest")
+            pulled.append(f"{name}:latest")
         except Exception:  # noqa: BLE001 - no registry: then there is no image
             pulled.clear()
         done.set()
