@@ -46,6 +46,7 @@ from bursar.core.messages.framework import (
     Subscribe,
     Suppress,
     UpdateDemand,
+    UpdateFramework,
     UpdateRef,
 )
 from bursar.core.messages.offers import (
@@ -384,6 +385,22 @@ class FrameworkPeer:
         self.call(LookupCalls(tuple(call_ids), tuple(operations)))
         (found,) = self.heard(LookupResults)
         return found.results
+
+    def update(
+        self, *, suppressed: Sequence[str] = (), demand: Demand = NO_DEMAND, call_id: str = "", **changes: Any
+    ) -> CallResult:
+        """Change fields of its info; return the one answer. Offers wait, so that a test sees what was rescinded."""
+        self._calls += 1
+        info = replace(self.info, **changes)
+        call_id = call_id or f"call-{self._calls}"
+        with self.book.batch():
+            self.call(UpdateFramework(call_id, info, tuple(suppressed), demand))
+            (result,) = self.heard(CallResult)
+        assert result.call_id == call_id
+        if result.error is None:
+            self.info = info
+            self.demand = demand if demand.version else self.demand
+        return result
 
     @property
     def offer(self) -> Offer:

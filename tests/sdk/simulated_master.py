@@ -36,6 +36,7 @@ from bursar.core.messages.framework import (
     Subscribed,
     Teardown,
     UpdateDemand,
+    UpdateFramework,
 )
 from bursar.core.messages.offers import AgentDescription, CallResult, Offer, OperationResult
 from bursar.core.resources import ReservedResources, Resources, to_reserved
@@ -95,6 +96,7 @@ class SimulatedMaster(
         self.operator_calls: list[tuple[str, Any]] = []
         # faults
         self.refuse_accepts: list[ErrorDetail] = []
+        self.refuse_updates: list[ErrorDetail] = []
         self.swallow_accepts = 0
         self.lose_results = 0
         self.silent_reconcile = 0
@@ -226,6 +228,13 @@ class SimulatedMaster(
             case UpdateDemand(demand) | FrameworkHeartbeat(demand):
                 if demand.version > self.demands[who[0]].version:
                     self.demands[who[0]] = demand
+            case UpdateFramework(call_id, info, _, demand):
+                error = self.refuse_updates.pop(0) if self.refuse_updates else None
+                if error is None:
+                    self.frameworks[who[0]] = info
+                    if demand.version > self.demands[who[0]].version:
+                        self.demands[who[0]] = demand
+                queue.put_nowait((CallResult(call_id, error=error),))
             case Acknowledge(updates):
                 for ref in updates:
                     self.unacknowledged.pop(ref.update_id, None)

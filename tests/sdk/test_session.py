@@ -26,6 +26,7 @@ from bursar.core.messages.framework import (
     Suppress,
     Teardown,
     UpdateDemand,
+    UpdateFramework,
 )
 from bursar.core.tasks import TaskState
 from bursar.sdk import BursarError, Framework, FrameworkSession, InvalidText, MasterUnreachable, Offer, Status, Task
@@ -436,3 +437,69 @@ def test_wrong_attributes_are_refused_with_a_remedy(attributes: dict[str, Any], 
 def test_wrong_addresses_are_refused(address: str) -> None:
     with pytest.raises(BursarError, match="HOST:PORT"):
         FrameworkSession(Framework(), address or " ")
+
+
+# --- updates ---
+
+
+async def test_roles_and_capabilities_change_without_a_restart(master: Any) -> None:
+    heard: list[Any] = []
+
+    class Mover(Sweep):
+        stop_when_done = False
+
+        def on_subscribed(self, again: bool) -> None:
+            self.update(roles=("ml/b", "ml/c"), capabilities=(), name="mover")
+
+        def wants(self) -> list[Any]:
+            return [({"cpus": 1}, 2)]
+
+        def on_updated(self, error: ErrorDetail | None) -> None:
+            heard.append((error, self.roles, self.capabilities, self.name))
+            if len(heard) == 1:
+                self.update(roles=("ml/d",))
+
+    master.refuse_updates = []
+    framework = Mover()
+    async with running(framework, master):
+        await master.until(lambda: len(master.said(UpdateFramework)) == 2)
+        await asyncio.sleep(0.3)
+    assert heard == [(None, ("ml/b", "ml/c"), frozenset(), "mover"), (None, ("ml/d",), frozenset(), "mover")]
+    (info,) = master.frameworks.values()
+    assert info.roles == ("ml/d",) and info.failover_timeout_ms == 60_000
+
+
+async def test_a_refused_update_is_told_and_the_framework_goes_on(master: Any) -> None:
+    heard: list[Any] = []
+
+    class Refused(Sweep):
+        def on_subscribed(self, again: bool) -> None:
+            self.update(roles=("ml/b",))
+
+        def on_updated(self, error: ErrorDetail | None) -> None:
+            heard.append((error, self.roles))
+            self.todo.append(Task("exit 0"))
+
+    no = ErrorDetail(ErrorReason.INVALID_ARGUMENT, "not for you", "ask the operator")
+    master.refuse_updates = [no]
+    framework = Refused()
+    await asyncio.wait_for(FrameworkSession(framework, master.address).run(), 20)
+    assert heard == [(no, ("ml/sweep",))] and framework.statuses[-1][1].ok
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"roles": ()}, "there is none"),
+        ({"roles": "x"}, "one text"),
+        ({"roles": ("a//b",)}, "a//b"),
+        ({"roles": ("x", "x")}, "twice"),
+        ({"capabilities": "GPU_RESOURCES"}, "one text"),
+        ({"failover_timeout": -1}, "failover_timeout"),
+        ({"framework_id": "x"}, "cannot be changed"),
+    ],
+)
+def test_what_cannot_be_updated_is_said_to_the_caller(changes: dict[str, Any], words: str) -> None:
+    session = FrameworkSession(Sweep())
+    with pytest.raises(InvalidText, match=words):
+        session.framework.update(**changes)

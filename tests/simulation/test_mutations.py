@@ -11,6 +11,7 @@ import pytest
 
 import bursar.agent.machine as agent_machine
 import bursar.master.agents as master_agents
+import bursar.master.frameworks as master_frameworks
 import bursar.master.offers as master_offers
 import bursar.master.tasks as master_tasks
 from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
@@ -127,6 +128,18 @@ def test_a_cycle_without_the_gpu_filter(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_toggle_that_rescinds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "rescind_forbidden", lambda *_: 0)
     assert "which lacks GPU_RESOURCES" in fails(faults=replace(LIVELY, operator_acts_per_minute=200))
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_a_role_given_up_whose_offers_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(master_frameworks, "rescind", lambda *_: 0)
+    assert "is for the role" in fails()
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_a_capability_given_up_without_consequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(master_frameworks, "rescind_forbidden", lambda *_: 0)
+    assert "which lacks GPU_RESOURCES" in fails(steps=6_000)
 
 
 @pytest.mark.usefixtures("without_own_checks")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, ConnectionId, OfferId, TaskId
-from bursar.core.messages.framework import FrameworkCall
+from bursar.core.messages.framework import FrameworkCall, FrameworkInfo
 from bursar.core.messages.offers import AgentDescription, Offer
 from bursar.core.tasks import TaskStatus
 
@@ -102,6 +102,14 @@ class DeliverAgentFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliverUpdated:
+    """Tell the author that the master knows what was changed, or why it will not have it; `info` holds now."""
+
+    info: FrameworkInfo
+    error: ErrorDetail | None
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The session is over; an error is for the caller of `run`."""
 
@@ -123,5 +131,6 @@ Effect = (
     | DeliverLaunched
     | DeliverRefusal
     | DeliverAgentFailure
+    | DeliverUpdated
     | End
 )

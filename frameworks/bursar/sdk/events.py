@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import ConnectionId, OfferId, TaskId
@@ -97,6 +99,15 @@ class ReviveRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateRequested:
+    """The author wants the master to know other roles, capabilities, …: fields of FrameworkInfo by name."""
+
+    changes: Mapping[str, Any]
+    #: What is wanted with them, where that is something else than before.
+    shapes: tuple[Shape, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """The author is done: unregister."""
 
@@ -112,6 +123,7 @@ Event = (
     | KillRequested
     | SuppressRequested
     | ReviveRequested
+    | UpdateRequested
     | StopRequested
     | TimePassed
     | Stalled

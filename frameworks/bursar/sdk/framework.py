@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bursar.core.errors import BursarError, ErrorDetail, InvalidText
 from bursar.core.messages.offers import Shape
@@ -86,6 +86,9 @@ class Framework:
     def on_disconnected(self, error: ErrorDetail) -> None:
         """Hear that the master is away. Nothing to do: the SDK tries again."""
 
+    def on_updated(self, error: ErrorDetail | None) -> None:
+        """Hear that the master knows what `update` changed; with an error, that it is as it was before."""
+
     def on_agent_failure(self, agent_id: str, message: str) -> None:
         """Hear that an agent left; its tasks have statuses of their own."""
 
@@ -112,9 +115,14 @@ class Framework:
         """Want offers for these roles again (none: all), also of what was declined a moment ago. From any thread."""
         self._bound().revive(*roles)
 
-    def update(self) -> None:
-        """Have `wants` asked again: call this after a change that no other method saw. From any thread."""
-        self._bound().update()
+    def update(self, **changes: Any) -> None:
+        """Have `wants` asked again: call this after a change that no other method saw. From any thread.
+
+        With `roles`, `capabilities`, `name`, `labels`, `webui_url` or `failover_timeout` the master is told of these as well: the
+        stream and the tasks go on, what no longer may be offered is rescinded, and `on_updated` hears the outcome. Until then
+        the framework's attributes are what they were; `wants` may name new roles at once. Raises InvalidText.
+        """
+        self._bound().update(**changes)
 
     def _bound(self) -> FrameworkSession:
         if self._session is None:
@@ -124,11 +132,16 @@ class Framework:
 
 def all_roles(framework: Framework) -> tuple[str, ...]:
     """The roles of a framework. Raises InvalidText."""
-    if isinstance(framework.roles, str):
-        raise InvalidText(
-            f"roles: {framework.roles!r} is one text", "write role = ... for one role, or a tuple of roles"
-        )
-    roles = tuple(framework.roles) or (framework.role,)
+    return checked_roles(framework.roles or (framework.role,))
+
+
+def checked_roles(names: Iterable[str]) -> tuple[str, ...]:
+    """Several roles, if they are roles. Raises InvalidText."""
+    if isinstance(names, str):
+        raise InvalidText(f"roles: {names!r} is one text", "write role = ... for one role, or a tuple of roles")
+    roles = tuple(names)
+    if not roles:
+        raise InvalidText("roles: there is none", "a framework has at least one role; '*' is the default")
     for role in roles:
         if problem := role_problem(role):
             raise InvalidText(problem, "see docs/vocabulary.md for role names")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from typing import Any
 
 from bursar.core.clock import Deadlines, Instant
 from bursar.core.errors import ErrorDetail, ErrorReason
@@ -38,6 +39,7 @@ from bursar.core.messages.framework import (
     Suppress,
     Teardown,
     UpdateDemand,
+    UpdateFramework,
     UpdateRef,
 )
 from bursar.core.messages.offers import (
@@ -142,7 +144,8 @@ class SessionMachine:
         first_subscribe_ms: int | None = None,
     ) -> None:
         """`resume`: the framework may have tasks of an earlier life. `first_subscribe_ms`: give up if no master is found."""
-        self.info = info
+        #: What the master knows, as far as it has answered, and what the author wants it to know.
+        self.info = self.wanted_info = info
         self.addresses = addresses
         self.phase = Phase.WAITING
         self.cluster_id = ""
@@ -166,6 +169,10 @@ class SessionMachine:
         #: call id → operation id → task.
         self._pending: dict[str, dict[str, TaskId]] = {}
         self._calls = 0
+        #: The update that waits for its answer; one at a time, the next one then says everything that came meanwhile.
+        self._updating: UpdateFramework | None = None
+        #: Roles in which more is wanted, to be said once the update is answered; None: nothing waits.
+        self._held_demand: set[str] | None = None
         #: Tasks that should end, until they have.
         self._kills: dict[TaskId, int | None] = {}
         #: Tasks without an answer, and how often they were asked for.
@@ -212,11 +219,13 @@ class SessionMachine:
             case events.CallNotSent(call_id, error):
                 self._on_result(CallResult(call_id, error=error))
             case events.SuppressRequested(roles):
-                self._suppressed |= set(roles or self.info.roles)
+                self._suppressed |= set(roles or self.wanted_info.roles)
                 self._send(Suppress(roles))
             case events.ReviveRequested(roles):
-                self._suppressed -= set(roles or self.info.roles)
+                self._suppressed -= set(roles or self.wanted_info.roles)
                 self._send(Revive(roles))
+            case events.UpdateRequested(changes, shapes):
+                self._want_update(dict(changes), shapes)
             case events.StopRequested():
                 self._stop(ms)
             case events.SessionStarted(shapes):
@@ -244,6 +253,7 @@ class SessionMachine:
             assert task_id not in self._ended, f"{task_id} has ended and is tracked"
         assert self._kills.keys() <= self.tasks.keys(), "a task is to end that is not there"
         assert self._unreconciled <= self.tasks.keys(), "a task is asked for that is not there"
+        assert self.phase is Phase.SUBSCRIBED or self._updating is None, "an update waits without a subscription"
 
     # --- connecting ------------------------------------------------------------------------------------------------
 
@@ -253,7 +263,8 @@ class SessionMachine:
         self._torn_down = False
         address = self.addresses[self._address % len(self.addresses)]
         self._out.append(effects.OpenStream(self._connection, address))
-        self._subscribe = Subscribe(self.info, self.cluster_id, tuple(sorted(self._suppressed)), self.demand)
+        suppressed = tuple(sorted(self._suppressed.intersection(self.info.roles)))
+        self._subscribe = Subscribe(self.info, self.cluster_id, suppressed, self._demand_in(self.info))
         self._out.append(effects.SendCalls(self._connection, (self._subscribe,)))
         self._timers.set(Timer.ATTEMPT, ms + ATTEMPT_MS)
 
@@ -263,6 +274,8 @@ class SessionMachine:
         self._last_error = error
         self._out.append(effects.CloseStream(self._connection))
         self.phase = Phase.WAITING
+        # Whether it happened does not matter: Subscribe says what was known before, and the update is said again after it.
+        self._updating, self._held_demand = None, None
         self._offers.clear()
         self._descriptions.clear()
         for timer in Timer:
@@ -294,6 +307,7 @@ class SessionMachine:
     def _end(self, error: ErrorDetail | None, unreachable: bool = False) -> None:
         self._out.append(effects.CloseStream(self._connection))
         self.phase = Phase.ENDED
+        self._updating = None
         self._offers.clear()
         for timer in Timer:
             self._timers.cancel(timer)
@@ -325,7 +339,8 @@ class SessionMachine:
             case Timer.ATTEMPT:
                 self._reconnect(ErrorDetail(ErrorReason.SILENT, "the master does not answer Subscribe"), ms)
             case Timer.HEARTBEAT:
-                self._send(FrameworkHeartbeat(self.demand))
+                # While an update is on its way, nobody knows which roles shapes may name: version 0 changes nothing.
+                self._send(FrameworkHeartbeat(Demand() if self._updating else self._demand_in(self.info)))
                 self._timers.set(Timer.HEARTBEAT, ms + self._heartbeat_ms)
             case Timer.SILENCE:
                 self._reconnect(ErrorDetail(ErrorReason.SILENT, "the master is silent"), ms)
@@ -504,6 +519,9 @@ class SessionMachine:
         self._send(Accept(call_id, (offer.offer_id,), tuple(operations), Filters(refuse_ms)))
 
     def _on_result(self, result: CallResult) -> None:
+        if self._updating is not None and result.call_id == self._updating.call_id:
+            self._on_updated(self._updating, result.error)
+            return
         operations = self._pending.pop(result.call_id, None)
         if operations is None:
             return
@@ -526,24 +544,80 @@ class SessionMachine:
 
     def _state_demand(self, shapes: tuple[Shape, ...]) -> None:
         """A new version; where something more is wanted, filters of earlier declines must not stand in its way."""
+        more = self._new_demand(shapes)
+        if self._updating is not None:
+            self._held_demand = (self._held_demand or set()) | more
+        else:
+            self._send_demand(more)
+
+    def _new_demand(self, shapes: tuple[Shape, ...]) -> set[str]:
+        """Make it the demand; return the roles in which more is wanted than before, if anything was stated then."""
         before = {(shape.role, shape.resources): shape.count for shape in self.demand.shapes}
         more = {shape.role for shape in shapes if shape.count > before.get((shape.role, shape.resources), 0)}
         stated = self.demand.version > 0
         self.demand = Demand(self.demand.version + 1, shapes)
-        self._send(UpdateDemand(self.demand))
-        roles = tuple(sorted(more - self._suppressed))
-        if roles and stated:
-            self._send(Revive(roles))
+        return more if stated else set()
+
+    def _send_demand(self, more: set[str]) -> None:
+        self._send(UpdateDemand(self._demand_in(self.info)))
+        if roles := more.intersection(self.info.roles) - self._suppressed:
+            self._send(Revive(tuple(sorted(roles))))
+
+    def _demand_in(self, info: FrameworkInfo) -> Demand:
+        """The demand without what is wanted in roles that the master does not know yet, or no more."""
+        shapes = tuple(shape for shape in self.demand.shapes if shape.role in info.roles)
+        return Demand(self.demand.version, shapes)
+
+    def _want_update(self, changes: dict[str, Any], shapes: tuple[Shape, ...] | None) -> None:
+        self.wanted_info = replace(self.wanted_info, **changes)
+        more = None if shapes is None else self._new_demand(shapes)
+        if self._updating is not None:
+            self._held_demand = self._held_demand if more is None else (self._held_demand or set()) | more
+        elif self.wanted_info == self.info:
+            if more is not None:
+                self._send_demand(more)
+            self._out.append(effects.DeliverUpdated(self.info, None))
+        self._send_update()
+
+    def _send_update(self) -> None:
+        if self.phase is not Phase.SUBSCRIBED or self._updating is not None or self.wanted_info == self.info:
+            return
+        self._calls += 1
+        call_id = f"{self.info.incarnation}-{self._calls}"
+        info = self.wanted_info
+        # A greater version than anything that was said: what is wanted in new roles comes with them.
+        self.demand = Demand(self.demand.version + 1, self.demand.shapes) if self.demand.version else self.demand
+        suppressed = tuple(sorted(self._suppressed.intersection(info.roles)))
+        self._updating = UpdateFramework(call_id, info, suppressed, self._demand_in(info))
+        self._send(self._updating)
+
+    def _on_updated(self, update: UpdateFramework, error: ErrorDetail | None) -> None:
+        """The master knows it, or will not have it; what came meanwhile goes out now."""
+        self._updating = None
+        if error is None:
+            self.info = update.info
+            self._suppressed &= set(self.wanted_info.roles) | set(self.info.roles)
+        elif self.wanted_info == update.info:
+            self.wanted_info = self.info
+        more, self._held_demand = self._held_demand, None
+        if error is not None or more is not None:
+            # What came with a refused update was not heard.
+            self.demand = Demand(self.demand.version + 1, self.demand.shapes) if self.demand.version else self.demand
+            self._send_demand(more or set())
+        self._out.append(effects.DeliverUpdated(self.info, error))
+        self._send_update()
 
     def _catch_up(self) -> None:
         """Say what the author said while Subscribe was on its way."""
         before = set(self._subscribe.suppressed_roles)
-        if suppressed := self._suppressed - before:
+        now = self._suppressed.intersection(self.info.roles)
+        if suppressed := now - before:
             self._send(Suppress(tuple(sorted(suppressed))))
-        if revived := before - self._suppressed:
+        if revived := before - now:
             self._send(Revive(tuple(sorted(revived))))
-        if self.demand != self._subscribe.demand:
-            self._send(UpdateDemand(self.demand))
+        if self._demand_in(self.info) != self._subscribe.demand:
+            self._send(UpdateDemand(self._demand_in(self.info)))
+        self._send_update()
 
     # --- after a return --------------------------------------------------------------------------------------------
 

@@ -18,10 +18,10 @@ import grpc
 import grpc.aio
 
 from bursar.core.clock import Instant
-from bursar.core.errors import BursarError, ErrorDetail, ErrorReason
+from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText
 from bursar.core.ids import ConnectionId, FrameworkId, OfferId, TaskId, id_problem
 from bursar.core.machine import Stalled, TimePassed
-from bursar.core.messages.framework import FrameworkCall, FrameworkInfo, UpdateRef
+from bursar.core.messages.framework import FrameworkCall, FrameworkInfo, UpdateFramework, UpdateRef
 from bursar.core.messages.offers import Accept, Shape
 from bursar.core.tasks import TaskSpec
 from bursar.runtime.client import (
@@ -35,7 +35,7 @@ from bursar.runtime.codec import unwrap, wrap
 from bursar.runtime.outbox import MAX_MESSAGE_BYTES, Outbox
 from bursar.sdk import effects, events
 from bursar.sdk.amounts import seconds_to_ms
-from bursar.sdk.framework import Framework, all_roles, stated_demand
+from bursar.sdk.framework import Framework, all_roles, checked_roles, stated_demand
 from bursar.sdk.machine import SessionMachine
 from bursar.sdk.offers import Offer
 from bursar.sdk.tasks import Status, Task
@@ -88,16 +88,12 @@ class FrameworkSession:
         self.framework_id = framework.framework_id or str(uuid.uuid4())
         if problem := id_problem(self.framework_id):
             raise BursarError(f"framework_id: {problem}", "leave it empty, or give the id of an earlier life")
-        if isinstance(framework.capabilities, str):
-            raise BursarError(
-                "capabilities: one text, where several are expected", "write capabilities = {'GPU_RESOURCES'}"
-            )
         info = FrameworkInfo(
             FrameworkId(self.framework_id),
             self.incarnation,
             framework.name or type(framework).__name__,
             self.roles,
-            tuple(sorted(set(framework.capabilities))),
+            _capabilities(framework.capabilities),
             seconds_to_ms(framework.failover_timeout, "failover_timeout"),
             socket.gethostname(),
             framework.webui_url,
@@ -143,9 +139,12 @@ class FrameworkSession:
         """Want offers for these roles again (none: all)."""
         self.post(events.ReviveRequested(roles))
 
-    def update(self) -> None:
-        """Have `wants` asked again."""
-        self.post(TimePassed())
+    def update(self, **changes: Any) -> None:
+        """Have `wants` asked again; `changes`: see `Framework.update`. Raises InvalidText."""
+        if not changes:
+            self.post(TimePassed())
+            return
+        self.post(events.UpdateRequested(_info_changes(changes)))
 
     def post(self, event: events.Event) -> None:
         """Put an event into the inbox."""
@@ -199,7 +198,10 @@ class FrameworkSession:
 
     def _turn(self) -> None:
         while self._inbox and self._ended is None:
-            for effect in self._machine.step(self._inbox.popleft(), _now()):
+            event = self._inbox.popleft()
+            if isinstance(event, events.UpdateRequested):
+                event = self._with_demand(event)
+            for effect in self._machine.step(event, _now()):
                 self._perform(effect)
             if not self._inbox:
                 self._ask_for_demand()
@@ -213,6 +215,15 @@ class FrameworkSession:
         if shapes is not None and shapes != self._shapes:
             self._shapes = shapes
             self._inbox.append(events.DemandStated(shapes))
+
+    def _with_demand(self, event: events.UpdateRequested) -> events.UpdateRequested:
+        """Ask what is wanted with other roles: it changes in the same moment."""
+        self.roles = event.changes.get("roles", self.roles)
+        shapes = stated_demand(self.framework, self.roles)
+        if shapes is None or shapes == self._shapes:
+            return event
+        self._shapes = shapes
+        return events.UpdateRequested(event.changes, shapes)
 
     def _perform(self, effect: effects.Effect) -> None:
         framework = self.framework
@@ -250,6 +261,14 @@ class FrameworkSession:
             case effects.DeliverRescind(offer_ids, reason):
                 for offer_id in offer_ids:
                     framework.on_rescinded(offer_id, reason)
+            case effects.DeliverUpdated(info, error):
+                self.roles = self._machine.wanted_info.roles
+                if error is not None:
+                    log.warning("the master refused an update: %s", error)
+                framework.name, framework.role, framework.roles = info.name, info.roles[0], info.roles
+                framework.capabilities, framework.labels = frozenset(info.capabilities), info.labels
+                framework.failover_timeout, framework.webui_url = info.failover_timeout_ms / 1000, info.webui_url
+                framework.on_updated(error)
             case effects.DeliverAgentFailure(agent_id, message):
                 framework.on_agent_failure(agent_id, message)
             case effects.OpenStream(connection, address):
@@ -309,7 +328,7 @@ class FrameworkSession:
             f"{type(call).__name__} is too large: {size} bytes, a message holds {MAX_MESSAGE_BYTES}",
             "launch fewer or smaller tasks at once; large inputs belong into files or images",
         )
-        if isinstance(call, Accept):
+        if isinstance(call, Accept | UpdateFramework):
             log.error("not sent: %s", error)
             self._inbox.append(events.CallNotSent(call.call_id, error))
         else:
@@ -356,6 +375,34 @@ class _Stream:
     async def _requests(self) -> Any:
         while batch := await self.outbox.next_batch():
             yield framework_service_pb2.FrameworkServiceConnectRequest(calls=batch)
+
+
+def _capabilities(names: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise InvalidText(
+            "capabilities: one text, where several are expected", "write capabilities = {'GPU_RESOURCES'}"
+        )
+    return tuple(sorted(set(names)))
+
+
+def _info_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What an author changes, as fields of FrameworkInfo. Raises InvalidText."""
+    fields: dict[str, Any] = {}
+    for name, value in changes.items():
+        match name:
+            case "roles":
+                fields[name] = checked_roles(value)
+            case "capabilities":
+                fields[name] = _capabilities(value)
+            case "failover_timeout":
+                fields["failover_timeout_ms"] = seconds_to_ms(value, name)
+            case "labels":
+                fields[name] = dict(value)
+            case "name" | "webui_url":
+                fields[name] = str(value)
+            case _:
+                raise InvalidText(f"update: {name!r} cannot be changed", "see Framework.update")
+    return fields
 
 
 def _now() -> Instant:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import ConnectionId, id_problem
-from bursar.core.messages.framework import FrameworkInfo, MasterHeartbeat, StreamError, Subscribe, Subscribed
-from bursar.core.messages.offers import Demand
+from bursar.core.messages.framework import (
+    FrameworkInfo,
+    MasterHeartbeat,
+    StreamError,
+    Subscribe,
+    Subscribed,
+    UpdateFramework,
+)
+from bursar.core.messages.offers import CallResult, Demand
 from bursar.core.messages.operator import FrameworkState
 from bursar.core.resources import to_holding
 from bursar.core.roles import role_problem
 from bursar.core.tasks import StatusReason
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
 from bursar.master.effects import SendToFramework
-from bursar.master.offers import end_offer
-from bursar.master.records import FailoverDeadlineRecorded, FrameworkRecorded, FrameworkRemoved
+from bursar.master.offers import end_offer, rescind, rescind_forbidden
+from bursar.master.records import CallDone, FailoverDeadlineRecorded, FrameworkRecorded, FrameworkRemoved
 from bursar.master.state import Cluster, Framework, Turn
 from bursar.master.tasks import forget_framework, kill, resend_unacknowledged
 
@@ -67,6 +74,61 @@ def subscribe(cluster: Cluster, turn: Turn, connection: ConnectionId, call: Subs
     cluster.counters.framework_subscriptions += 1
 
 
+def update(cluster: Cluster, turn: Turn, framework: Framework, call: UpdateFramework, principal: str) -> None:
+    """Change what a framework says of itself (M-04, REG-7): all of it, or nothing and the reason; its stream goes on.
+
+    What it may not be offered any more – in a role that it gave up, or for want of a capability – is rescinded before it hears
+    the answer, so that a later accept of it gets INVALID_OFFERS.
+    """
+    known = cluster.durable.calls.get((framework.framework_id, call.call_id))
+    if known is not None:
+        turn.to_framework(framework, known)
+        return
+    refusal = _update_refusal(framework, call, principal)
+    if refusal is not None:
+        cluster.counters.calls_refused += 1
+        turn.to_framework(framework, CallResult(call.call_id, error=refusal))
+        return
+    before, info = framework.info, call.info
+    gone = set(before.roles) - set(info.roles)
+    revived = framework.suppressed - set(call.suppressed_roles)
+    for role in before.roles:
+        cluster.shares.set_active(role, framework.framework_id, False)
+    framework.info, framework.suppressed = info, set(call.suppressed_roles)
+    if gone or revived:
+        cluster.filters.drop_framework(framework.framework_id, gone | revived)
+    turn.persist(FrameworkRecorded(info, framework.subscribed_at_ms))
+    in_roles_gone = [offer_id for offer_id in framework.offers if cluster.offers[offer_id].offer.role in gone]
+    rescind(cluster, turn, in_roles_gone, "the framework gave up the role")
+    rescind_forbidden(cluster, turn, "the framework lacks a capability now", framework)
+    set_demand(cluster, framework, call.demand)
+    _activate(cluster, framework)
+    cluster.touch_all()
+    result = CallResult(call.call_id)
+    turn.persist(CallDone(framework.framework_id, result))
+    turn.to_framework(framework, result)
+    turn.publish("framework_updated", f"framework {info.name} changed", framework_id=framework.framework_id)
+
+
+def _update_refusal(framework: Framework, call: UpdateFramework, principal: str) -> ErrorDetail | None:
+    info, before = call.info, framework.info
+    if not call.call_id:
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, "an update needs a call_id", "choose one per call", "call_id")
+    for what in ("framework_id", "incarnation", "principal"):
+        if getattr(info, what) != getattr(before, what):
+            return ErrorDetail(
+                ErrorReason.INVALID_ARGUMENT,
+                f"the {what} of a framework cannot change while it is subscribed",
+                "repeat the one that it subscribed with, or subscribe anew",
+                f"info.{what}",
+            )
+    problem = _info_problem(info, call.suppressed_roles, principal)
+    if problem is None:
+        newer = call.demand.version > framework.demand.version
+        problem = demand_problem(call.demand if newer else framework.demand, info.roles)
+    return problem
+
+
 def _refusal(cluster: Cluster, call: Subscribe, principal: str) -> ErrorDetail | None:
     info = call.info
     if problem := id_problem(info.framework_id):
@@ -90,6 +152,11 @@ def _refusal(cluster: Cluster, call: Subscribe, principal: str) -> ErrorDetail |
             "subscribe with a new framework id",
             "info.framework_id",
         )
+    return _info_problem(info, call.suppressed_roles, principal) or demand_problem(call.demand, info.roles)
+
+
+def _info_problem(info: FrameworkInfo, suppressed_roles: tuple[str, ...], principal: str) -> ErrorDetail | None:
+    """Say what is wrong with what a framework says of itself."""
     if not info.roles or len(info.roles) > MAX_ROLES:
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT,
@@ -104,7 +171,7 @@ def _refusal(cluster: Cluster, call: Subscribe, principal: str) -> ErrorDetail |
             )
     if len(set(info.roles)) != len(info.roles):
         return ErrorDetail(ErrorReason.INVALID_ARGUMENT, "a role is named twice", "name each role once", "info.roles")
-    if not set(call.suppressed_roles) <= set(info.roles):
+    if not set(suppressed_roles) <= set(info.roles):
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT, "suppressed roles must be among the roles", "", "suppressed_roles"
         )
@@ -131,7 +198,7 @@ def _refusal(cluster: Cluster, call: Subscribe, principal: str) -> ErrorDetail |
             "leave it empty",
             "info.principal",
         )
-    return demand_problem(call.demand, info.roles)
+    return None
 
 
 def demand_problem(demand: Demand, roles: tuple[str, ...]) -> ErrorDetail | None:

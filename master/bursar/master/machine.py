@@ -260,6 +260,8 @@ class MasterMachine:
             case calls.LookupCalls(call_ids, operation_ids):
                 found = operations.lookup(cluster, framework.framework_id, call_ids, operation_ids)
                 turn.effects.append(SendToFramework(connection, LookupResults(tuple(found))))
+            case calls.UpdateFramework():
+                frameworks.update(cluster, turn, framework, call, principal)
             case _:
                 assert_never(call)
 

@@ -149,10 +149,11 @@ def offers_on(cluster: Cluster, agent_id: AgentId) -> list[OfferId]:
     return list(cluster.ledger.books[agent_id].offered)
 
 
-def rescind_forbidden(cluster: Cluster, turn: Turn, reason: str) -> int:
-    """Rescind exactly the offers that the rules no longer permit; return how many."""
+def rescind_forbidden(cluster: Cluster, turn: Turn, reason: str, only: Framework | None = None) -> int:
+    """Rescind exactly the offers (of one framework, or of all) that the rules no longer permit; return how many."""
     forbidden = []
-    for offer_id, outstanding in cluster.offers.items():
+    for offer_id in cluster.offers if only is None else only.offers:
+        outstanding = cluster.offers[offer_id]
         framework = cluster.frameworks[outstanding.offer.framework_id]
         agent = cluster.agents[outstanding.offer.agent_id]
         if is_hidden(cluster.rules, framework.info.capabilities, agent.has_gpus):

@@ -28,6 +28,7 @@ from bursar.core.messages.framework import (
     Offers,
     StatusUpdates,
     Subscribed,
+    UpdateFramework,
 )
 from bursar.core.messages.offers import Accept, CallResult, Launch, Offer
 from bursar.core.resources import ReservedResources, ResourceRequest, Resources, Stack, sum_resources
@@ -272,7 +273,7 @@ class Checkers:
         if refused:
             self._judged("a refusal changes nothing")
             require(not changed, f"refused, and yet something changed: {event!r}")
-        if changed and not isinstance(event, FrameworkCalled):
+        if changed and (not isinstance(event, FrameworkCalled) or isinstance(event.call, UpdateFramework)):
             self._judge_outstanding(machine)
         if isinstance(event, OperatorCalled) and changed:
             self._judge_outstanding(machine)

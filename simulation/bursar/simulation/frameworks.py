@@ -6,6 +6,7 @@ Whatever they do must harm nobody but themselves.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bursar.core.errors import ErrorDetail, ErrorReason
@@ -30,6 +31,7 @@ from bursar.core.messages.framework import (
     Suppress,
     Teardown,
     UpdateDemand,
+    UpdateFramework,
     UpdateRef,
 )
 from bursar.core.messages.offers import (
@@ -53,6 +55,8 @@ from bursar.simulation.network import CLIENT, Stream
 if TYPE_CHECKING:
     from bursar.simulation.world import World
 
+#: The roles of the cluster.
+ROLES = ("*", "research", "research/vision", "eng", "eng/backend")
 HEARTBEAT_MS = 15_000
 GIB = 1 << 30
 #: Refusal of a framework that wants nothing more.
@@ -88,6 +92,8 @@ class RawFramework:
         self.offers: dict[OfferId, Offer] = {}
         #: Accepts without an answer.
         self.pending: dict[str, None] = {}
+        #: Updates without an answer.
+        self.updates: dict[str, FrameworkInfo] = {}
         self._acknowledges = acknowledges
         self._identity = 1
         self._life = 0
@@ -143,6 +149,7 @@ class RawFramework:
         match event:
             case Subscribed():
                 self.subscribed = True
+                self.updates.clear()
                 self.call(Reconcile(tuple(self.tasks) if self.random.random() < 0.5 else ()))
                 if self.pending:
                     self.call(LookupCalls(tuple(self.pending)))
@@ -159,6 +166,9 @@ class RawFramework:
                     self._hear_status(status)
             case CallResult(call_id):
                 self.pending.pop(call_id, None)
+                info = self.updates.pop(call_id, None)
+                if info is not None and event.error is None:
+                    self.roles, self.capabilities = info.roles, info.capabilities
             case LookupResults(results):
                 for result in results:
                     self.pending.pop(result.call_id, None)
@@ -208,7 +218,11 @@ class RawFramework:
 
     def subscription(self) -> Subscribe:
         """The first call."""
-        info = FrameworkInfo(
+        return Subscribe(self.info(), "" if self.random.random() < 0.5 else self.world.cluster_id, demand=self.demand())
+
+    def info(self) -> FrameworkInfo:
+        """What it says of itself."""
+        return FrameworkInfo(
             self.framework_id,
             f"{self.name}-life-{self._life}",
             self.name,
@@ -216,7 +230,18 @@ class RawFramework:
             self.capabilities,
             self.failover_timeout_ms,
         )
-        return Subscribe(info, "" if self.random.random() < 0.5 else self.world.cluster_id, demand=self.demand())
+
+    def update(self) -> None:
+        """Take other roles, and gain or lose a capability, as offers come and go."""
+        random = self.random
+        self._sequence += 1
+        call_id = f"{self.name}-call-{self._sequence}"
+        roles = tuple(random.sample(ROLES, random.randint(1, 2))) if random.random() < 0.7 else self.roles
+        capabilities = random.choice(((GPU_RESOURCES,), ("FROM_THE_FUTURE",), self.capabilities))
+        info = replace(self.info(), roles=roles, capabilities=capabilities)
+        self.updates[call_id] = info
+        suppressed = roles[:1] if random.random() < 0.1 else ()
+        self.call(UpdateFramework(call_id, info, suppressed, self.demand()))
 
     def accept(self, offers: list[OfferId], operations: list[Any], *, refuse_ms: int = 0, partial: bool = False) -> str:
         """Accept offers; return the id of the call."""
@@ -285,6 +310,9 @@ class Greedy(RawFramework):
         if random.random() < 0.1:
             self.decline(offer, random.choice((None, 0, 100, 30_000)))
             return
+        if random.random() < 0.04:
+            # The answer to an offer that this rescinds is on its way before the framework hears of it.
+            self.update()
         total = sum_resources(part.resources for part in offer.resources)
         operations: list[Any] = []
         cpus, mem, gpus = total.scalars.get("cpus", 0), total.scalars.get("mem", 0), len(total.devices)
@@ -392,11 +420,11 @@ class Liar(Greedy):
         super().__init__(world, name, roles, **options)
         self._old_offers: deque[OfferId] = deque(maxlen=50)
         self._old_tasks: deque[TaskId] = deque(maxlen=50)
-        self._old_calls: deque[Accept] = deque(maxlen=20)
+        self._old_calls: deque[Accept | UpdateFramework] = deque(maxlen=20)
 
     def call(self, call: FrameworkCall) -> None:
         """Remember what was said, to say it again."""
-        if isinstance(call, Accept):
+        if isinstance(call, Accept | UpdateFramework):
             self._old_calls.append(call)
         super().call(call)
 
@@ -487,6 +515,13 @@ class Liar(Greedy):
             LookupCalls(("none", f"{self.name}-call-1"), ("none",)),
             Accept("", (somewhere,)),
             UpdateDemand(Demand(-1)),
+            UpdateFramework("", self.info()),
+            UpdateFramework("a", replace(self.info(), roles=())),
+            UpdateFramework("b", replace(self.info(), roles=("a//b",))),
+            UpdateFramework("c", replace(self.info(), framework_id=FrameworkId("somebody-else"))),
+            UpdateFramework("d", replace(self.info(), incarnation="another")),
+            UpdateFramework("e", self.info(), ("not-mine",)),
+            UpdateFramework("f", self.info(), (), Demand(9, (Shape("not-mine", ResourceRequest({"cpus": 1}), 1),))),
         ]
         if self._old_calls:
             words.append(random.choice(self._old_calls))

@@ -16,6 +16,7 @@ from bursar.sdk import effects as ask
 from bursar.sdk import events as told
 from bursar.sdk.machine import SessionMachine
 from bursar.simulation.containers import program
+from bursar.simulation.frameworks import ROLES
 from bursar.simulation.network import CLIENT, Stream
 from bursar.simulation.process import Mortality, Process
 
@@ -105,6 +106,7 @@ class SessionFramework:
             self.world.timeline, self.random, machine, self, clock=(self.random.randint(0, 10**9), 0)
         )
         self.process.post(told.SessionStarted(self._shapes()))
+        self.world.timeline.after(self.random.randint(5_000, 60_000), self._move, self.process)
 
     def die(self) -> None:
         """It is killed: the author forgets what runs, and will start the rest anew."""
@@ -140,6 +142,16 @@ class SessionFramework:
     def _state_demand(self) -> None:
         if self._states_demand and self.process is not None:
             self.process.post(told.DemandStated(self._shapes() or ()))
+
+    def _move(self, process: Process) -> None:
+        """Want the rest in another role, now and then, while the former ones' offers are on their way."""
+        if process is not self.process or self.world.calm:
+            return
+        self.role = self.random.choice(ROLES)
+        shapes = self._shapes() if self._states_demand else None
+        changes = {"roles": (self.role,), "labels": {"moved": "yes"}}
+        process.post(told.UpdateRequested(changes, shapes))
+        self.world.timeline.after(self.random.randint(5_000, 60_000), self._move, process)
 
     def _answer(self, process: Process, offers: Sequence[Offer]) -> None:
         if process is not self.process:
@@ -238,6 +250,8 @@ class SessionFramework:
                     self._want_again(1)
             case ask.DeliverLaunched():
                 self._state_demand()
+            case ask.DeliverUpdated(_, error):
+                assert error is None, f"{self.name} may not change its role: {error}"
             case ask.End(error):
                 self._ended(error)
             case _:

@@ -14,7 +14,7 @@ from bursar.simulation.agents import AgentNode
 from bursar.simulation.checkers import Checkers, Violation
 from bursar.simulation.devices import SimulatedGpus
 from bursar.simulation.faults import Faults
-from bursar.simulation.frameworks import GIB, Flapping, Greedy, Hog, Liar, RawFramework, Reserving, Silent
+from bursar.simulation.frameworks import GIB, ROLES, Flapping, Greedy, Hog, Liar, RawFramework, Reserving, Silent
 from bursar.simulation.master import MasterNode
 from bursar.simulation.network import Network
 from bursar.simulation.operator import Operator
@@ -24,7 +24,6 @@ from bursar.simulation.sessions import SessionFramework
 from bursar.simulation.timeline import Timeline
 from bursar.simulation.trace import Trace
 
-ROLES = ("*", "research", "research/vision", "eng", "eng/backend")
 #: Simulated time that everything has to come right once faults have stopped; and that it must stay so.
 CONVERGENCE_MS = 45 * 60_000
 REST_MS = 30_000

@@ -111,6 +111,16 @@ class LookupCalls:
     operation_ids: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateFramework:
+    """Changes what the framework says of itself; answered by a CallResult."""
+
+    call_id: str
+    info: FrameworkInfo
+    suppressed_roles: tuple[str, ...] = ()
+    demand: Demand = Demand()
+
+
 FrameworkCall = (
     Subscribe
     | Accept
@@ -124,6 +134,7 @@ FrameworkCall = (
     | FrameworkHeartbeat
     | Teardown
     | LookupCalls
+    | UpdateFramework
 )
 
 
