@@ -187,7 +187,9 @@ class Containers:
         self._images_before = self._images()
 
     def _images(self) -> set[str]:
-        return {str(image.id) for image in self._client.images.list(all=True)}
+        return {
+            tag for one in self._client.images.list() for tag in one.tags if tag.startswith(("bursar-demo-", "busybox"))
+        }
 
     def names(self) -> list[str]:
         """Of containers whose sandbox lies in the temporary directory, ended ones included."""
@@ -195,7 +197,7 @@ class Containers:
         return [one["Names"][0] for one in found if one["Labels"]["bursar.sandbox"].startswith(str(self._temporary))]
 
     def images(self) -> set[str]:
-        """Images that were not there before."""
+        """Demos' images that were not there before."""
         return self._images() - self._images_before
 
     def demo(self, programs: Any) -> Any:

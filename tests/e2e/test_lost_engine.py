@@ -6,6 +6,7 @@ an engine without networks removes the bridge of the other one, and in a mount n
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -65,9 +66,10 @@ class OwnEngine:
 
     def close(self) -> None:
         if self._is_alive():
-            for container in self.client.containers.list(all=True):
-                container.remove(force=True)
-            self.end(signal.SIGTERM)
+            with contextlib.suppress(docker.errors.DockerException, OSError, subprocess.TimeoutExpired):
+                for container in self.client.containers.list(all=True):
+                    container.remove(force=True)
+                self.end(signal.SIGTERM)
         for process in psutil.process_iter():
             try:
                 if any(str(self.where) in text for text in process.cmdline()):
