@@ -1,0 +1,711 @@
+"""The allocator as its documents say it, slow and obvious: what the real one is judged by.
+
+Written from the rules (design.md §4-§7; mesos.md OFF-*, RSV-*, GPU-3, §2.1, §3.2) and apart from the code under test. Nothing is
+remembered that can be worked out: what is free is derived from what there is and what is held, shares are summed anew for every
+single decision, and every list is walked. The methods of `Reference` are what happens in a cluster; `quiet` says that the batch of
+events is over, `advance` that time passes. Values are those of `bursar.core`; so is the choice of the best-connected devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bursar.core.devices import Device, DeviceHealth, pick_connected
+from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, Shape
+from bursar.core.resources import (
+    EMPTY,
+    Holding,
+    ReservedResources,
+    ResourceRequest,
+    Resources,
+    Stack,
+    add_holdings,
+    holding_contains,
+    intersect_ports,
+    subtract_holdings,
+    subtract_ports,
+    sum_resources,
+    to_holding,
+)
+from bursar.core.roles import covers
+
+#: An agent that is away is given up after so long: five pings of fifteen seconds (mesos.md §0).
+PATIENCE_MS = 75_000
+#: The smallest offer: this much CPU or this much memory (OFF-11).
+LEAST_CPUS, LEAST_MEM = 10, 32 << 20
+#: The longest pause of a framework that never answers.
+LONGEST_PAUSE_MS = 300_000
+#: A role's weight where none was set, in thousandths (design.md §5).
+PLAIN_WEIGHT = 1000
+
+
+@dataclass(eq=False)
+class Agent:
+    """One machine: what it has by reservation, and whether it is there."""
+
+    agent_id: str
+    buckets: dict[Stack, Resources]
+    devices: dict[str, Device]
+    connected: bool = True
+    #: When it is given up; None while it is connected, or has been given up.
+    given_up_ms: int | None = None
+    #: An agent that was given up counts neither in the cluster's total, nor do its tasks in shares (design.md §4).
+    counts: bool = True
+
+    @property
+    def has_gpus(self) -> bool:
+        """GPU-3: whether its *total* has a GPU, in use or not, healthy or not."""
+        return any(part.devices for part in self.buckets.values())
+
+
+@dataclass(eq=False)
+class Framework:
+    """One framework: what it is, and what it said it wants."""
+
+    framework_id: str
+    roles: tuple[str, ...]
+    capable: bool
+    failover_ms: int
+    connected: bool = True
+    removed_ms: int | None = None
+    suppressed: set[str] = field(default_factory=set)
+    #: Version 0: no demand was stated.
+    version: int = 0
+    shapes: tuple[Shape, ...] = ()
+    #: How many of each shape are still to be launched.
+    wanted: list[int] = field(default_factory=list)
+    #: What was open of each shape when agents were last looked at for it.
+    looked_for: list[int] = field(default_factory=list)
+    #: In how many rounds in a row it left offers unanswered, and when the last of them was over.
+    silent_rounds: int = 0
+    silent_since_ms: int = 0
+
+
+@dataclass(eq=False)
+class Offer:
+    """What one framework may take of one agent, in one role (OFF-1)."""
+
+    framework_id: str
+    role: str
+    agent_id: str
+    holding: dict[Stack, Resources]
+    made_ms: int
+    expires_ms: int
+    #: The demand that it was cut for, and how many of each shape.
+    version: int = 0
+    promised: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Task:
+    """What runs, and what it holds."""
+
+    framework_id: str
+    task_id: str
+    role: str
+    agent_id: str
+    holding: dict[Stack, Resources]
+
+
+@dataclass(eq=False)
+class Filter:
+    """OFF-5: of this agent, the framework is not offered the same or less in this role before then."""
+
+    framework_id: str
+    role: str
+    agent_id: str
+    refused: Holding
+    until_ms: int
+
+
+Client = tuple[str, str]
+"""(role, framework): who is offered something."""
+
+
+class Reference:
+    """A cluster in which everything happens by the book."""
+
+    def __init__(
+        self, place: Callable[[str], object], now_ms: int, *, interval_ms: int = 1000, timeout_ms: int = 30_000
+    ) -> None:
+        #: The place of an agent in the master's permutation (OFF-19).
+        self.place = place
+        self.now_ms = now_ms
+        self.interval_ms = interval_ms
+        self.timeout_ms = timeout_ms
+        self.gpu_filter = True
+        #: Kinds that do not count in shares (GPU-6).
+        self.excluded: frozenset[str] = frozenset()
+        self.weights: dict[str, int] = {}
+        self.agents: dict[str, Agent] = {}
+        self.frameworks: dict[str, Framework] = {}
+        #: Oldest first.
+        self.offers: list[Offer] = []
+        self.tasks: list[Task] = []
+        self.filters: list[Filter] = []
+        #: How often something was given: to a role with all below it, a role's own leaf, a framework in a role.
+        self.given: dict[str, int] = {}
+        #: Agents to look at once the batch is over.
+        self.changed: set[str] = set()
+        self.full_cycle_ms = now_ms + interval_ms
+
+    # --- What is there, and who holds it ---
+
+    def held_on(self, agent_id: str) -> dict[Stack, Resources]:
+        """Offered and allocated together; offered resources are locked (OFF-2)."""
+        held: dict[Stack, Resources] = {}
+        for holder in (*self.offers, *self.tasks):
+            if holder.agent_id == agent_id:
+                held = add_holdings(held, holder.holding)
+        return held
+
+    def free(self, agent: Agent) -> dict[Stack, Resources]:
+        """What nobody holds, by bucket. An unhealthy device is withheld; a device held under another bucket is nowhere free."""
+        held = self.held_on(agent.agent_id)
+        sick = {uuid for uuid, device in agent.devices.items() if device.health is DeviceHealth.UNHEALTHY}
+        in_use = {uuid for part in held.values() for uuid in part.devices}
+        free = {}
+        for stack, total in agent.buckets.items():
+            rest = total.minus_saturating(held.get(stack, EMPTY))
+            rest = Resources(rest.scalars, rest.ports, rest.devices - sick - in_use)
+            if rest:
+                free[stack] = rest
+        return free
+
+    def promised(self, framework: Framework) -> list[int]:
+        """How many of each shape the outstanding offers were cut for."""
+        promised = [0] * len(framework.shapes)
+        for offer in self.offers:
+            if offer.framework_id == framework.framework_id and offer.version == framework.version:
+                for index, count in offer.promised.items():
+                    promised[index] += count
+        return promised
+
+    def open(self, framework: Framework) -> list[int]:
+        """How many of each shape are wanted and not on offer (design.md §7)."""
+        return [
+            max(0, wanted - promised)
+            for wanted, promised in zip(framework.wanted, self.promised(framework), strict=True)
+        ]
+
+    # --- Who is served next (mesos.md §3.2; design.md §5) ---
+
+    def may_get(self, role: str, framework_id: str) -> bool:
+        """Connected, subscribed to the role, and not suppressed in it (OFF-8)."""
+        framework = self.frameworks.get(framework_id)
+        return (
+            framework is not None
+            and framework.connected
+            and role in framework.roles
+            and role not in framework.suppressed
+        )
+
+    def clients(self) -> dict[Client, dict[str, int]]:
+        """Everybody who holds something or may get something, with what they hold: offered and allocated, reserved and
+        unreserved; reservations that lie idle are nobody's (RSV-16).
+        """
+        found: dict[Client, dict[str, int]] = {}
+        for framework in self.frameworks.values():
+            for role in framework.roles:
+                if self.may_get(role, framework.framework_id):
+                    found[role, framework.framework_id] = {}
+        for holder in (*self.offers, *self.tasks):
+            if self.agents[holder.agent_id].counts:
+                held = found.setdefault((holder.role, holder.framework_id), {})
+                _add(held, sum_resources(holder.holding.values()).amounts())
+        return found
+
+    def order(self) -> list[Client]:
+        """Who is served, the next one first: a walk down the tree of roles, siblings ordered by share, then by how often they
+        were given something, then by path. A role that has frameworks of its own and roles below it competes with these as
+        its virtual leaf `role/.`; inside a role its frameworks are ordered in the same way. The share is the dominant one, of
+        the whole cluster's total, and divided by the weight.
+        """
+        clients = self.clients()
+        total: dict[str, int] = {}
+        for agent in self.agents.values():
+            if agent.counts:
+                _add(total, sum_resources(agent.buckets.values()).amounts())
+
+        def share(node: str) -> int:
+            held: dict[str, int] = {}
+            for (role, framework_id), amounts in clients.items():
+                if node in _line(role, framework_id):
+                    _add(held, amounts)
+            weight = self.weights.get(node, PLAIN_WEIGHT)
+            return max(
+                (
+                    amount * 10**18 // (total[kind] * weight)
+                    for kind, amount in held.items()
+                    if kind in total and kind not in self.excluded
+                ),
+                default=0,
+            )
+
+        def walk(depth: int, members: list[Client]) -> list[Client]:
+            branches: dict[str, list[Client]] = {}
+            for client in members:
+                branches.setdefault(_line(*client)[depth], []).append(client)
+            served: list[Client] = []
+            for node in sorted(branches, key=lambda node: (share(node), self.given.get(node, 0), node)):
+                is_framework = " " in node
+                served += branches[node] if is_framework else walk(depth + 1, branches[node])
+            return served
+
+        return walk(0, [client for client in clients if self.may_get(*client)])
+
+    def give(self, role: str, framework_id: str) -> None:
+        """Something was given: an offer, a task's resources. Counts only grow."""
+        for node in _line(role, framework_id):
+            self.given[node] = self.given.get(node, 0) + 1
+
+    def forget(self) -> None:
+        """Who neither holds nor may get anything is forgotten, and a role with the last who did."""
+        known = {node for client in self.clients() for node in _line(*client)}
+        self.given = {node: count for node, count in self.given.items() if node in known}
+
+    # --- What a client may have of an agent, as a list of steps ---
+
+    def may_see(self, framework: Framework, agent: Agent) -> bool:
+        """GPU-3: an agent that has a GPU is hidden from frameworks without the capability, all of it, unless the flag is off."""
+        return framework.capable or not agent.has_gpus or not self.gpu_filter
+
+    def consider(
+        self, agent: Agent, role: str, framework: Framework, free: Holding
+    ) -> tuple[dict[Stack, Resources], dict[int, int]] | None:
+        """What would be offered, and how many of which shapes that is for; None for nothing."""
+        if not self.may_see(framework, agent):
+            return None
+        # RSV-7: what is unreserved, or reserved to the role or to one above it.
+        offerable = {stack: part for stack, part in free.items() if not stack or covers(stack[-1].holder, role)}
+        promised: dict[int, int] = {}
+        if framework.version:
+            offerable, promised = self.cut(agent, role, framework, self.open(framework), offerable)
+            if not promised:
+                return None
+        else:
+            # OFF-18: the whole remainder, if it is worth an offer (OFF-11, OFF-16).
+            amounts = sum_resources(offerable.values()).amounts()
+            if amounts.get("cpus", 0) < LEAST_CPUS and amounts.get("mem", 0) < LEAST_MEM:
+                return None
+        if self.filtered(framework.framework_id, role, agent.agent_id, offerable):
+            return None
+        return offerable, promised
+
+    def cut(
+        self, agent: Agent, role: str, framework: Framework, open_counts: Sequence[int], available: Holding
+    ) -> tuple[dict[Stack, Resources], dict[int, int]]:
+        """What shapes × counts can use of it, the shapes in the framework's order, each as often as it still fits
+        (design.md §7).
+        """
+        rest = dict(available)
+        cut: dict[Stack, Resources] = {}
+        promised: dict[int, int] = {}
+        for index, shape in enumerate(framework.shapes):
+            if shape.role == role:
+                for _ in range(open_counts[index]):
+                    if take(rest, shape.resources, agent.devices) is None:
+                        break
+                    promised[index] = promised.get(index, 0) + 1
+                    rest = subtract_holdings(rest, take(rest, shape.resources, agent.devices) or {})
+                if index in promised:
+                    # The devices of one shape are chosen together: they are to be well connected.
+                    before = subtract_holdings(available, cut)
+                    part = take(before, shape.resources, agent.devices, promised[index])
+                    assert part is not None
+                    cut = add_holdings(cut, part)
+                    rest = subtract_holdings(available, cut)
+        return cut, promised
+
+    def filtered(self, framework_id: str, role: str, agent_id: str, offered: Holding) -> bool:
+        """OFF-5: whether some refusal contains what would be offered; more, or something else, goes out."""
+        return any(
+            (refusal.framework_id, refusal.role, refusal.agent_id) == (framework_id, role, agent_id)
+            and holding_contains(refusal.refused, offered)
+            for refusal in self.filters
+        )
+
+    # --- The cycle (design.md §7) ---
+
+    def cycle(self, agent_ids: Iterable[str]) -> None:
+        """Agent by agent in the permutation's order: whoever is next and may have something gets it, until nobody may."""
+        for agent_id in sorted(agent_ids, key=self.place):
+            agent = self.agents[agent_id]
+            while agent.connected and self.offer_once(agent):
+                pass
+
+    def offer_once(self, agent: Agent) -> bool:
+        """Make the next offer of an agent; return whether there was one."""
+        free = self.free(agent)
+        if not free:
+            return False
+        for role, framework_id in self.order():
+            framework = self.frameworks[framework_id]
+            proposal = self.consider(agent, role, framework, free)
+            if proposal is not None:
+                holding, promised = proposal
+                expires_ms = self.now_ms + self.timeout_ms
+                self.offers.append(
+                    Offer(
+                        framework_id,
+                        role,
+                        agent.agent_id,
+                        holding,
+                        self.now_ms,
+                        expires_ms,
+                        framework.version,
+                        promised,
+                    )
+                )
+                self.give(role, framework_id)
+                return True
+        return False
+
+    def quiet(self) -> None:
+        """The batch of events is over: the agents that changed are offered, and those that changed by that."""
+        while True:
+            for framework in self.frameworks.values():
+                self.look_for(framework)
+            if not self.changed:
+                return
+            agents, self.changed = self.changed, set()
+            self.cycle(agents)
+
+    def look_for(self, framework: Framework) -> None:
+        """A stated demand is another one than agents were looked at for. Where more is open, any agent may serve it; where less
+        is, what the framework declined may be cut differently now.
+        """
+        before, framework.looked_for = framework.looked_for, self.open(framework)
+        if not framework.connected or before == framework.looked_for:
+            return
+        if any(more > less for more, less in zip(framework.looked_for, before, strict=True)):
+            self.changed |= set(self.agents)
+        else:
+            self.changed |= {f.agent_id for f in self.filters if f.framework_id == framework.framework_id}
+
+    # --- Time ---
+
+    def advance(self, ms: int) -> None:
+        """So much time passes, instant by instant."""
+        until_ms = self.now_ms + ms
+        while (due := self.next_ms()) <= until_ms:
+            self.now_ms = due
+            self.instant()
+        self.now_ms = until_ms
+
+    def next_ms(self) -> int:
+        """When something is due next."""
+        return min(
+            self.full_cycle_ms,
+            *(refusal.until_ms for refusal in self.filters),
+            *(offer.expires_ms for offer in self.offers),
+            *(agent.given_up_ms for agent in self.agents.values() if agent.given_up_ms is not None),
+            *(framework.removed_ms for framework in self.frameworks.values() if framework.removed_ms is not None),
+            1 << 62,
+        )
+
+    def instant(self) -> None:
+        """Everything whose time has come; then one cycle for what changed, or for all where the interval is over."""
+        for refusal in [refusal for refusal in self.filters if refusal.until_ms <= self.now_ms]:
+            self.filters.remove(refusal)
+            self.changed.add(refusal.agent_id)
+        for offer in [offer for offer in self.offers if offer.expires_ms <= self.now_ms]:
+            self.expire(offer)
+        for agent in self.agents.values():
+            if agent.given_up_ms is not None and agent.given_up_ms <= self.now_ms:
+                agent.given_up_ms, agent.counts = None, False
+        for framework in list(self.frameworks.values()):
+            if framework.removed_ms is not None and framework.removed_ms <= self.now_ms:
+                del self.frameworks[framework.framework_id]
+        self.forget()
+        if self.full_cycle_ms <= self.now_ms:
+            self.full_cycle_ms = self.now_ms + self.interval_ms
+            self.changed = set(self.agents)
+        self.quiet()
+
+    def expire(self, offer: Offer) -> None:
+        """OFF-10: an offer that is not answered in time is rescinded. In none of its roles is the framework offered the same for a
+        while: one allocation interval at first, twice as long with every further round in a row that it leaves unanswered. Offers
+        that were out together are one round.
+        """
+        framework = self.frameworks[offer.framework_id]
+        if framework.silent_rounds == 0 or offer.made_ms >= framework.silent_since_ms:
+            framework.silent_rounds += 1
+            framework.silent_since_ms = self.now_ms
+        pause_ms = max(self.interval_ms, min(self.interval_ms * 2 ** (framework.silent_rounds - 1), LONGEST_PAUSE_MS))
+        self.void(offer)
+        for role in framework.roles:
+            self.refuse(offer.framework_id, role, offer.agent_id, offer.holding, self.now_ms + pause_ms)
+
+    # --- Offers end ---
+
+    def void(self, offer: Offer) -> None:
+        """An offer is over; what it held is free again at once, and is offered again (design.md §7)."""
+        self.offers.remove(offer)
+        self.changed.add(offer.agent_id)
+        self.forget()
+
+    def refuse(self, framework_id: str, role: str, agent_id: str, refused: Holding, until_ms: int) -> None:
+        """A filter comes to be; refusing nothing filters nothing."""
+        if refused:
+            self.filters.append(Filter(framework_id, role, agent_id, refused, until_ms))
+
+    def refuse_until_ms(self, refuse_ms: int | None) -> int:
+        """Five seconds where nothing is said, not less than an allocation interval, at most a year (OFF-5, T9)."""
+        asked = DEFAULT_REFUSE_MS if refuse_ms is None else min(refuse_ms, MAX_REFUSE_MS)
+        return self.now_ms + max(self.interval_ms, asked)
+
+    def declined(self, framework_id: str, offers: Iterable[Offer], refuse_ms: int | None) -> None:
+        """OFF-4: each offer installs a filter."""
+        self.frameworks[framework_id].silent_rounds = 0
+        for offer in offers:
+            self.void(offer)
+            self.refuse(framework_id, offer.role, offer.agent_id, offer.holding, self.refuse_until_ms(refuse_ms))
+
+    def accepted(
+        self,
+        framework_id: str,
+        offers: Sequence[Offer],
+        launches: Sequence[tuple[str, str, ResourceRequest]],
+        refuse_ms: int | None,
+    ) -> list[Task] | None:
+        """Launch tasks, (id, agent, what) each, on offers of one role; return them, or None where the call is refused: it is all
+        or nothing (design.md §7), and then each offer counts as declined. What is left of an agent's offers is declined
+        together (OFF-3). Each launched task fulfils one of a stated demand.
+        """
+        framework = self.frameworks[framework_id]
+        framework.silent_rounds = 0
+        remaining: dict[str, dict[Stack, Resources]] = {}
+        for offer in offers:
+            remaining[offer.agent_id] = add_holdings(remaining.get(offer.agent_id, {}), offer.holding)
+        tasks: list[Task] = []
+        for task_id, agent_id, request in launches:
+            part = take(remaining[agent_id], request, self.agents[agent_id].devices)
+            if part is None:
+                self.declined(framework_id, offers, refuse_ms)
+                return None
+            remaining[agent_id] = subtract_holdings(remaining[agent_id], part)
+            tasks.append(Task(framework_id, task_id, offers[0].role, agent_id, part))
+        for offer in offers:
+            self.void(offer)
+        for task, (_, _, request) in zip(tasks, launches, strict=True):
+            self.tasks.append(task)
+            self.give(task.role, framework_id)
+            fulfilled = fulfilled_shape(framework, task.role, request)
+            if fulfilled is not None:
+                framework.wanted[fulfilled] -= 1
+        for agent_id, left in remaining.items():
+            self.refuse(framework_id, offers[0].role, agent_id, left, self.refuse_until_ms(refuse_ms))
+        return tasks
+
+    # --- Agents ---
+
+    def agent_registered(
+        self,
+        agent_id: str,
+        resources: Iterable[ReservedResources],
+        devices: Iterable[Device],
+        ended: Iterable[tuple[str, str]] = (),
+    ) -> None:
+        """An agent is there for the first time, or again; `ended` are tasks that ended while it was away. Its offers are
+        rescinded; what it had it has again, dynamic reservations included (RSV-12).
+        """
+        agent = self.agents.get(agent_id)
+        if agent is None:
+            agent = Agent(agent_id, to_holding(resources), {device.uuid: device for device in devices})
+            self.agents[agent_id] = agent
+        self.rescinded([offer for offer in self.offers if offer.agent_id == agent_id])
+        for framework_id, task_id in ended:
+            self.task_ended(framework_id, task_id)
+        if not agent.counts:
+            agent.counts = True
+            for task in self.tasks:
+                if task.agent_id == agent_id:
+                    # Its tasks count again: they were given what they hold once more.
+                    self.give(task.role, task.framework_id)
+        agent.connected, agent.given_up_ms = True, None
+        self.changed.add(agent_id)
+
+    def agent_disconnected(self, agent_id: str) -> None:
+        """It is offered to nobody, and given up after a while; its tasks go on."""
+        agent = self.agents[agent_id]
+        self.rescinded([offer for offer in self.offers if offer.agent_id == agent_id])
+        agent.connected, agent.given_up_ms = False, self.now_ms + PATIENCE_MS
+
+    def devices_changed(self, agent_id: str, devices: Iterable[Device]) -> None:
+        """M-05: health changed; the agent's offers are rescinded."""
+        agent = self.agents[agent_id]
+        self.rescinded([offer for offer in self.offers if offer.agent_id == agent_id])
+        agent.devices = {device.uuid: device for device in devices}
+        self.changed.add(agent_id)
+
+    def task_ended(self, framework_id: str, task_id: str) -> None:
+        """What it held is free again."""
+        (task,) = [task for task in self.tasks if (task.framework_id, task.task_id) == (framework_id, task_id)]
+        self.tasks.remove(task)
+        self.forget()
+        self.changed.add(task.agent_id)
+
+    def rescinded(self, offers: Iterable[Offer]) -> None:
+        """OFF-9: resources go back with no filter."""
+        for offer in list(offers):
+            self.void(offer)
+
+    # --- Frameworks ---
+
+    def framework_subscribed(
+        self, framework_id: str, roles: Sequence[str], capable: bool, failover_ms: int, suppressed: Iterable[str] = ()
+    ) -> None:
+        """A framework is there, or there again: as a new one, but for what its tasks hold."""
+        if framework_id in self.frameworks:
+            self.stream_ended(framework_id)
+        self.frameworks[framework_id] = Framework(framework_id, tuple(roles), capable, failover_ms)
+        self.frameworks[framework_id].suppressed = set(suppressed)
+        self.changed |= set(self.agents)
+
+    def framework_disconnected(self, framework_id: str) -> None:
+        """mesos.md §2.2: its offers are void, its filters forgotten; it is removed when its failover timeout is over."""
+        self.stream_ended(framework_id)
+        framework = self.frameworks[framework_id]
+        if framework.failover_ms:
+            framework.removed_ms = self.now_ms + framework.failover_ms
+        else:
+            del self.frameworks[framework_id]
+
+    def stream_ended(self, framework_id: str) -> None:
+        """What hangs on the stream goes with it (OFF-6)."""
+        self.rescinded([offer for offer in self.offers if offer.framework_id == framework_id])
+        self.filters = [refusal for refusal in self.filters if refusal.framework_id != framework_id]
+        self.frameworks[framework_id].connected = False
+        self.forget()
+
+    def suppressed(self, framework_id: str, roles: Iterable[str]) -> None:
+        """OFF-8: no new offers for these roles, or for all; outstanding ones stay."""
+        framework = self.frameworks[framework_id]
+        framework.suppressed |= set(roles or framework.roles)
+        self.forget()
+
+    def revived(self, framework_id: str, roles: Iterable[str]) -> None:
+        """OFF-7: these roles, or all, are served again, and their filters are dropped."""
+        framework = self.frameworks[framework_id]
+        revived = set(roles or framework.roles)
+        framework.suppressed -= revived
+        framework.silent_rounds = 0
+        self.filters = [
+            refusal for refusal in self.filters if refusal.framework_id != framework_id or refusal.role not in revived
+        ]
+        self.changed |= set(self.agents)
+
+    def demand_stated(self, framework_id: str, version: int, shapes: Sequence[Shape]) -> None:
+        """A newer version replaces all that was wanted; what is on offer already, oldest first, covers part of it."""
+        framework = self.frameworks[framework_id]
+        if version <= framework.version:
+            return
+        framework.version, framework.shapes = version, tuple(shapes)
+        framework.wanted = [shape.count for shape in shapes]
+        open_counts = list(framework.wanted)
+        for offer in self.offers:
+            if offer.framework_id == framework_id:
+                agent = self.agents[offer.agent_id]
+                _, promised = self.cut(agent, offer.role, framework, open_counts, offer.holding)
+                offer.version, offer.promised = version, promised
+                for index, count in promised.items():
+                    open_counts[index] -= count
+        framework.looked_for = self.open(framework)
+        self.changed |= set(self.agents)
+
+    # --- Operators ---
+
+    def moved(self, agent_id: str, source: Stack, target: Stack, resources: Resources) -> None:
+        """Free resources changed their bucket: a reservation was made or undone."""
+        agent = self.agents[agent_id]
+        rest = subtract_holdings(agent.buckets, {source: resources})
+        agent.buckets = add_holdings(rest, {target: resources})
+        self.changed.add(agent_id)
+
+    def gpu_filter_set(self, on: bool) -> None:
+        """Offers that are no longer permitted are rescinded; others stay (design.md §6)."""
+        self.gpu_filter = on
+        self.rescinded(
+            offer
+            for offer in list(self.offers)
+            if not self.may_see(self.frameworks[offer.framework_id], self.agents[offer.agent_id])
+        )
+        self.changed |= set(self.agents)
+
+    def excluded_set(self, kinds: Iterable[str]) -> None:
+        """GPU-6: from now on these do not count; nothing else happens."""
+        self.excluded = frozenset(kinds)
+
+
+def take(
+    pool: Holding, request: ResourceRequest, devices: Mapping[str, Device], count: int = 1
+) -> dict[Stack, Resources] | None:
+    """Cut `count` times a request out of a pool, or None where it is not there.
+
+    Reserved resources go before unreserved ones, the most refined first. The devices are the best-connected set, from one bucket
+    where one has enough; named ones are those very devices. Ports are those very ports, so that they fit once.
+    """
+    stacks = sorted(pool, key=lambda stack: (-len(stack), stack))
+    if count > 1 and (request.ports or request.devices):
+        return None
+    taken: dict[Stack, Resources] = {}
+    for kind, amount in request.scalars.items():
+        missing = amount * count
+        for stack in stacks:
+            part = min(missing, pool[stack].scalars.get(kind, 0))
+            if part:
+                taken = add_holdings(taken, {stack: Resources({kind: part})})
+                missing -= part
+        if missing:
+            return None
+    ports = request.ports
+    for stack in stacks:
+        common = intersect_ports(ports, pool[stack].ports)
+        taken = add_holdings(taken, {stack: Resources(ports=common)})
+        ports = subtract_ports(ports, common)
+    if ports:
+        return None
+    missing_devices = request.gpu_count * count
+    if request.devices:
+        named = frozenset(request.devices)
+        if sum(len(named & pool[stack].devices) for stack in stacks) < missing_devices:
+            return None
+        return add_holdings(taken, {stack: Resources(devices=named & pool[stack].devices) for stack in stacks})
+    enough = [stack for stack in stacks if len(pool[stack].devices) >= missing_devices]
+    for stack in enough[:1] or stacks:
+        part = min(missing_devices, len(pool[stack].devices))
+        chosen = frozenset(pick_connected(pool[stack].devices, part, devices))
+        taken = add_holdings(taken, {stack: Resources(devices=chosen)})
+        missing_devices -= part
+    return None if missing_devices else taken
+
+
+def fulfilled_shape(framework: Framework, role: str, request: ResourceRequest) -> int | None:
+    """The shape that a launched task fulfils: the equal one, else the first that is at least as large."""
+    open_shapes = [
+        (index, shape.resources)
+        for index, shape in enumerate(framework.shapes)
+        if shape.role == role and framework.wanted[index] > 0
+    ]
+    for index, resources in open_shapes:
+        if resources == request:
+            return index
+    for index, resources in open_shapes:
+        enough = all(resources.scalars.get(kind, 0) >= amount for kind, amount in request.scalars.items())
+        if enough and resources.gpu_count >= request.gpu_count:
+            return index
+    return None
+
+
+def _line(role: str, framework_id: str) -> list[str]:
+    """The nodes from the top of the tree down to a framework in a role: `a`, `a/b`, `a/b/.`, `a/b/. f`."""
+    parts = [*role.split("/"), "."]
+    nodes = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return [*nodes, f"{nodes[-1]} {framework_id}"]
+
+
+def _add(held: dict[str, int], amounts: Mapping[str, int]) -> None:
+    for kind, amount in amounts.items():
+        held[kind] = held.get(kind, 0) + amount

@@ -1,0 +1,535 @@
+"""The master's allocator against the reference, side by side: random clusters, and after every step the same offers.
+
+`Duet` does everything twice, once to the real machine through the messages of its peers, once to the reference, and compares all
+outstanding offers: framework, role, agent, resources, devices. `BURSAR_REFERENCE_RUNS=5000` looks deeper, with other seeds each time;
+`BURSAR_REFERENCE_SHORTEN=no` tells of a disagreement as it was found, at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from bursar.core.errors import ErrorDetail
+from bursar.core.messages.agent import DevicesChanged
+from bursar.core.messages.offers import Shape
+from bursar.core.resources import Holding, ReservedResources, Resources, to_holding
+from bursar.core.tasks import TaskState
+from bursar.core.text import format_duration, format_request, format_resources
+
+_NAME = "bursar_tests_reference"
+if _NAME not in sys.modules:
+    _spec = importlib.util.spec_from_file_location(_NAME, Path(__file__).with_name("reference.py"))
+    assert _spec is not None and _spec.loader is not None
+    sys.modules[_NAME] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_NAME])
+reference = sys.modules[_NAME]
+
+#: How many random clusters, from another seed each time; 0: a few, always the same.
+RUNS = int(os.environ.get("BURSAR_REFERENCE_RUNS", "0"))
+#: Whether to look for the shortest story of a disagreement.
+SHORTEN = os.environ.get("BURSAR_REFERENCE_SHORTEN", "yes") == "yes"
+
+
+class Duet:
+    """A master with its peers, and the reference: what happens to one happens to the other."""
+
+    def __init__(self, book: Any) -> None:
+        self.book = book
+        self.model = reference.Reference(book.machine.cluster.permuted, book.now.monotonic_ms)
+        #: The reference's offers → the ids of the real ones.
+        self.ids: dict[Any, str] = {}
+        self.history: list[str] = []
+        #: Ends of tasks that their agent could not tell yet.
+        self.untold: dict[str, list[tuple[str, str]]] = {}
+        self.removed: set[str] = set()
+        self.batch: Any = None
+        self.names = 0
+
+    # --- the frame of every step ---
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """One step: tell of it, let the batch end unless a longer one is open, compare."""
+        self.history.append(f"{format_time(self.model.now_ms - 1_000_000)}  {'| ' if self.batch else ''}{what}")
+        try:
+            with self.book.batch():
+                yield
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n\n{self.story()}") from error
+        self.compare()
+
+    def compare(self) -> None:
+        """Nobody may be offered anything else than the reference says."""
+        if self.batch is None:
+            self.model.quiet()
+        real: dict[Any, list[str]] = {}
+        for peer in self.book.frameworks.values():
+            for offer_id, offer in peer.offers.items():
+                key = (offer.framework_id, offer.role, offer.agent_id, tuple(sorted(offer.resources, key=repr)))
+                real.setdefault(key, []).append(offer_id)
+        expected: dict[Any, list[Any]] = {}
+        for offer in self.model.offers:
+            resources = tuple(
+                sorted((ReservedResources(stack, part) for stack, part in offer.holding.items()), key=repr)
+            )
+            expected.setdefault((offer.framework_id, offer.role, offer.agent_id, resources), []).append(offer)
+        counted, wanted = (Counter({key: len(found) for key, found in offers.items()}) for offers in (real, expected))
+        if counted != wanted:
+            lines = ["the master and the reference disagree:"]
+            lines += [f"  only the master offers     {describe(key)}" for key in (counted - wanted).elements()]
+            lines += [f"  only the reference offers  {describe(key)}" for key in (wanted - counted).elements()]
+            lines += [f"  both offer                 {describe(key)}" for key in (wanted & counted).elements()]
+            raise AssertionError("\n".join([*lines, "", self.story()]))
+        self.ids = {
+            offer: offer_id
+            for key, offers in expected.items()
+            for offer, offer_id in zip(offers, real[key], strict=True)
+        }
+
+    def story(self) -> str:
+        lines = ["what happened:", *(f"  {line}" for line in self.history), "what there is:"]
+        for agent in self.model.agents.values():
+            there = "" if agent.connected else " (away)"
+            lines.append(
+                f"  agent {agent.agent_id}{there}: {text(agent.buckets)}; free: {text(self.model.free(agent))}"
+            )
+        lines.append(f"  order of service: {', '.join(f'{f} in {r}' for r, f in self.model.order())}")
+        lines += [
+            f"  filter: {f.framework_id} in {f.role}, agent {f.agent_id}, {text(f.refused)}, "
+            f"{format_duration(f.until_ms - self.model.now_ms)} left"
+            for f in self.model.filters
+        ]
+        for framework in self.model.frameworks.values():
+            if framework.version:
+                left = [
+                    f"{count} × {format_request(shape.resources)} in {shape.role}"
+                    for shape, count in zip(framework.shapes, self.model.open(framework), strict=True)
+                ]
+                lines.append(f"  {framework.framework_id} wants {', '.join(left) or 'nothing'}")
+        return "\n".join(lines)
+
+    def begin_batch(self) -> None:
+        self.batch = self.book.batch()
+        self.batch.__enter__()
+
+    def end_batch(self) -> None:
+        self.history.append(f"{format_time(self.model.now_ms - 1_000_000)}  (the batch is over)")
+        self.batch.__exit__()
+        self.batch = None
+        self.compare()
+
+    # --- agents ---
+
+    def agent(self, agent_id: str, parts: Sequence[ReservedResources], devices: Sequence[Any] = ()) -> None:
+        with self.doing(f"agent {agent_id} registers with {text(to_holding(parts))}"):
+            self.book.agent(agent_id, parts=parts, devices=devices)
+            self.model.agent_registered(agent_id, parts, devices)
+
+    def agent_returns(self, agent_id: str) -> None:
+        with self.doing(f"agent {agent_id} registers again"):
+            self.book.agents[agent_id].connect()
+            self.model.agent_registered(agent_id, (), (), self.untold.pop(agent_id, ()))
+
+    def agent_leaves(self, agent_id: str) -> None:
+        with self.doing(f"agent {agent_id} disconnects"):
+            self.book.agents[agent_id].disconnect()
+            self.model.agent_disconnected(agent_id)
+
+    def devices_sick(self, agent_id: str, sick: Sequence[int]) -> None:
+        peer = self.book.agents[agent_id]
+        with self.doing(f"agent {agent_id}: unhealthy GPUs are {list(sick) or 'none'}"):
+            healths = {device.uuid: 2 if device.index in sick else 1 for device in peer.info.devices}
+            devices = tuple(replace(device, health=healths[device.uuid]) for device in peer.info.devices)
+            peer.say(DevicesChanged(devices, peer.info.resources))
+            peer.info = replace(peer.info, devices=devices)
+            self.model.devices_changed(agent_id, devices)
+
+    def task_ends(self, framework_id: str, task_id: str) -> None:
+        (agent_id,) = [t.agent_id for t in self.model.tasks if (t.framework_id, t.task_id) == (framework_id, task_id)]
+        peer = self.book.agents[agent_id]
+        told = peer.connection is not None
+        with self.doing(f"task {task_id} of {framework_id} ends on {agent_id}{'' if told else ', which is away'}"):
+            peer.update(task_id, TaskState.FINISHED, framework=framework_id, deliver=told)
+            if told:
+                self.model.task_ended(framework_id, task_id)
+            else:
+                self.untold.setdefault(agent_id, []).append((framework_id, task_id))
+
+    # --- frameworks ---
+
+    def framework(
+        self,
+        framework_id: str,
+        roles: Sequence[str],
+        *,
+        gpu: bool = True,
+        failover_ms: int = 60_000,
+        suppressed: Sequence[str] = (),
+    ) -> None:
+        words = f"framework {framework_id} subscribes to {', '.join(roles)}{'' if gpu else ', without GPU_RESOURCES'}"
+        with self.doing(words + (f", suppressed in {', '.join(suppressed)}" if suppressed else "")):
+            peer = self.book.frameworks.get(framework_id)
+            if peer is None:
+                peer = self.book.framework(framework_id, roles=roles, gpu=gpu, failover_ms=failover_ms, connect=False)
+            capabilities = ("GPU_RESOURCES",) if gpu else ()
+            peer.connect(
+                roles=tuple(roles),
+                capabilities=capabilities,
+                failover_timeout_ms=failover_ms,
+                suppressed=tuple(suppressed),
+            )
+            self.model.framework_subscribed(framework_id, roles, gpu, failover_ms, suppressed)
+
+    def framework_leaves(self, framework_id: str) -> None:
+        with self.doing(f"framework {framework_id} disconnects"):
+            self.book.frameworks[framework_id].disconnect()
+            self.model.framework_disconnected(framework_id)
+
+    def suppress(self, framework_id: str, roles: Sequence[str]) -> None:
+        with self.doing(f"{framework_id} suppresses {', '.join(roles) or 'all roles'}"):
+            self.book.frameworks[framework_id].suppress(*roles)
+            self.model.suppressed(framework_id, roles)
+
+    def revive(self, framework_id: str, roles: Sequence[str]) -> None:
+        with self.doing(f"{framework_id} revives {', '.join(roles) or 'all roles'}"):
+            self.book.frameworks[framework_id].revive(*roles)
+            self.model.revived(framework_id, roles)
+
+    def want(self, framework_id: str, shapes: Sequence[Shape]) -> None:
+        wanted = ", ".join(f"{shape.count} × {format_request(shape.resources)} in {shape.role}" for shape in shapes)
+        self.names += 1
+        with self.doing(f"{framework_id} wants {wanted or 'nothing'}"):
+            self.book.frameworks[framework_id].want(*shapes, version=self.names)
+            self.model.demand_stated(framework_id, self.names, shapes)
+
+    def decline(self, framework_id: str, offers: Sequence[Any], refuse_ms: int | None = None) -> None:
+        peer = self.book.frameworks[framework_id]
+        with self.doing(f"{framework_id} declines {self.listed(offers)}{for_so_long(refuse_ms)}"):
+            peer.decline(*(peer.offers[self.ids[offer]] for offer in offers), refuse_ms=refuse_ms)
+            self.model.declined(framework_id, offers, refuse_ms)
+
+    def accept(
+        self,
+        framework_id: str,
+        offers: Sequence[Any],
+        launches: Sequence[tuple[str, Any]],
+        refuse_ms: int | None = None,
+    ) -> None:
+        """Launch (agent, request) each, one operation for each."""
+        peer = self.book.frameworks[framework_id]
+        named = []
+        for agent_id, request in launches:
+            self.names += 1
+            named.append((f"t{self.names}", agent_id, request))
+        what = ", ".join(f"{task} ({format_request(request)}) on {agent}" for task, agent, request in named)
+        words = f"{framework_id} accepts {self.listed(offers)} to launch {what or 'nothing'}"
+        with self.doing(words + for_so_long(refuse_ms)):
+            operations = [
+                self.book.launch(
+                    self.book.spec(task_id, resources=request, agent_id=agent_id), operation_id=f"op-{task_id}"
+                )
+                for task_id, agent_id, request in named
+            ]
+            result = peer.accept([self.ids[offer] for offer in offers], *operations, refuse_ms=refuse_ms)
+            tasks = self.model.accepted(framework_id, offers, named, refuse_ms)
+            assert (result.error is None) == (tasks is not None), result.error or "accepted, but it does not fit"
+            for task in tasks or ():
+                report = self.book.agents[task.agent_id].tasks[framework_id, task.task_id]
+                held = to_holding(report.task.resources)
+                assert held == task.holding, f"{task.task_id} holds {text(held)} instead of {text(task.holding)}"
+
+    # --- operators ---
+
+    def reserve(self, agent_id: str, role: str, request: Any, *, undo: bool = False, **labels: str) -> None:
+        """Which devices are reserved, and which offers are rescinded for it, is not the allocator's to say: taken as it comes."""
+        verb = "unreserves" if undo else "reserves"
+        with self.doing(f"an operator {verb} {format_request(request)} on {agent_id} for {role}"):
+            before = {offer_id for peer in self.book.frameworks.values() for offer_id in peer.offers}
+            act = self.book.unreserve if undo else self.book.reserve
+            answer = act(agent_id, role, request, **labels)
+            after = {offer_id for peer in self.book.frameworks.values() for offer_id in peer.offers}
+            gone = [offer for offer, offer_id in self.ids.items() if offer_id in before - after]
+            if isinstance(answer, ErrorDetail):
+                assert not gone, "refused, and yet offers were rescinded"
+                self.history[-1] += f": {answer.reason.name}"
+                return
+            assert all(offer.agent_id == agent_id for offer in gone)
+            made = answer.reservation
+            stack, resources = made.stack, made.resources
+            self.history[-1] += f": {format_resources(resources)}, {len(gone)} offers rescinded"
+            self.model.rescinded(gone)
+            source, target = (stack, stack[:-1]) if undo else (stack[:-1], stack)
+            self.model.moved(agent_id, source, target, resources)
+
+    def set_gpu_filter(self, on: bool) -> None:
+        with self.doing(f"filter-gpu-resources is {str(on).lower()}"):
+            self.book.set_flag("filter-gpu-resources", str(on).lower())
+            self.model.gpu_filter_set(on)
+
+    def exclude(self, kinds: Sequence[str]) -> None:
+        with self.doing(f"excluded from shares: {', '.join(kinds) or 'nothing'}"):
+            self.book.set_flag("fair-sharing-excluded-resource-names", ",".join(kinds))
+            self.model.excluded_set(kinds)
+
+    # --- time ---
+
+    def advance(self, ms: int) -> None:
+        assert self.batch is None
+        with self.doing(f"… {format_duration(ms)} pass"):
+            pass
+        self.book.advance(ms)
+        self.model.advance(ms)
+        self.removed = {name for name in self.book.frameworks if name not in self.model.frameworks}
+        self.compare()
+
+    # --- words ---
+
+    def listed(self, offers: Iterable[Any]) -> str:
+        return " and ".join(f"[{offer.role} @ {offer.agent_id}: {text(offer.holding)}]" for offer in offers)
+
+
+def text(holding: Holding) -> str:
+    """Resources with their reservations and devices, in a line."""
+    parts = []
+    for stack, part in sorted(holding.items()):
+        devices = f" {{{', '.join(uuid.removeprefix(uuid[:2]) for uuid in sorted(part.devices))}}}"
+        owner = ">".join(level.holder for level in stack)
+        parts.append(f"{owner + ':' if owner else ''}{format_resources(part)}{devices if part.devices else ''}")
+    return " + ".join(parts) or "nothing"
+
+
+def describe(key: Any) -> str:
+    framework_id, role, agent_id, resources = key
+    return f"{framework_id} in {role}: {text(to_holding(resources))} on {agent_id}"
+
+
+def for_so_long(refuse_ms: int | None) -> str:
+    return "" if refuse_ms is None else f", filter of {format_duration(refuse_ms)}"
+
+
+def format_time(ms: int) -> str:
+    return f"{ms / 1000:9.3f} s"
+
+
+ROLES = ["*", "a", "a/b", "a/c", "a/b/d", "e"]
+KINDS = ["cpus", "mem", "gpus"]
+
+
+class SideBySide(RuleBasedStateMachine):
+    """Small clusters, in which much happens."""
+
+    new_book: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.duet = Duet(self.new_book())
+        self.model = self.duet.model
+        self.request = self.duet.book.request
+
+    # --- what there is to choose from ---
+
+    def connected(self) -> list[str]:
+        return [name for name, framework in self.model.frameworks.items() if framework.connected]
+
+    def offered(self) -> list[str]:
+        return sorted({offer.framework_id for offer in self.model.offers})
+
+    def agents(self, connected: bool | None = True) -> list[str]:
+        return [name for name, agent in self.model.agents.items() if connected is None or agent.connected == connected]
+
+    # --- rules ---
+
+    @initialize(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        for _ in range(data.draw(st.integers(1, 3))):
+            self.agent_comes(data)
+        for _ in range(data.draw(st.integers(1, 3))):
+            self.framework_comes(data)
+
+    @rule(data=st.data())
+    def agent_comes(self, data: st.DataObject) -> None:
+        if len(self.model.agents) == 4:
+            return
+        name = f"m{len(self.model.agents) + 1}"
+        book = self.duet.book
+        gpus = data.draw(st.sampled_from([0, 0, 1, 2, 4]))
+        links = data.draw(st.sampled_from(["none", "pairs", "odd"])) if gpus > 1 else "none"
+        if links == "pairs":
+            devices = book.linked(name, [range(first, first + 2) for first in range(0, gpus, 2)])
+        elif links == "odd":
+            devices = book.linked(name, [range(0, gpus, 2), range(1, gpus, 2)])
+        else:
+            devices = book.devices(name, gpus)
+        uuids = [device.uuid for device in devices]
+        parts = []
+        role = data.draw(st.sampled_from([None, *ROLES[1:]]))
+        if role is not None:
+            kept = data.draw(st.integers(0, gpus))
+            parts.append(ReservedResources(book.static(role), self.some(data, uuids[:kept])))
+            uuids = uuids[kept:]
+        parts.append(ReservedResources((), self.some(data, uuids, data.draw(st.sampled_from(["", "1-2"])))))
+        self.duet.agent(name, [part for part in parts if part.resources], devices)
+
+    def some(self, data: st.DataObject, uuids: Sequence[str], ports: str = "") -> Resources:
+        cpus = data.draw(st.sampled_from([0, 1, 2, 4, 4.5]))
+        mem = data.draw(st.sampled_from([0, 1 / 64, 1, 2, 8]))
+        found: Resources = self.duet.book.resources(cpus, mem, uuids, ports)
+        return found
+
+    @precondition(lambda self: self.agents(False))
+    @rule(data=st.data())
+    def agent_returns(self, data: st.DataObject) -> None:
+        self.duet.agent_returns(data.draw(st.sampled_from(self.agents(False))))
+
+    @precondition(lambda self: self.agents())
+    @rule(data=st.data(), for_good=st.booleans())
+    def agent_leaves(self, data: st.DataObject, for_good: bool) -> None:
+        name = data.draw(st.sampled_from(self.agents()))
+        if for_good:
+            self.duet.agent_leaves(name)
+        else:
+            self.duet.agent_returns(name)
+
+    @precondition(lambda self: self.agents())
+    @rule(data=st.data(), sick=st.sets(st.integers(0, 3), max_size=2))
+    def devices_change(self, data: st.DataObject, sick: set[int]) -> None:
+        self.duet.devices_sick(data.draw(st.sampled_from(self.agents())), sorted(sick))
+
+    @precondition(lambda self: self.model.tasks)
+    @rule(data=st.data())
+    def task_ends(self, data: st.DataObject) -> None:
+        untold = {key for keys in self.duet.untold.values() for key in keys}
+        keys = [(t.framework_id, t.task_id) for t in self.model.tasks if (t.framework_id, t.task_id) not in untold]
+        if keys:
+            self.duet.task_ends(*data.draw(st.sampled_from(keys)))
+
+    @rule(data=st.data())
+    def framework_comes(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from("fgh"))
+        gone = len([removed for removed in self.gone() if removed.startswith(name)])
+        roles = data.draw(st.lists(st.sampled_from(ROLES), min_size=1, max_size=3, unique=True))
+        self.duet.framework(
+            name + "'" * gone,
+            roles,
+            gpu=data.draw(st.booleans()),
+            failover_ms=data.draw(st.sampled_from([0, 60_000])),
+            suppressed=data.draw(st.sampled_from([[], [], [], roles[:1]])),
+        )
+
+    def gone(self) -> set[str]:
+        """Frameworks that can never come back."""
+        return {name for name in self.duet.book.frameworks if name not in self.model.frameworks}
+
+    @precondition(lambda self: self.connected())
+    @rule(data=st.data())
+    def framework_leaves(self, data: st.DataObject) -> None:
+        self.duet.framework_leaves(data.draw(st.sampled_from(self.connected())))
+
+    @precondition(lambda self: self.connected())
+    @rule(data=st.data(), revive=st.booleans(), roles=st.sets(st.sampled_from(ROLES), max_size=2))
+    def suppress_or_revive(self, data: st.DataObject, revive: bool, roles: set[str]) -> None:
+        name = data.draw(st.sampled_from(self.connected()))
+        mine = sorted(roles & set(self.model.frameworks[name].roles))
+        (self.duet.revive if revive else self.duet.suppress)(name, mine)
+
+    @precondition(lambda self: self.connected())
+    @rule(data=st.data(), counts=st.lists(st.integers(0, 3), max_size=3))
+    def want(self, data: st.DataObject, counts: list[int]) -> None:
+        name = data.draw(st.sampled_from(self.connected()))
+        roles = self.model.frameworks[name].roles
+        self.duet.want(
+            name, [Shape(data.draw(st.sampled_from(roles)), self.a_request(data), count) for count in counts]
+        )
+
+    def a_request(self, data: st.DataObject) -> Any:
+        while True:
+            found = self.request(
+                cpus=data.draw(st.sampled_from([0.5, 1, 2, 0])),
+                mem=data.draw(st.sampled_from([0, 0, 1])),
+                gpus=data.draw(st.sampled_from([0, 0, 1, 2])),
+                ports=data.draw(st.sampled_from(["", "", "", "1-1"])),
+            )
+            if found:
+                return found
+
+    def some_offers(self, data: st.DataObject) -> tuple[str, list[Any]]:
+        name = data.draw(st.sampled_from(self.offered()))
+        offers = [offer for offer in self.model.offers if offer.framework_id == name]
+        first = data.draw(st.integers(0, len(offers) - 1))
+        rest = [
+            offer
+            for index, offer in enumerate(offers)
+            if index != first and offer.role == offers[first].role and data.draw(st.booleans())
+        ]
+        return name, [offers[first], *rest]
+
+    @precondition(lambda self: self.offered())
+    @rule(data=st.data(), refuse_ms=st.sampled_from([None, 0, 3000, 100_000]))
+    def decline(self, data: st.DataObject, refuse_ms: int | None) -> None:
+        name, offers = self.some_offers(data)
+        self.duet.decline(name, offers, refuse_ms)
+
+    @precondition(lambda self: self.offered())
+    @rule(data=st.data(), refuse_ms=st.sampled_from([None, 0, 3000, 100_000]), launches=st.integers(0, 3))
+    def accept(self, data: st.DataObject, refuse_ms: int | None, launches: int) -> None:
+        name, offers = self.some_offers(data)
+        agents = sorted({offer.agent_id for offer in offers})
+        chosen = [(data.draw(st.sampled_from(agents)), self.a_request(data)) for _ in range(launches)]
+        self.duet.accept(name, offers, chosen, refuse_ms)
+
+    @precondition(lambda self: self.agents())
+    @rule(data=st.data(), role=st.sampled_from(ROLES[1:]), undo=st.booleans(), label=st.sampled_from(["", "x"]))
+    def reserve(self, data: st.DataObject, role: str, undo: bool, label: str) -> None:
+        name = data.draw(st.sampled_from(self.agents()))
+        labels = {"project": label} if label else {}
+        self.duet.reserve(name, role, self.a_request(data), undo=undo, **labels)
+
+    @rule(on=st.booleans())
+    def toggle(self, on: bool) -> None:
+        self.duet.set_gpu_filter(on)
+
+    @rule(kinds=st.sets(st.sampled_from(KINDS)))
+    def exclude(self, kinds: set[str]) -> None:
+        self.duet.exclude(sorted(kinds))
+
+    @precondition(lambda self: self.duet.batch is None)
+    @rule(ms=st.sampled_from([1, 500, 1000, 3000, 5000, 29_000, 30_000, 95_000]))
+    def time_passes(self, ms: int) -> None:
+        self.duet.advance(ms)
+
+    @rule()
+    def batch(self) -> None:
+        if self.duet.batch is None:
+            self.duet.begin_batch()
+        else:
+            self.duet.end_batch()
+
+
+@pytest.fixture(autouse=True)
+def _book(new_book: Any) -> None:
+    SideBySide.new_book = new_book
+
+
+@pytest.mark.timeout(900)  # Of a failure, Hypothesis looks for the shortest story: that takes minutes.
+class TestSideBySide(SideBySide.TestCase):  # type: ignore[misc, valid-type]
+    settings = settings(
+        max_examples=RUNS or 150,
+        stateful_step_count=25,
+        deadline=None,
+        derandomize=not RUNS,
+        suppress_health_check=list(HealthCheck),
+        phases=[phase for phase in Phase if SHORTEN or phase is not Phase.shrink],
+    )
