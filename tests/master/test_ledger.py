@@ -163,6 +163,13 @@ class LedgerMachine(RuleBasedStateMachine):
         offer_id = data.draw(st.sampled_from(sorted(self.offers)))
         assert units(self.ledger.release_offer(AGENT, offer_id)) == self.offers.pop(offer_id)[1]
 
+    @precondition(lambda self: self.offers)
+    @rule(data=st.data())
+    def release_offers(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.lists(st.sampled_from(sorted(self.offers)), unique=True))
+        released = self.ledger.release_offers([(AGENT, offer_id) for offer_id in chosen])
+        assert [units(holding) for holding in released] == [self.offers.pop(offer_id)[1] for offer_id in chosen]
+
     @rule(data=st.data())
     def allocate(self, data: st.DataObject) -> None:
         if part := self.part(data, self.free()):

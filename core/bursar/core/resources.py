@@ -260,9 +260,9 @@ def stack_problem(stack: Stack) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class ReservedResources:
-    """Resources of one agent under one reservation stack."""
+    """Resources of one agent under one reservation stack. Never changed; not frozen, for a cycle makes many."""
 
     stack: Stack = UNRESERVED
     resources: Resources = EMPTY
@@ -282,6 +282,8 @@ def holding_total(holding: Holding) -> Resources:
 
 def add_holdings(left: Holding, right: Holding) -> dict[Stack, Resources]:
     """Bucket by bucket sum; parts of `right` may be empty."""
+    if not left and all(right.values()):
+        return dict(right)
     result = dict(left)
     for stack, part in right.items():
         if stack in result:
@@ -312,8 +314,10 @@ def holding_contains(left: Holding, right: Holding) -> bool:
 
 def to_reserved(holding: Holding) -> tuple[ReservedResources, ...]:
     """As a list, unreserved first, then by stack: the form that travels."""
-    stacks = sorted(holding) if len(holding) > 1 else holding
-    return tuple([ReservedResources(stack, holding[stack]) for stack in stacks if holding[stack]])
+    if len(holding) == 1:
+        ((stack, part),) = holding.items()
+        return (ReservedResources(stack, part),)
+    return tuple([ReservedResources(stack, holding[stack]) for stack in sorted(holding) if holding[stack]])
 
 
 def to_holding(parts: Iterable[ReservedResources]) -> dict[Stack, Resources]:

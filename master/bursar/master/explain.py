@@ -5,6 +5,7 @@ from __future__ import annotations
 from bursar.core.messages.operator import AgentState, ExplainFrameworkResponse, Refusal, RefusalReason
 from bursar.core.text import format_request
 from bursar.master.allocator.cycle import Proposal, consider
+from bursar.master.allocator.shares import Client
 from bursar.master.state import Agent, Cluster, Framework
 
 _MESSAGES: dict[RefusalReason, tuple[str, str]] = {
@@ -64,7 +65,9 @@ def _reason(cluster: Cluster, agent: Agent, role: str, framework: Framework) -> 
         return RefusalReason.AGENT_INACTIVE
     if role in framework.suppressed:
         return RefusalReason.SUPPRESSED
-    decision = consider(cluster, agent, role, framework, cluster.ledger.books[agent.agent_id].free)
+    client = Client(role, framework.framework_id)
+    free = cluster.ledger.books[agent.agent_id].free
+    decision = consider(cluster, agent, client, framework, free, cluster.filters.on(agent.agent_id))
     return None if isinstance(decision, Proposal) else decision
 
 

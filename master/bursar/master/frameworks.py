@@ -19,7 +19,7 @@ from bursar.core.roles import role_problem
 from bursar.core.tasks import StatusReason
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
 from bursar.master.effects import SendToFramework
-from bursar.master.offers import end_offer, rescind, rescind_forbidden
+from bursar.master.offers import end_offers, rescind, rescind_forbidden
 from bursar.master.records import CallDone, FailoverDeadlineRecorded, FrameworkRecorded, FrameworkRemoved
 from bursar.master.state import Cluster, Framework, Turn
 from bursar.master.tasks import forget_framework, kill, resend_unacknowledged
@@ -328,8 +328,7 @@ def remove(cluster: Cluster, turn: Turn, framework: Framework, why: str) -> None
 
 def _drop_stream(cluster: Cluster, turn: Turn, framework: Framework, *, superseded_by: FrameworkInfo | None) -> None:
     """Forget the stream and everything that hangs on it: offers, filters, deadlines."""
-    for offer_id in sorted(framework.offers):
-        end_offer(cluster, offer_id)
+    end_offers(cluster, sorted(framework.offers))
     cluster.filters.drop_framework(framework.framework_id)
     for kind in ("silent", "retry"):
         cluster.deadlines.cancel((kind, framework.framework_id))

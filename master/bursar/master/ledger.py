@@ -76,7 +76,8 @@ class Books:
 
     #: What the agent has, by bucket; the dynamic reservations are cut from the unreserved bucket.
     total: dict[Stack, Resources]
-    free: dict[Stack, Resources] = field(default_factory=dict)
+    #: Never changed in place: a new one stands for a change.
+    free: Holding = field(default_factory=dict)
     offered: dict[OfferId, _Entry] = field(default_factory=dict)
     allocated: dict[TaskKey, _Entry] = field(default_factory=dict)
     #: Devices that must not be offered, and why.
@@ -216,16 +217,45 @@ class Ledger:
     def offer(self, agent_id: AgentId, offer_id: OfferId, client: Client, holding: Holding) -> None:
         """Move free resources into an offer."""
         books = self.books[agent_id]
-        self._take(agent_id, books, holding)
-        entry = _entry(client, holding)
-        books.offered[offer_id] = entry
+        if holding is books.free and self._free_unreserved is None:
+            # The whole remainder, as it mostly is.
+            books.free = {}
+            self.with_free.discard(agent_id)
+        else:
+            self._take(agent_id, books, holding)
+        books.offered[offer_id] = entry = _entry(client, holding)
         if books.counted:
-            self._accounts.charge(client, entry.amounts, entry.reserved)
+            self._accounts.charge(client, entry[2], entry[3])
 
     def release_offer(self, agent_id: AgentId, offer_id: OfferId) -> Holding:
         """Make an offer's resources free again; return them."""
         books = self.books[agent_id]
         return self._give_back(agent_id, books, books.offered.pop(offer_id))
+
+    def release_offers(self, offers: Iterable[tuple[AgentId, OfferId]]) -> list[Holding]:
+        """The same for many, told to the accounts once for each client."""
+        due: dict[tuple[Client, bool], list[_Entry]] = {}
+        holdings: list[Holding] = []
+        for agent_id, offer_id in offers:
+            books = self.books[agent_id]
+            entry = books.offered.pop(offer_id)
+            if books.counted:
+                due.setdefault((entry.client, bool(entry.reserved)), []).append(entry)
+            holdings.append(entry.holding)
+            if books.free or books.in_excess or books.withheld_devices or self._free_unreserved is not None:
+                self._give_back(agent_id, books, entry, told=True)
+            else:
+                # The whole remainder, as it mostly is: exactly what was taken.
+                books.free = entry.holding
+                if books.present:
+                    self.with_free.add(agent_id)
+        for (client, _), entries in due.items():
+            amounts, reserved = entries[0].amounts, entries[0].reserved
+            if len(entries) > 1:
+                amounts = _sum_amounts(entry.amounts for entry in entries)
+                reserved = _sum_amounts(entry.reserved for entry in entries)
+            self._accounts.discharge(client, amounts, reserved)
+        return holdings
 
     def allocate(self, agent_id: AgentId, key: TaskKey, client: Client, holding: Holding) -> None:
         """Move free resources to a task."""
@@ -354,9 +384,9 @@ class Ledger:
         free: Holding = books.free
         self._set_free(agent_id, books, {} if holding is free else subtract_holdings(free, holding))
 
-    def _give_back(self, agent_id: AgentId, books: Books, entry: _Entry) -> Holding:
+    def _give_back(self, agent_id: AgentId, books: Books, entry: _Entry, *, told: bool = False) -> Holding:
         holding = entry.holding
-        if books.counted:
+        if books.counted and not told:
             self._accounts.discharge(entry.client, entry.amounts, entry.reserved)
         if books.in_excess:
             # What comes back first pays for what is held beyond the total.
@@ -379,7 +409,7 @@ class Ledger:
         books.in_excess = bool(_beyond(held, books.total))
         self._set_free(agent_id, books, free)
 
-    def _set_free(self, agent_id: AgentId, books: Books, free: dict[Stack, Resources]) -> None:
+    def _set_free(self, agent_id: AgentId, books: Books, free: Holding) -> None:
         if self._free_unreserved is not None:
             self._note_unreserved(books, -1)
         books.free = free
@@ -410,7 +440,7 @@ _NOTHING: Mapping[str, int] = MappingProxyType({})
 def _entry(client: Client, holding: Holding) -> _Entry:
     if len(holding) == 1:
         ((stack, part),) = holding.items()
-        amounts = part.amounts()
+        amounts = part.amounts() if part.devices else part.scalars
         if not stack:
             return _Entry(client, holding, amounts, _NOTHING)
         return _Entry(client, holding, amounts, _NOTHING if plain_role(stack[-1].holder) is None else amounts)
@@ -418,6 +448,14 @@ def _entry(client: Client, holding: Holding) -> _Entry:
     return _Entry(
         client, holding, holding_total(holding).amounts(), sum_resources(kept).amounts() if kept else _NOTHING
     )
+
+
+def _sum_amounts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in parts:
+        for kind, amount in part.items():
+            total[kind] = total.get(kind, 0) + amount
+    return total
 
 
 def _beyond(held: Holding, total: Holding) -> dict[Stack, Resources]:

@@ -74,17 +74,23 @@ def refuse_until_ms(cluster: Cluster, turn: Turn, filters: Filters) -> int:
 
 def end_offer(cluster: Cluster, offer_id: OfferId) -> tuple[OutstandingOffer, Holding]:
     """Take an offer off the books: its resources are free, its promise is open again."""
-    outstanding = cluster.offers.pop(offer_id)
-    offer = outstanding.offer
-    holding = cluster.ledger.release_offer(offer.agent_id, offer_id)
-    framework = cluster.frameworks[offer.framework_id]
-    framework.offers.discard(offer_id)
-    if outstanding.demand_version == framework.demand.version:
-        for index, count in outstanding.promised.items():
-            framework.promised[index] -= count
+    return end_offers(cluster, (offer_id,))[0]
+
+
+def end_offers(cluster: Cluster, offer_ids: Iterable[OfferId]) -> list[tuple[OutstandingOffer, Holding]]:
+    """The same for many, in this order."""
+    ended = [cluster.offers.pop(offer_id) for offer_id in offer_ids]
+    holdings = cluster.ledger.release_offers([(ending.offer.agent_id, ending.offer.offer_id) for ending in ended])
+    for ending in ended:
+        offer = ending.offer
+        framework = cluster.frameworks[offer.framework_id]
+        framework.offers.discard(offer.offer_id)
+        cluster.dirty.add(offer.agent_id)
+        if ending.promised and ending.demand_version == framework.demand.version:
+            for index, count in ending.promised.items():
+                framework.promised[index] -= count
             cluster.reopened.add(offer.framework_id)
-    cluster.touch(offer.agent_id)
-    return outstanding, holding
+    return list(zip(ended, holdings, strict=True))
 
 
 def damp(cluster: Cluster, offer: Offer, holding: Holding, until_ms: int) -> None:
@@ -96,11 +102,10 @@ def decline(cluster: Cluster, turn: Turn, framework: Framework, call: Decline) -
     """The framework does not want these; ids that are not outstanding are ignored (OFF-4)."""
     until_ms = refuse_until_ms(cluster, turn, call.filters)
     cluster.filters.answered(framework.framework_id)
-    for offer_id in call.offer_ids:
-        if offer_id in framework.offers:
-            outstanding, holding = end_offer(cluster, offer_id)
-            damp(cluster, outstanding.offer, holding, until_ms)
-            cluster.counters.offers_declined += 1
+    mine = [offer_id for offer_id in dict.fromkeys(call.offer_ids) if offer_id in framework.offers]
+    for ended, holding in end_offers(cluster, mine):
+        damp(cluster, ended.offer, holding, until_ms)
+    cluster.counters.offers_declined += len(mine)
 
 
 def expire_all(cluster: Cluster, turn: Turn, expires_at: str) -> None:
@@ -134,9 +139,8 @@ def rescind(cluster: Cluster, turn: Turn, offer_ids: Iterable[OfferId], reason: 
     """Withdraw offers: void in the ledger and the rescind queued in the same step; return how many."""
     by_framework: dict[FrameworkId, list[OfferId]] = {}
     count = 0
-    for offer_id in sorted(offer_ids):
-        outstanding, _ = end_offer(cluster, offer_id)
-        by_framework.setdefault(outstanding.offer.framework_id, []).append(offer_id)
+    for outstanding, _ in end_offers(cluster, sorted(offer_ids)):
+        by_framework.setdefault(outstanding.offer.framework_id, []).append(outstanding.offer.offer_id)
         count += 1
     for framework_id, ids in by_framework.items():
         turn.to_framework(cluster.frameworks[framework_id], Rescind(tuple(ids), reason))

@@ -30,7 +30,7 @@ from bursar.master import reservations
 from bursar.master.allocator.carve import carve
 from bursar.master.allocator.demand import shape_of_task
 from bursar.master.ledger import TaskKey
-from bursar.master.offers import damp, end_offer, refuse_until_ms
+from bursar.master.offers import damp, end_offers, refuse_until_ms
 from bursar.master.records import CallDone, TaskRecorded
 from bursar.master.state import Cluster, Framework, Task, Turn
 from bursar.master.tasks import add_task, send_launches
@@ -289,7 +289,7 @@ def _plan_unreserve(plan: _Plan, unreserve: Unreserve, path: str) -> ErrorDetail
 
 
 def _carry_out(cluster: Cluster, turn: Turn, framework: Framework, call: Accept, plan: _Plan, until_ms: int) -> None:
-    offers = [end_offer(cluster, offer_id)[0].offer for offer_id in call.offer_ids]
+    offers = [ended.offer for ended, _ in end_offers(cluster, call.offer_ids)]
     launched: dict[AgentId, list[AssignedTask]] = {}
     changed: set[AgentId] = set()
     for step in plan.steps:
@@ -340,10 +340,9 @@ def _fulfil_demand(framework: Framework, role: str, spec: TaskSpec) -> None:
 
 
 def _give_back(cluster: Cluster, framework: Framework, offer_ids: tuple[OfferId, ...], until_ms: int) -> None:
-    for offer_id in dict.fromkeys(offer_ids):
-        if offer_id in framework.offers:
-            outstanding, holding = end_offer(cluster, offer_id)
-            damp(cluster, outstanding.offer, holding, until_ms)
+    mine = [offer_id for offer_id in dict.fromkeys(offer_ids) if offer_id in framework.offers]
+    for ended, holding in end_offers(cluster, mine):
+        damp(cluster, ended.offer, holding, until_ms)
 
 
 def _refuse(

@@ -53,16 +53,22 @@ class Agent:
     description: AgentDescription | None = None
     #: Place in the cycle's order: a permutation drawn from the master's term, and the id where two draw the same.
     order: tuple[int, AgentId] = (0, AgentId(""))
+    #: Its id, for good.
+    agent_id: AgentId = AgentId("")
+    #: What `has_gpus` was found of.
+    _seen: AgentInfo | None = None
+    _has_gpus: bool = False
 
-    @property
-    def agent_id(self) -> AgentId:
-        """Its id."""
-        return self.info.agent_id
+    def __post_init__(self) -> None:
+        self.agent_id = self.info.agent_id
 
     @property
     def has_gpus(self) -> bool:
         """Whether its *total* has a GPU, in use or not (GPU-3)."""
-        return any(part.resources.devices for part in self.info.resources)
+        if self._seen is not self.info:
+            self._seen = self.info
+            self._has_gpus = any(part.resources.devices for part in self.info.resources)
+        return self._has_gpus
 
     def describe(self) -> AgentDescription:
         """What offers refer to."""

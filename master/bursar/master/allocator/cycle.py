@@ -19,6 +19,7 @@ from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import UNRESERVED, Holding, to_reserved
 from bursar.core.roles import covers
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
+from bursar.master.allocator.filters import AgentFilters
 from bursar.master.allocator.shares import Client
 from bursar.master.allocator.visibility import is_hidden
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
@@ -67,43 +68,51 @@ def _offer_agent(
     cluster: Cluster, agent: Agent, wall_ms: int, expires_in_ms: int, made: list[OutstandingOffer]
 ) -> None:
     """Offer one agent until nothing is left, or nobody may have it."""
-    books = cluster.ledger.books[agent.agent_id]
-    filters = cluster.filters.on(agent.agent_id)
+    agent_id = agent.agent_id
+    books = cluster.ledger.books[agent_id]
+    filters = cluster.filters.on(agent_id)
+    frameworks = cluster.frameworks
     # What is free only shrinks here: whoever was refused or served once need not be asked again. But a demand may be cut
     # differently from less, and so get past the filter that blocked its first cut.
     done: set[Client] = set()
     while free := books.free:
-        hidden = done if filters is None else filters.known_hidden(free)
+        hidden = None if filters is None else filters.known_hidden(free)
         for node in cluster.shares.order():
             client = node.client
             assert client is not None
-            if client in hidden or client in done:
+            if done and client in done or hidden and client in hidden:
                 continue
-            framework = cluster.frameworks[client.framework_id]
-            proposal = consider(cluster, agent, client.role, framework, free)
+            framework = frameworks[client.framework_id]
+            proposal = consider(cluster, agent, client, framework, free, filters)
+            if type(proposal) is Proposal:
+                made.append(_hand_out(cluster, agent, client, framework, proposal, wall_ms, expires_in_ms))
+                if books.free:
+                    done.add(client)
+                break
             if proposal is not RefusalReason.DECLINED or not framework.demand.version:
                 done.add(client)
-            if isinstance(proposal, Proposal):
-                made.append(_hand_out(cluster, agent, client, framework, proposal, wall_ms, expires_in_ms))
-                break
         else:
             return
 
 
 def consider(
-    cluster: Cluster, agent: Agent, role: str, framework: Framework, free: Holding
+    cluster: Cluster,
+    agent: Agent,
+    client: Client,
+    framework: Framework,
+    free: Holding,
+    filters: AgentFilters | None,
 ) -> Proposal | RefusalReason:
-    """Decide what a (role, framework) may have of what is free on an agent, or why nothing.
+    """Decide what a client may have of what is free on an agent, or why nothing; `filters` are those on the agent.
 
     The cheap steps come first. The framework is active and the role not suppressed: the order of shares holds no others.
     """
-    if is_hidden(cluster.rules, framework.info.capabilities, agent.has_gpus):
+    role = client.role
+    if cluster.rules and is_hidden(cluster.rules, framework.info.capabilities, agent.has_gpus):
         return RefusalReason.HIDDEN_BY_RULE
     available = offerable(free, role)
     if not available:
         return RefusalReason.RESERVED_FOR_OTHERS if free else RefusalReason.NOT_FREE
-    client = Client(role, framework.framework_id)
-    filters = cluster.filters.on(agent.agent_id)
     if filters is not None and filters.blocks(client, available):
         # Whatever is cut out of it was refused, too; for as long as no more is free.
         filters.known_hidden(free).add(client)
@@ -122,10 +131,10 @@ def consider(
                 return RefusalReason.RESERVED_FOR_OTHERS
             return RefusalReason.NOT_FREE
         available, promised = cut.holding, cut.promised
+        if filters is not None and filters.blocks(client, available):
+            return RefusalReason.DECLINED
     elif not _is_allocatable(available):
         return RefusalReason.TOO_SMALL
-    if filters is not None and filters.blocks(client, available):
-        return RefusalReason.DECLINED
     return Proposal(available, promised)
 
 
@@ -137,6 +146,9 @@ def offerable(free: Holding, role: str) -> Holding:
 
 
 def _is_allocatable(holding: Holding) -> bool:
+    if len(holding) == 1:
+        (part,) = holding.values()
+        return part.scalars.get("cpus", 0) >= MIN_CPUS_MILLI or part.scalars.get("mem", 0) >= MIN_MEM_BYTES
     cpus = mem = 0
     for part in holding.values():
         cpus += part.scalars.get("cpus", 0)

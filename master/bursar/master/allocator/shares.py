@@ -129,7 +129,10 @@ class Shares:
             if held is not seen:
                 seen = held
                 for kind, amount in amounts.items():
-                    held[kind] = held.get(kind, 0) + amount
+                    if kind in held:
+                        held[kind] += amount
+                    else:
+                        held[kind] = amount
             node.count += 1
             if len(parent.children) > 1 and not self._stale:
                 self._place(node, parent)
@@ -249,12 +252,19 @@ class Shares:
 
     # --- order ---
 
+    def first(self) -> Node | None:
+        """The active client to be served next: the first of `order`."""
+        if self._stale:
+            self._refresh()
+        node = self.root
+        while node.order:
+            node = node.order[0][3]
+        return None if node.client is None else node
+
     def order(self) -> Iterator[Node]:
         """Every active client's node, the one to be served next first. Take a fresh iterator after anything was charged."""
         if self._stale:
-            self._counted = {kind: total for kind, total in self._total.items() if kind not in self._excluded}
-            self._rebuild(self.root)
-            self._stale = False
+            self._refresh()
         node = self.root
         order = node.order
         # Most often there is one way only, down to the frameworks of a role.
@@ -339,6 +349,11 @@ class Shares:
 
     # --- inside ---
 
+    def _refresh(self) -> None:
+        self._counted = {kind: total for kind, total in self._total.items() if kind not in self._excluded}
+        self._rebuild(self.root)
+        self._stale = False
+
     def _share(self, node: Node) -> int:
         counted = self._counted
         share = 0
@@ -356,20 +371,28 @@ class Shares:
                 self._rebuild(child)
         node.order = sorted([child.entry for child in node.children.values() if child.active], key=_by_key)
 
+    def _entry_of(self, node: Node) -> _Entry:
+        counted = self._counted
+        share = 0
+        for kind, amount in node.held.items():
+            if kind in counted:
+                of_kind = amount * SCALE // counted[kind]
+                share = max(share, of_kind)
+        # Divided by the weight once, at the end: the same integer.
+        return share // node.weight_milli, node.count, node.path, node
+
     def _place(self, node: Node, parent: Node) -> None:
         """Put a node where its share and count belong."""
-        if not node.active:
-            node.entry = (self._share(node), node.count, node.path, node)
-            return
-        order = parent.order
-        old = node.entry
-        if order[0] is old:
-            del order[0]
-        else:
-            self._unlist(node, parent)
-        node.entry = entry = (self._share(node), node.count, node.path, node)
-        # Paths are different: nodes themselves are never compared.
-        insort(order, entry)
+        entry = self._entry_of(node)
+        if node.active:
+            order = parent.order
+            if order[0] is node.entry:
+                del order[0]
+            else:
+                self._unlist(node, parent)
+            # Paths are different: nodes themselves are never compared.
+            insort(order, entry)
+        node.entry = entry
 
     def _unlist(self, node: Node, parent: Node) -> None:
         order = parent.order
