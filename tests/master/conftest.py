@@ -5,7 +5,7 @@ step its invariants hold and the records that it emitted mean exactly its durabl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -78,6 +78,7 @@ from bursar.core.tasks import (
     TaskState,
     TaskStatus,
 )
+from bursar.core.text import parse_amounts
 from bursar.master.effects import CloseStream, Publish, Reply, SendToAgent, SendToFramework
 from bursar.master.events import (
     AgentRegistering,
@@ -701,6 +702,18 @@ class Playbook:
 
     def unreserve(self, agent: str, role: str, asked: ResourceRequest, *, request_id: str = "", **labels: str) -> Any:
         return self.ask(op.UnreserveResourcesRequest(request_id, agent, role, asked, labels))
+
+    def set_weights(self, weights_milli: Mapping[str, int], request_id: str = "") -> Any:
+        weights = tuple(op.RoleWeight(role, milli) for role, milli in weights_milli.items())
+        return self.ask(op.SetWeightsRequest(request_id, weights))
+
+    def set_quotas(self, *quotas: op.Quota, force: bool = False, request_id: str = "") -> Any:
+        return self.ask(op.SetQuotasRequest(request_id, quotas, force))
+
+    @staticmethod
+    def quota(role: str, guarantee: str = "", limit: str = "") -> op.Quota:
+        """Amounts as texts, such as `gpus:4;cpus:16`."""
+        return op.Quota(role, parse_amounts(guarantee), parse_amounts(limit))
 
     def full_cycle_offers(self) -> int:
         """How many offers a full cycle makes now: none when event-driven work is quiet (design.md §7)."""

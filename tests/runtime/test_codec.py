@@ -73,7 +73,8 @@ def values_of(hint: Any, name: str = "", wire: FieldDescriptor | None = None) ->
     if origin is tuple:
         return st.lists(values_of(get_args(hint)[0]), max_size=2).map(tuple)
     if origin is not None and issubclass(origin, Mapping):
-        return st.dictionaries(text, text, max_size=2)
+        of = st.integers(-(2**63), 2**63 - 1) if get_args(hint)[1] is int else text
+        return st.dictionaries(text, of, max_size=2)
     if dataclasses.is_dataclass(hint):
         hints = get_type_hints(hint)
         carried = message_class(hint.__name__).DESCRIPTOR.fields_by_name

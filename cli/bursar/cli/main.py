@@ -35,6 +35,8 @@ COMMANDS = {
     "dev": "dev:dev",
     "simulate": "simulate:simulate",
     "version": "version:version",
+    "weight": "weights:weight",
+    "quota": "quotas:quota",
 }
 
 

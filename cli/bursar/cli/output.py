@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 
 from bursar.cli import problems
 from bursar.core.resources import DISK, ReservedResources, Resources
-from bursar.core.text import format_resources, quote_role
+from bursar.core.text import format_amounts, format_resources, quote_role
 from bursar.runtime.codec import decode, decode_resources
 
 
@@ -205,6 +205,11 @@ def state(message: Message, field: str = "state") -> str:
 def resources(message: Any) -> str:
     """`cpus:8;mem:16GiB;gpus:4`."""
     return format_resources(decode_resources(message)) or "-"
+
+
+def amounts(mapping: Any) -> str:
+    """Amounts by kind: `cpus:8;gpus:4`."""
+    return format_amounts(dict(mapping)) or "-"
 
 
 def main_resources(message: Any) -> str:

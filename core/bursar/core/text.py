@@ -169,6 +169,18 @@ def parse_request(text: str) -> ResourceRequest:
     return request
 
 
+def parse_amounts(text: str) -> dict[str, int]:
+    """Read a resources text without roles and ports as amounts by kind, GPUs in thousandths; 0 is an amount. Raises InvalidText."""
+    amounts: dict[str, int] = {}
+    for item in parse_resources(text):
+        if item.role is not None:
+            raise InvalidText(f"amounts: {item.kind}({item.role}) names a role", "give the role separately, as --role")
+        if item.kind == PORTS:
+            raise InvalidText("amounts: ports have no amount", "name scalar kinds and gpus")
+        amounts[item.kind] = item.amount
+    return amounts
+
+
 def parse_attributes(text: str) -> dict[str, str | int]:
     """Read `rack:r1;zone:a;gen:3`: a decimal number becomes thousandths, anything else text (AG-7). Raises InvalidText."""
     result: dict[str, str | int] = {}
@@ -238,6 +250,13 @@ def quote_role(role: str) -> str:
 def format_resources(resources: Resources, role: str | None = None) -> str:
     """As `parse_resources` reads it: cpus, mem, disk, gpus, other kinds, ports."""
     return _format(resources.scalars, len(resources.devices), resources.ports, role)
+
+
+def format_amounts(amounts: Mapping[str, int]) -> str:
+    """As `parse_amounts` reads it: cpus, mem, disk, gpus, other kinds."""
+    order = {kind: place for place, kind in enumerate(("cpus", "mem", "disk", GPUS))}
+    kinds = sorted(amounts, key=lambda kind: (order.get(kind, len(order)), kind))
+    return ";".join(f"{kind}:{format_amount(kind, amounts[kind])}" for kind in kinds)
 
 
 def format_request(request: ResourceRequest) -> str:

@@ -14,9 +14,10 @@ import grpc
 import grpc.aio
 
 from bursar.core.errors import BursarError, ErrorReason
+from bursar.core.messages.operator import Quota
 from bursar.core.resources import ResourceRequest
 from bursar.runtime.client import MasterUnreachable, connect, to_bursar_error, unreachable
-from bursar.runtime.codec import encode_request
+from bursar.runtime.codec import encode, encode_request
 from bursar.sdk.session import masters
 from bursar.v1 import agent_service_pb2, operator_service_pb2, operator_service_pb2_grpc
 
@@ -153,6 +154,31 @@ class OperatorClient:
         """Undo a change at run time."""
         request = operator_service_pb2.UnsetFlagRequest(request_id=_fresh_id(), name=name)
         return await self._call("UnsetFlag", request)  # type: ignore[no-any-return]
+
+    async def weights(self) -> list[operator_service_pb2.RoleWeight]:
+        """The weights that are not 1."""
+        return await self._all("Weights", "weights")
+
+    async def set_weights(self, weights_milli: Mapping[str, int]) -> list[operator_service_pb2.RoleWeight]:
+        """Set weights of roles, in thousandths, all or none; others keep theirs, 1000 forgets one."""
+        weights = [
+            operator_service_pb2.RoleWeight(role=role, weight_milli=milli) for role, milli in weights_milli.items()
+        ]
+        request = operator_service_pb2.SetWeightsRequest(request_id=_fresh_id(), weights=weights)
+        return list((await self._call("SetWeights", request)).weights)
+
+    async def quotas(self) -> list[operator_service_pb2.QuotaView]:
+        """All quotas, with what counts against them."""
+        return await self._all("Quotas", "quotas")
+
+    async def set_quotas(
+        self, quotas: Iterable[Quota], *, force: bool = False
+    ) -> operator_service_pb2.SetQuotasResponse:
+        """Replace quotas of roles, all or none; others keep theirs, an empty one is removed."""
+        request = operator_service_pb2.SetQuotasRequest(
+            request_id=_fresh_id(), quotas=[encode(quota) for quota in quotas], force=force
+        )
+        return await self._call("SetQuotas", request)  # type: ignore[no-any-return]
 
     # --- streams ---------------------------------------------------------------------------------------------------
 

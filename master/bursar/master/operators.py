@@ -8,7 +8,7 @@ from bursar.core.errors import ErrorDetail
 from bursar.core.messages import operator as op
 from bursar.core.messages.operator import FlagView, OperatorRequest, OperatorResponse
 from bursar.core.tasks import StatusReason
-from bursar.master import frameworks, reservations, views
+from bursar.master import frameworks, quotas, reservations, views, weights
 from bursar.master.agents import tell_ping_settings
 from bursar.master.allocator.visibility import compile_gpu_filter
 from bursar.master.explain import explain_framework
@@ -28,6 +28,8 @@ MUTATING = (
     op.UnreserveResourcesRequest,
     op.SetFlagRequest,
     op.UnsetFlagRequest,
+    op.SetWeightsRequest,
+    op.SetQuotasRequest,
 )
 
 
@@ -86,6 +88,12 @@ def answer(
         case op.ExplainFrameworkRequest(name):
             framework = views.find_framework(cluster, name)
             return framework if isinstance(framework, ErrorDetail) else explain_framework(cluster, framework)
+        case op.ListWeightsRequest(page):
+            set_weights, token = views.page_of(weights.recorded(cluster), lambda weight: weight.role, page)
+            return op.ListWeightsResponse(set_weights, token)
+        case op.ListQuotasRequest(page):
+            set_quotas, token = views.page_of(quotas.views(cluster), lambda view: view.quota.role, page)
+            return op.ListQuotasResponse(set_quotas, token)
         case (
             op.TeardownFrameworkRequest()
             | op.KillTaskRequest()
@@ -93,6 +101,8 @@ def answer(
             | op.UnreserveResourcesRequest()
             | op.SetFlagRequest()
             | op.UnsetFlagRequest()
+            | op.SetWeightsRequest()
+            | op.SetQuotasRequest()
         ):
             result = _change(cluster, turn, request, principal)
             if not isinstance(result, ErrorDetail):
@@ -111,7 +121,9 @@ def _change(
     | op.ReserveResourcesRequest
     | op.UnreserveResourcesRequest
     | op.SetFlagRequest
-    | op.UnsetFlagRequest,
+    | op.UnsetFlagRequest
+    | op.SetWeightsRequest
+    | op.SetQuotasRequest,
     principal: str,
 ) -> Answer:
     match request:
@@ -138,6 +150,10 @@ def _change(
             return _set_flag(cluster, turn, request.name, request.value)
         case op.UnsetFlagRequest():
             return _set_flag(cluster, turn, request.name, None)
+        case op.SetWeightsRequest():
+            return weights.set_weights(cluster, turn, request)
+        case op.SetQuotasRequest():
+            return quotas.set_quotas(cluster, turn, request)
         case _:
             assert_never(request)
 

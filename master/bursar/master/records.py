@@ -14,8 +14,10 @@ from bursar.core.ids import AgentId, FrameworkId, TaskId
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult
+from bursar.core.messages.operator import Quota, RoleWeight
 from bursar.core.resources import ReservedResources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskStatus
+from bursar.master.allocator.shares import DEFAULT_WEIGHT_MILLI
 
 #: How many ended tasks, answered calls and requests are remembered, per framework or in all.
 MAX_ENDED_TASKS_PER_FRAMEWORK = 1000
@@ -163,6 +165,20 @@ class Audited:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class WeightsRecorded:
+    """Weights of roles were set; one of 1 is forgotten."""
+
+    weights: tuple[RoleWeight, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuotasRecorded:
+    """Quotas of roles were replaced; one without guarantees and limits is removed."""
+
+    quotas: tuple[Quota, ...]
+
+
 Record = (
     TermRaised
     | AgentRecorded
@@ -180,6 +196,8 @@ Record = (
     | FlagRecorded
     | RequestDone
     | Audited
+    | WeightsRecorded
+    | QuotasRecorded
 )
 
 
@@ -237,6 +255,10 @@ class Durable:
     calls: dict[tuple[FrameworkId, str], CallResult] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
     requests: dict[str, tuple[str, str]] = field(default_factory=dict)
+    #: Those that are not 1, in thousandths.
+    weights: dict[str, int] = field(default_factory=dict)
+    #: Those with a guarantee or a limit, by role.
+    quotas: dict[str, Quota] = field(default_factory=dict)
     #: The ids of `calls` by framework, oldest first: an accept must not walk the calls of everybody. None: not yet known.
     _ids: dict[FrameworkId, dict[str, None]] | None = field(default=None, compare=False, repr=False)
 
@@ -308,6 +330,16 @@ class Durable:
                 _trim(self.requests, MAX_REQUESTS)
             case Audited():
                 pass  # kept by the registry for people; no program reads it back
+            case WeightsRecorded(weights):
+                for weight in weights:
+                    self.weights.pop(weight.role, None)
+                    if weight.weight_milli != DEFAULT_WEIGHT_MILLI:
+                        self.weights[weight.role] = weight.weight_milli
+            case QuotasRecorded(quotas):
+                for quota in quotas:
+                    self.quotas.pop(quota.role, None)
+                    if quota.guarantees or quota.limits:
+                        self.quotas[quota.role] = quota
             case _:
                 raise AssertionError(f"not a record: {record!r}")
 

@@ -250,6 +250,8 @@ class Cluster:
         self.ended_anywhere: dict[TaskKey, None] = {}
         self.offers: dict[OfferId, OutstandingOffer] = {}
         self.shares = Shares(flags.excluded_names)
+        for role, weight_milli in durable.weights.items():
+            self.shares.set_weight(role, weight_milli)
         self.ledger = Ledger(self.shares)
         self.filters = RefuseFilters()
         self.rules: tuple[Rule, ...] = compile_gpu_filter(flags.filter_gpu_resources)

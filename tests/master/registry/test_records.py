@@ -17,6 +17,7 @@ from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult, OperationResult
+from bursar.core.messages.operator import Quota, RoleWeight
 from bursar.core.resources import (
     PortRange,
     Reservation,
@@ -167,6 +168,17 @@ class History:
 
     def do_request(self) -> None:
         self.add(r.RequestDone(f"r{self.draw(st.integers(0, 9))}", "SetFlagResponse", self.text()))
+
+    def do_weights(self) -> None:
+        roles = self.draw(st.lists(st.sampled_from(["a", "a/b", "a/.", "'ü"]), min_size=1, unique=True))
+        self.add(
+            r.WeightsRecorded(tuple(RoleWeight(role, self.draw(st.sampled_from([1, 1000, 10**9]))) for role in roles))
+        )
+
+    def do_quotas(self) -> None:
+        roles = self.draw(st.lists(st.sampled_from(["a", "a/b", "*", "'ü"]), min_size=1, unique=True))
+        amounts = st.sampled_from([{}, {"gpus": 0}, {"mem": 2**53, "x.y": 1}])
+        self.add(r.QuotasRecorded(tuple(Quota(role, self.draw(amounts), self.draw(amounts)) for role in roles)))
 
     def do_audit(self) -> None:
         self.add(r.Audited(self.number(), self.text(), self.text(), self.text()))

@@ -530,6 +530,94 @@ class ExplainFrameworkResponse:
     outstanding_offers: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RoleWeight:
+    """The weight of a role, or of `role/.`: the place of its own frameworks among its children."""
+
+    role: str
+    weight_milli: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ListWeightsRequest:
+    """The weights that are not 1."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListWeightsResponse:
+    """A page of weights."""
+
+    weights: tuple[RoleWeight, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetWeightsRequest:
+    """Set the weights of some roles, all or none."""
+
+    request_id: str
+    weights: tuple[RoleWeight, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetWeightsResponse:
+    """Those that were named, as they are now."""
+
+    weights: tuple[RoleWeight, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a role and those below it are kept, and may have at most: kind → thousandths, or bytes; GPUs whole."""
+
+    role: str
+    guarantees: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaView:
+    """A quota, with what counts against it and what is kept free for it now."""
+
+    quota: Quota
+    consumed: Mapping[str, int] = field(default_factory=dict)
+    unmet: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuotasRequest:
+    """All quotas."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuotasResponse:
+    """A page of quotas."""
+
+    quotas: tuple[QuotaView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetQuotasRequest:
+    """Replace the quotas of some roles, all or none; an empty one is removed."""
+
+    request_id: str
+    quotas: tuple[Quota, ...]
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetQuotasResponse:
+    """Those that were named, as they are now."""
+
+    quotas: tuple[QuotaView, ...]
+    rescinded_offers: int = 0
+
+
 OperatorRequest = (
     GetMasterRequest
     | ListAgentsRequest
@@ -551,6 +639,10 @@ OperatorRequest = (
     | SetFlagRequest
     | UnsetFlagRequest
     | ExplainFrameworkRequest
+    | ListWeightsRequest
+    | SetWeightsRequest
+    | ListQuotasRequest
+    | SetQuotasRequest
 )
 OperatorResponse = (
     GetMasterResponse
@@ -573,4 +665,8 @@ OperatorResponse = (
     | SetFlagResponse
     | UnsetFlagResponse
     | ExplainFrameworkResponse
+    | ListWeightsResponse
+    | SetWeightsResponse
+    | ListQuotasResponse
+    | SetQuotasResponse
 )

@@ -17,7 +17,7 @@ leaves no more than that. A limit is to its subtree what the cluster's free reso
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol, Self
 
 from bursar.core.messages.operator import RefusalReason
@@ -47,9 +47,9 @@ class QuotaNode(Protocol):
         """Kind → most that it may consume; absent: any amount."""
 
     #: kind → what is unmet of guarantees here and below, capped by this node's own limit; absent: 0. Kept by `settle`.
-    unmet: MutableMapping[str, int]
+    unmet: dict[str, int]
     #: kind → sum of `unmet` over the children; absent: 0. Kept by `settle`.
-    unmet_below: MutableMapping[str, int]
+    unmet_below: dict[str, int]
 
     def consumed(self, kind: str) -> int:
         """All that is reserved to plain roles of the subtree, in use or not, and what the subtree holds of anything else."""
@@ -203,7 +203,7 @@ def _added(node: QuotaNode, kind: str) -> int:
     return max(0, guarantee - node.consumed(kind) - node.unmet_below.get(kind, 0))
 
 
-def _put(counters: MutableMapping[str, int], kind: str, amount: int) -> None:
+def _put(counters: dict[str, int], kind: str, amount: int) -> None:
     if amount:
         counters[kind] = amount
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -23,9 +23,11 @@ from bursar.core.ids import AgentId, FrameworkId, TaskId
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult
+from bursar.core.messages.operator import Quota
 from bursar.core.resources import ReservedResources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskStatus
 from bursar.master import records as r
+from bursar.master.allocator.shares import DEFAULT_WEIGHT_MILLI
 from bursar.master.registry import schema
 from bursar.runtime.stored import from_json, to_json
 
@@ -137,6 +139,10 @@ class Registry:
                 durable.flags[row.name] = row.value
             for row in connection.execute(_ordered(schema.requests)):
                 durable.requests[row.request_id] = (row.response_type, row.response)
+            for row in connection.execute(sa.select(schema.weights)):
+                durable.weights[row.role] = row.weight_milli
+            for row in connection.execute(sa.select(schema.quotas)):
+                durable.quotas[row.role] = from_json(Quota, row.quota)
         return durable
 
     def close(self) -> None:
@@ -367,6 +373,27 @@ def _write_audit(connection: Connection, batch: list[r.Audited]) -> None:
     connection.execute(sa.insert(schema.audit), rows)
 
 
+def _write_weights(connection: Connection, batch: list[r.WeightsRecorded]) -> None:
+    set_now = {weight.role: weight.weight_milli for record in batch for weight in record.weights}
+    rows = [{"role": role, "weight_milli": milli} for role, milli in set_now.items() if milli != DEFAULT_WEIGHT_MILLI]
+    _replace(connection, schema.weights, set_now, rows)
+
+
+def _write_quotas(connection: Connection, batch: list[r.QuotasRecorded]) -> None:
+    set_now = {quota.role: quota for record in batch for quota in record.quotas}
+    kept = [quota for quota in set_now.values() if quota.guarantees or quota.limits]
+    _replace(connection, schema.quotas, set_now, [{"role": quota.role, "quota": write_json(quota)} for quota in kept])
+
+
+def _replace(connection: Connection, table: sa.Table, roles: Iterable[str], rows: list[dict[str, Any]]) -> None:
+    """Exactly these rows for these roles; others stay."""
+    connection.execute(
+        sa.delete(table).where(table.c.role == sa.bindparam("the_role")), [{"the_role": role} for role in roles]
+    )
+    if rows:
+        connection.execute(sa.insert(table), rows)
+
+
 def _keep_newest(connection: Connection, table: sa.Table, count: int) -> None:
     newest = sa.select(table.c.position).order_by(table.c.position.desc()).offset(count - 1).limit(1)
     oldest_kept = connection.execute(newest).scalar()
@@ -391,4 +418,6 @@ _WRITERS: dict[type, Callable[[Connection, list[Any]], None]] = {
     r.FlagRecorded: _write_flags,
     r.RequestDone: _write_requests,
     r.Audited: _write_audit,
+    r.WeightsRecorded: _write_weights,
+    r.QuotasRecorded: _write_quotas,
 }
