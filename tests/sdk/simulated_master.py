@@ -444,28 +444,8 @@ def _method(name: str) -> Any:
     return answer
 
 
-for _name in [
-    "GetMaster",
-    "ListAgents",
-    "GetAgent",
-    "ListFrameworks",
-    "GetFramework",
-    "TeardownFramework",
-    "ListRoles",
-    "ListOffers",
-    "ListTasks",
-    "GetTask",
-    "KillTask",
-    "ListDevices",
-    "ReserveResources",
-    "UnreserveResources",
-    "ListReservations",
-    "ListFlags",
-    "GetFlag",
-    "SetFlag",
-    "UnsetFlag",
-    "ExplainFramework",
-]:
-    setattr(SimulatedMaster, _name, _method(_name))
+for _call in operator_service_pb2.DESCRIPTOR.services_by_name["OperatorService"].methods:
+    if not _call.server_streaming:
+        setattr(SimulatedMaster, _call.name, _method(_call.name))
 
 __all__ = ["ReservedResources", "SimulatedMaster", "Task"]

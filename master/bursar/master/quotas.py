@@ -13,11 +13,10 @@ from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.flags import closest
 from bursar.core.ids import OfferId
 from bursar.core.messages.operator import Quota, QuotaView, SetQuotasRequest, SetQuotasResponse
-from bursar.core.resources import GPUS, MAX_AMOUNT, MILLI, PORTS, holding_total
-from bursar.core.roles import ancestors, covers, role_problem
+from bursar.core.resources import GPUS, MAX_AMOUNT, MILLI, PORTS
+from bursar.core.roles import ancestors, covers, plain_role, role_problem
 from bursar.core.text import format_amount
 from bursar.master.allocator.quota import settle, unmet
-from bursar.master.ledger import Books
 from bursar.master.offers import rescind
 from bursar.master.records import QuotasRecorded
 from bursar.master.state import Cluster, Turn
@@ -76,8 +75,7 @@ class _Offered:
 def set_quotas(cluster: Cluster, turn: Turn, request: SetQuotasRequest) -> SetQuotasResponse | ErrorDetail:
     """Replace the quotas of the roles that are named, all or none; rescind as few offers as stand in the way."""
     named = request.quotas
-    stock = _take_stock(cluster)
-    if error := _form_problem(cluster, named, stock, request.force):
+    if error := _form_problem(cluster, named, request.force):
         return error
     before = cluster.durable.quotas
     after = {role: quota for role, quota in before.items()}
@@ -85,15 +83,15 @@ def set_quotas(cluster: Cluster, turn: Turn, request: SetQuotasRequest) -> SetQu
         after.pop(quota.role, None)
         if quota.guarantees or quota.limits:
             after[quota.role] = quota
-    tree = trial_tree(after, stock.consumed.get)
+    tree = _trial_tree_of(cluster, after)
     if error := _limits_below_guarantees(tree, named):
         return error
     offers = _offers(cluster, tree)
     if not request.force:
-        former = trial_tree(before, stock.consumed.get)
-        if error := _capacity_problem(former, tree, stock) or _passed_problem(tree, offers, named):
+        former = _trial_tree_of(cluster, before)
+        if error := _capacity_problem(cluster, former, tree) or _passed_problem(tree, offers, named):
             return error
-    going = offers_to_rescind(tree, offers, stock.free, before, named)
+    going = offers_to_rescind(tree, offers, cluster.ledger.free_unreserved(), before, named)
     turn.persist(QuotasRecorded(named))
     for quota in named:
         apply(cluster, quota)
@@ -101,18 +99,19 @@ def set_quotas(cluster: Cluster, turn: Turn, request: SetQuotasRequest) -> SetQu
     rescinded = rescind(cluster, turn, going, f"the quota of {said} changed")
     cluster.touch_all()
     turn.publish("quotas_changed", f"quotas changed: {said}")
-    shown = trial_tree(after, _take_stock(cluster).consumed.get)
+    shown = _trial_tree_of(cluster, after)
     return SetQuotasResponse(tuple(_view(shown, quota) for quota in named), rescinded)
 
 
 def apply(cluster: Cluster, quota: Quota) -> None:
     """Let the allocator know."""
+    cluster.shares.set_quota(quota.role, quota.guarantees, quota.limits)
 
 
 def views(cluster: Cluster) -> list[QuotaView]:
     """All quotas, by role, with what counts against them."""
     quotas = cluster.durable.quotas
-    tree = trial_tree(quotas, _take_stock(cluster).consumed.get)
+    tree = _trial_tree_of(cluster, quotas)
     return [_view(tree, quotas[role]) for role in sorted(quotas)]
 
 
@@ -128,7 +127,11 @@ def _view(tree: Mapping[str, TrialRole], quota: Quota) -> QuotaView:
 # --- the copy of the tree ---
 
 
-def trial_tree(quotas: Mapping[str, Quota], consumed: Callable[[str], Amounts | None]) -> dict[str, TrialRole]:
+def _trial_tree_of(cluster: Cluster, quotas: Mapping[str, Quota]) -> dict[str, TrialRole]:
+    return trial_tree(quotas, lambda role: _consumed(cluster, role))
+
+
+def trial_tree(quotas: Mapping[str, Quota], consumed: Callable[[str], Amounts]) -> dict[str, TrialRole]:
     """All roles with a quota and those above them, by path; the root is under the empty path."""
     root = TrialRole("")
     tree = {"": root}
@@ -137,7 +140,7 @@ def trial_tree(quotas: Mapping[str, Quota], consumed: Callable[[str], Amounts | 
         for path in (*reversed(ancestors(role)), role):
             node = tree.get(path)
             if node is None:
-                node = tree[path] = above.children[path] = TrialRole(path, above, used=dict(consumed(path) or {}))
+                node = tree[path] = above.children[path] = TrialRole(path, above, used=dict(consumed(path)))
             above = node
         above.guarantee, above.limit = quotas[role].guarantees, quotas[role].limits
     # Those below before those above.
@@ -155,45 +158,10 @@ def trial_tree(quotas: Mapping[str, Quota], consumed: Callable[[str], Amounts | 
     return tree
 
 
-@dataclass(slots=True)
-class _Stock:
-    """What there is and who counts for what."""
-
-    total: dict[str, int] = field(default_factory=dict)
-    free: dict[str, int] = field(default_factory=dict)
-    #: Role → what counts against its quota and those of the roles above it, rolled up.
-    consumed: dict[str, dict[str, int]] = field(default_factory=dict)
-    #: Role at the top → what is reserved to it and those below it.
-    reserved: dict[str, dict[str, int]] = field(default_factory=dict)
-    #: Of what is reserved to expressions nobody is sure.
-    reserved_to_expressions: dict[str, int] = field(default_factory=dict)
-
-
-def _take_stock(cluster: Cluster) -> _Stock:
-    stock = _Stock()
-    for books in cluster.ledger.books.values():
-        if books.counted:
-            _count(stock, books)
-    return stock
-
-
-def _count(stock: _Stock, books: Books) -> None:
-    _add(stock.total, holding_total(books.total).amounts())
-    for stack, part in books.free.items():
-        if not stack:
-            _add(stock.free, part.amounts())
-    for stack, part in books.total.items():
-        if stack:
-            role = stack[-1].holder
-            for path in (role, *ancestors(role)):
-                _add(stock.consumed.setdefault(path, {}), part.amounts())
-            _add(stock.reserved.setdefault(role.split("/", 1)[0], {}), part.amounts())
-    for entry in (*books.offered.values(), *books.allocated.values()):
-        for stack, part in entry.holding.items():
-            if not stack:
-                role = entry.charge.role
-                for path in (role, *ancestors(role)):
-                    _add(stock.consumed.setdefault(path, {}), part.amounts())
+def _consumed(cluster: Cluster, role: str) -> Amounts:
+    """What counts against the quota of a role; nothing for one that nobody uses."""
+    node = cluster.shares.find(role)
+    return {} if node is None else {kind: node.consumed(kind) for kind in {*node.held, *node.reserved}}
 
 
 def _add(into: dict[str, int], amounts: Amounts) -> None:
@@ -207,22 +175,25 @@ def _offers(cluster: Cluster, tree: Mapping[str, TrialRole]) -> list[_Offered]:
         role = outstanding.offer.role
         node = next((tree[path] for path in (role, *ancestors(role)) if path in tree), tree[""])
         counted: dict[str, int] = {}
+        unreserved: dict[str, int] = {}
         for part in outstanding.offer.resources:
             if not part.stack:
+                _add(unreserved, part.resources.amounts())
+            if not part.stack or plain_role(part.stack[-1].holder) is None:
                 _add(counted, part.resources.amounts())
         if counted:
-            found.append(_Offered(offer_id, node, counted, counted))
+            found.append(_Offered(offer_id, node, counted, unreserved))
     return found
 
 
 # --- what is refused ---
 
 
-def _form_problem(cluster: Cluster, quotas: tuple[Quota, ...], stock: _Stock, force: bool) -> ErrorDetail | None:
+def _form_problem(cluster: Cluster, quotas: tuple[Quota, ...], force: bool) -> ErrorDetail | None:
     """What is wrong with a request as it stands."""
     if not quotas or len(quotas) > MAX_ROLES:
         return _invalid(f"from 1 to {MAX_ROLES} roles can be named, not {len(quotas)}", "name some roles", "quotas")
-    known = BUILT_IN | stock.total.keys()
+    known = BUILT_IN | cluster.shares.total.keys()
     seen: set[str] = set()
     for index, quota in enumerate(quotas):
         field = f"quotas[{index}]"
@@ -293,22 +264,22 @@ def _limits_below_guarantees(tree: Mapping[str, TrialRole], named: tuple[Quota, 
 
 
 def _capacity_problem(
-    before: Mapping[str, TrialRole], after: Mapping[str, TrialRole], stock: _Stock
+    cluster: Cluster, before: Mapping[str, TrialRole], after: Mapping[str, TrialRole]
 ) -> ErrorDetail | None:
     """More is guaranteed than there is, agents included that are awaited after a restart (T28). What was so before is let be."""
+    to_expressions = _reserved_to_expressions(cluster)
 
     def needed(tree: Mapping[str, TrialRole], kind: str) -> int:
         tops = {node.path: node.required.get(kind, 0) for node in tree[""].children.values()}
-        for role, amounts in stock.reserved.items():
+        for node in cluster.shares.root.children.values():
             # What is kept for a role counts for its guarantee, and is lost to those of others.
-            tops[role] = max(tops.get(role, 0), amounts.get(kind, 0))
-        return sum(tops.values()) + stock.reserved_to_expressions.get(kind, 0)
+            tops[node.path] = max(tops.get(node.path, 0), node.reserved.get(kind, 0))
+        return sum(tops.values()) + to_expressions.get(kind, 0)
 
     for kind in sorted({kind for node in after[""].children.values() for kind in node.required}):
-        total, now = stock.total.get(kind, 0), needed(after, kind)
+        total, now = cluster.shares.total.get(kind, 0), needed(after, kind)
         if now > total and now > needed(before, kind):
-            guaranteed = after[""]
-            asked = sum(child.required.get(kind, 0) for child in guaranteed.children.values())
+            asked = sum(node.required.get(kind, 0) for node in after[""].children.values())
             elsewhere = now - asked
             kept = f" besides {format_amount(kind, elsewhere)} reserved elsewhere" if elsewhere else ""
             return ErrorDetail(
@@ -319,6 +290,16 @@ def _capacity_problem(
                 "quotas",
             )
     return None
+
+
+def _reserved_to_expressions(cluster: Cluster) -> dict[str, int]:
+    """What nobody in particular can be sure of."""
+    found: dict[str, int] = {}
+    for books in cluster.ledger.books.values():
+        for stack, part in books.total.items():
+            if books.counted and stack and plain_role(stack[-1].holder) is None:
+                _add(found, part.amounts())
+    return found
 
 
 def _passed_problem(

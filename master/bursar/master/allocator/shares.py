@@ -3,7 +3,7 @@
 Hierarchical weighted DRF (mesos.md §3.2). Share of a node: the largest, over all kinds that count, of
 `held · 10^18 // (total · weight in thousandths)`; siblings are ordered by share, then by how often they were given something, then
 by path: a total order. A role that has both frameworks and children takes part among its children as the virtual leaf `role/.`, of
-weight 1. Orders are kept sorted and repaired where something changed, never sorted anew for an agent.
+weight 1 unless it was given one (T24). Orders are kept sorted and repaired where something changed, never sorted anew for an agent.
 
 The same nodes carry what quota is reckoned from: reservations, and which part of what is held comes out of them.
 """
@@ -277,6 +277,11 @@ class Shares:
             # The children of a node are clients, or none of them is.
             return map(_node_of, order)
         return _walk(order)
+
+    @property
+    def total(self) -> Amounts:
+        """All that the cluster has, kind by kind; of agents that count."""
+        return self._total
 
     def share_millionths(self, role: str) -> int:
         """A role's dominant share, weight not applied, in millionths."""
