@@ -21,6 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 ROOT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 _MASTER_KEY = "bursar.master"
+_CLIENT_KEY = "bursar.client"
 
 
 if TYPE_CHECKING:
@@ -112,12 +113,18 @@ def master_address() -> str:
         raise click.UsageError(f"BURSAR_MASTER: {error}") from None
 
 
+def use_client(ctx: click.Context, make: Callable[[str], OperatorClient]) -> None:
+    """Let the commands below a context ask somebody else than the master at an address."""
+    ctx.meta[_CLIENT_KEY] = make
+
+
 def ask(question: Callable[[OperatorClient], Awaitable[T]]) -> T:
     """Ask the master one thing, from a command that is not asynchronous. Raises BursarError."""
     address = master_address()
+    make: Callable[[str], OperatorClient] = click.get_current_context().meta.get(_CLIENT_KEY, OperatorClient)
 
     async def talk() -> T:
-        async with OperatorClient(address) as client:
+        async with make(address) as client:
             return await question(client)
 
     return asyncio.run(talk())

@@ -6,6 +6,6 @@ containers and devices (`containers`, `devices`). `master`, `agents`, `framework
 says what goes wrong and how often, `checkers` judge every step by what can be seen from outside, and `world` runs it all: first
 under faults, then without, until everything has converged.
 
-Three ways in, one world: seeds (`bursar simulate --seed 7`), tests that drive a `World` by hand, and – their place is here, as
-a module `scenario` – scripts of commands with an expected transcript, in `tests/scenarios/`.
+Two ways into this world: seeds (`bursar simulate --seed 7`) and tests that drive a `World` by hand. Beside it stands `scenario`: a
+master's machine without faults, for scripts of commands with their transcript (`bursar simulate --scenario FILE`, `tests/scenarios/`).
 """
