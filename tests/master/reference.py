@@ -260,9 +260,15 @@ class Reference:
         for node in _line(role, framework_id):
             self.given[node] = self.given.get(node, 0) + 1
 
-    def forget(self) -> None:
-        """Who neither holds nor may get anything is forgotten, and a role with the last who did."""
+    def forget(self, anew: Agent | None = None) -> None:
+        """Who neither holds nor may get anything is forgotten with its count, and a role that has neither anybody nor a
+        reservation (ROL-1). The reservations of an agent that is told anew come anew.
+        """
         known = {node for client in self.clients() for node in _line(*client)}
+        for agent in self.agents.values():
+            for stack, part in agent.buckets.items():
+                if stack and part.amounts() and agent.counts and agent is not anew:
+                    known |= set(_line(stack[-1].holder, "")[:-2])
         self.given = {node: count for node, count in self.given.items() if node in known}
 
     # --- What a client may have of an agent, as a list of steps ---
@@ -518,6 +524,7 @@ class Reference:
         self.rescinded([offer for offer in self.offers if offer.agent_id == agent_id])
         for framework_id, task_id in ended:
             self.task_ended(framework_id, task_id)
+        self.forget(anew=agent)
         if not agent.counts:
             agent.counts = True
             for task in self.tasks:
@@ -538,6 +545,7 @@ class Reference:
         agent = self.agents[agent_id]
         self.rescinded([offer for offer in self.offers if offer.agent_id == agent_id])
         agent.devices = {device.uuid: device for device in devices}
+        self.forget(anew=agent)
         self.changed.add(agent_id)
 
     def task_ended(self, framework_id: str, task_id: str) -> None:
@@ -580,6 +588,36 @@ class Reference:
         self.frameworks[framework_id].connected = False
         self.forget()
 
+    def framework_updated(
+        self, framework_id: str, roles: Sequence[str], capable: bool, suppressed: Iterable[str] = ()
+    ) -> None:
+        """M-04: other roles, another capability, and it goes on. What it may not be offered any more is rescinded; filters of roles
+        that it gave up or revived are dropped (OFF-6, OFF-7).
+        """
+        framework = self.frameworks[framework_id]
+        gone = set(framework.roles) - set(roles)
+        revived = framework.suppressed - set(suppressed)
+        framework.roles, framework.capable, framework.suppressed = tuple(roles), capable, set(suppressed)
+        self.drop_filters(framework, gone | revived)
+        self.rescinded(
+            offer
+            for offer in list(self.offers)
+            if offer.framework_id == framework_id
+            and (offer.role in gone or not self.may_see(framework, self.agents[offer.agent_id]))
+        )
+        self.forget()
+        self.changed |= set(self.agents)
+
+    def drop_filters(self, framework: Framework, roles: Iterable[str]) -> None:
+        """Forget what it declined in these roles, and that it was silent."""
+        if roles:
+            framework.silent_rounds = 0
+        self.filters = [
+            refusal
+            for refusal in self.filters
+            if refusal.framework_id != framework.framework_id or refusal.role not in roles
+        ]
+
     def suppressed(self, framework_id: str, roles: Iterable[str]) -> None:
         """OFF-8: no new offers for these roles, or for all; outstanding ones stay."""
         framework = self.frameworks[framework_id]
@@ -591,10 +629,7 @@ class Reference:
         framework = self.frameworks[framework_id]
         revived = set(roles or framework.roles)
         framework.suppressed -= revived
-        framework.silent_rounds = 0
-        self.filters = [
-            refusal for refusal in self.filters if refusal.framework_id != framework_id or refusal.role not in revived
-        ]
+        self.drop_filters(framework, revived)
         self.changed |= set(self.agents)
 
     def demand_stated(self, framework_id: str, version: int, shapes: Sequence[Shape]) -> None:
@@ -622,6 +657,7 @@ class Reference:
         agent = self.agents[agent_id]
         rest = subtract_holdings(agent.buckets, {source: resources})
         agent.buckets = add_holdings(rest, {target: resources})
+        self.forget()
         self.changed.add(agent_id)
 
     def gpu_filter_set(self, on: bool) -> None:

@@ -193,6 +193,22 @@ class Duet:
             )
             self.model.framework_subscribed(framework_id, roles, gpu, failover_ms, suppressed)
 
+    def update(
+        self, framework_id: str, roles: Sequence[str], *, gpu: bool = True, suppressed: Sequence[str] = ()
+    ) -> None:
+        words = f"framework {framework_id} is in {', '.join(roles)} now, {'with' if gpu else 'without'} GPU_RESOURCES"
+        with self.doing(words + (f", suppressed in {', '.join(suppressed)}" if suppressed else "")):
+            capabilities = ("GPU_RESOURCES",) if gpu else ()
+            peer = self.book.frameworks[framework_id]
+            result = peer.update(roles=tuple(roles), capabilities=capabilities, suppressed=tuple(suppressed))
+            shapes = self.model.frameworks[framework_id].shapes
+            allowed = all(shape.role in roles for shape in shapes)
+            assert (result.error is None) == allowed, result.error or "shapes in roles that it gave up"
+            if allowed:
+                self.model.framework_updated(framework_id, roles, gpu, suppressed)
+            else:
+                self.history[-1] += f": {result.error.reason.name}"
+
     def framework_leaves(self, framework_id: str) -> None:
         with self.doing(f"framework {framework_id} disconnects"):
             self.book.frameworks[framework_id].disconnect()
@@ -358,6 +374,9 @@ class SideBySide(RuleBasedStateMachine):
             self.agent_comes(data)
         for _ in range(data.draw(st.integers(1, 3))):
             self.framework_comes(data)
+        for name in self.connected():
+            if data.draw(st.booleans()):
+                self.want_something(name, data)
 
     @rule(data=st.data())
     def agent_comes(self, data: st.DataObject) -> None:
@@ -384,8 +403,8 @@ class SideBySide(RuleBasedStateMachine):
         self.duet.agent(name, [part for part in parts if part.resources], devices)
 
     def some(self, data: st.DataObject, uuids: Sequence[str], ports: str = "") -> Resources:
-        cpus = data.draw(st.sampled_from([0, 1, 2, 4, 4.5]))
-        mem = data.draw(st.sampled_from([0, 1 / 64, 1, 2, 8]))
+        cpus = data.draw(st.sampled_from([4, 0, 1, 2, 4.5]))
+        mem = data.draw(st.sampled_from([2, 0, 1 / 64, 1, 8]))
         found: Resources = self.duet.book.resources(cpus, mem, uuids, ports)
         return found
 
@@ -439,6 +458,15 @@ class SideBySide(RuleBasedStateMachine):
         self.duet.framework_leaves(data.draw(st.sampled_from(self.connected())))
 
     @precondition(lambda self: self.connected())
+    @rule(
+        data=st.data(), roles=st.lists(st.sampled_from(ROLES), min_size=1, max_size=3, unique=True), gpu=st.booleans()
+    )
+    def update(self, data: st.DataObject, roles: list[str], gpu: bool) -> None:
+        name = data.draw(st.sampled_from(self.connected()))
+        suppressed = data.draw(st.sampled_from([[], [], roles[:1], sorted(self.model.frameworks[name].suppressed)]))
+        self.duet.update(name, roles, gpu=gpu, suppressed=[role for role in suppressed if role in roles])
+
+    @precondition(lambda self: self.connected())
     @rule(data=st.data(), revive=st.booleans(), roles=st.sets(st.sampled_from(ROLES), max_size=2))
     def suppress_or_revive(self, data: st.DataObject, revive: bool, roles: set[str]) -> None:
         name = data.draw(st.sampled_from(self.connected()))
@@ -446,13 +474,14 @@ class SideBySide(RuleBasedStateMachine):
         (self.duet.revive if revive else self.duet.suppress)(name, mine)
 
     @precondition(lambda self: self.connected())
-    @rule(data=st.data(), counts=st.lists(st.integers(0, 3), max_size=3))
-    def want(self, data: st.DataObject, counts: list[int]) -> None:
-        name = data.draw(st.sampled_from(self.connected()))
-        roles = self.model.frameworks[name].roles
-        self.duet.want(
-            name, [Shape(data.draw(st.sampled_from(roles)), self.a_request(data), count) for count in counts]
-        )
+    @rule(data=st.data())
+    def want(self, data: st.DataObject) -> None:
+        self.want_something(data.draw(st.sampled_from(self.connected())), data)
+
+    def want_something(self, name: str, data: st.DataObject) -> None:
+        roles = self.model.frameworks[name].roles[: data.draw(st.integers(1, 3))]
+        counts = data.draw(st.lists(st.integers(1, 3), max_size=3))
+        self.duet.want(name, [Shape(data.draw(st.sampled_from(roles)), self.a_request(data), n) for n in counts])
 
     def a_request(self, data: st.DataObject) -> Any:
         while True:
@@ -487,7 +516,14 @@ class SideBySide(RuleBasedStateMachine):
     def accept(self, data: st.DataObject, refuse_ms: int | None, launches: int) -> None:
         name, offers = self.some_offers(data)
         agents = sorted({offer.agent_id for offer in offers})
-        chosen = [(data.draw(st.sampled_from(agents)), self.a_request(data)) for _ in range(launches)]
+        wanted = [shape.resources for shape in self.model.frameworks[name].shapes]
+        chosen = [
+            (
+                data.draw(st.sampled_from(agents)),
+                data.draw(st.sampled_from(wanted)) if wanted and data.draw(st.booleans()) else self.a_request(data),
+            )
+            for _ in range(launches)
+        ]
         self.duet.accept(name, offers, chosen, refuse_ms)
 
     @precondition(lambda self: self.agents())
@@ -495,7 +531,9 @@ class SideBySide(RuleBasedStateMachine):
     def reserve(self, data: st.DataObject, role: str, undo: bool, label: str) -> None:
         name = data.draw(st.sampled_from(self.agents()))
         labels = {"project": label} if label else {}
-        self.duet.reserve(name, role, self.a_request(data), undo=undo, **labels)
+        request = self.a_request(data)
+        if request.scalars or request.gpus:
+            self.duet.reserve(name, role, request, undo=undo, **labels)
 
     @rule(on=st.booleans())
     def toggle(self, on: bool) -> None:

@@ -92,7 +92,7 @@ def update(cluster: Cluster, turn: Turn, framework: Framework, call: UpdateFrame
     before, info = framework.info, call.info
     gone = set(before.roles) - set(info.roles)
     revived = framework.suppressed - set(call.suppressed_roles)
-    for role in before.roles:
+    for role in gone:
         cluster.shares.set_active(role, framework.framework_id, False)
     framework.info, framework.suppressed = info, set(call.suppressed_roles)
     if gone or revived:
