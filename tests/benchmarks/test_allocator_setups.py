@@ -1,0 +1,231 @@
+"""The set-ups in which Mesos' own allocator was measured, on ours, the two side by side.
+
+Mesos: apache/mesos c1b42f79, the unmodified hierarchical allocator, g++ 12 `-O2`, on two cores of 2.6 GHz; milliseconds of the
+allocator's processor time. Ours: milliseconds of processor time of the master's machine, the messages to frameworks included.
+Agents are `cpus:24;mem:4096;disk:4096;ports:[31000-32000]`, empty; a cycle offers everything, one offer per agent.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bursar.core.clock import Instant
+from bursar.core.ids import AgentId, ConnectionId, FrameworkId
+from bursar.core.machine import TimePassed
+from bursar.core.messages.agent import AgentInfo, Register
+from bursar.core.messages.framework import FrameworkInfo, Revive, Subscribe
+from bursar.core.messages.offers import Decline, Filters
+from bursar.core.resources import PortRange, ReservedResources, Resources
+from bursar.master.events import AgentRegistering, FrameworkCalled
+from bursar.master.flags import FlagValues
+from bursar.master.machine import MasterMachine
+from bursar.master.records import Durable
+from bursar.runtime.memory import calm_garbage_collector
+
+pytestmark = pytest.mark.benchmark
+
+RESOURCES = Resources({"cpus": 24_000, "mem": 4096 << 20, "disk": 4096 << 20}, (PortRange(31_000, 32_000),))
+PARTS = (ReservedResources((), RESOURCES),)
+YEAR_MS = 365 * 86_400_000
+
+
+class Cluster:
+    """A master's machine with agents and frameworks, and a clock that the benchmark turns."""
+
+    def __init__(self, agents: int, frameworks: int, roles: int = 1) -> None:
+        self.now = Instant(1_000_000, 1_700_000_000_000)
+        self.machine = MasterMachine(Durable("cluster", 1), FlagValues.defaults(), self.now)
+        self.connections = iter(range(1, 1 << 30))
+        self.frameworks: dict[FrameworkId, ConnectionId] = {}
+        self.add_agents(agents)
+        self.add_frameworks(frameworks, roles)
+        calm_garbage_collector()
+
+    def step(self, event: Any) -> None:
+        self.machine.step(event, self.now)
+
+    def add_agents(self, count: int) -> float:
+        """Register so many; milliseconds."""
+        events = [
+            AgentRegistering(
+                ConnectionId(next(self.connections)),
+                Register(AgentInfo(AgentId(f"agent-{n:05}"), 1, "boot", hostname=f"host-{n:05}", resources=PARTS)),
+                (),
+            )
+            for n in range(count)
+        ]
+        return milliseconds(lambda: [self.step(event) for event in events])
+
+    def add_frameworks(self, count: int, roles: int) -> float:
+        """Subscribe so many, evenly in so many roles (one role is `*`); milliseconds."""
+        events = []
+        for n in range(count):
+            role = "*" if roles == 1 else f"role-{n % roles:04}"
+            framework_id = FrameworkId(f"framework-{n:04}")
+            connection = self.frameworks[framework_id] = ConnectionId(next(self.connections))
+            events.append(FrameworkCalled(connection, Subscribe(FrameworkInfo(framework_id, "1", f"f{n}", (role,)))))
+        return milliseconds(lambda: [self.step(event) for event in events])
+
+    def cycle(self, *, full: bool = True) -> tuple[int, float]:
+        """Run a cycle now: (offers made, milliseconds)."""
+        cluster = self.machine.cluster
+        before = cluster.counters.offers_made
+        if full:
+            cluster.deadlines.set(("cycle", ""), self.now.monotonic_ms)
+        took = milliseconds(lambda: self.step(TimePassed()))
+        return cluster.counters.offers_made - before, took
+
+    def decline_all(self, refuse_ms: int) -> float:
+        """Every framework declines everything, in one call each; milliseconds."""
+        frameworks = self.machine.cluster.frameworks
+        events = [
+            FrameworkCalled(connection, Decline(tuple(sorted(frameworks[framework_id].offers)), Filters(refuse_ms)))
+            for framework_id, connection in self.frameworks.items()
+        ]
+        return milliseconds(lambda: [self.step(event) for event in events])
+
+    def forget_filters(self) -> None:
+        """Let short filters end, unseen."""
+        self.now = Instant(self.now.monotonic_ms + 1001, self.now.wall_ms + 1001)
+        self.machine.cluster.filters.expire(self.now.monotonic_ms)
+
+
+def milliseconds(work: Callable[[], Any]) -> float:
+    begun = time.process_time()
+    work()
+    return (time.process_time() - begun) * 1e3
+
+
+def bare_loop_ms(agents: int) -> float:
+    """So that machines can be compared: a loop that no allocator can do without, one step an agent."""
+    held = dict.fromkeys(("cpus", "mem", "disk"), 0)
+
+    def loop() -> None:
+        for _ in range(agents):
+            for kind in held:
+                held[kind] += 1
+            max(amount * 10**18 // 1_000_003 for amount in held.values())
+
+    return milliseconds(loop)
+
+
+@pytest.fixture
+def row(figures: Any) -> Callable[..., None]:
+    def add(setup: str, mesos_ms: str, ours_ms: float, goal_ms: float, **more: Any) -> None:
+        figures.add("allocator, as measured of Mesos", setup=setup, mesos_ms=mesos_ms, ours_ms=ours_ms, goal_ms=goal_ms)
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("agents", "frameworks", "roles", "mesos", "goal"),
+    [
+        (1_000, 50, 1, "14", 6),
+        (10_000, 200, 1, "258", 50),
+        (10_000, 1_000, 1, "389", 60),
+        (10_000, 1_000, 1_000, "994", 70),
+        (50_000, 1_000, 1, "1,686", 350),
+    ],
+)
+def test_full_cycle(row: Any, agents: int, frameworks: int, roles: int, mesos: str, goal: float) -> None:
+    cluster = Cluster(agents, frameworks, roles)
+    cycles, backs = [], []
+    for _ in range(3):
+        made, took = cluster.cycle()
+        assert made == agents
+        cycles.append(took)
+        backs.append(cluster.decline_all(0))
+        cluster.forget_filters()
+    name = f"full cycle, {agents:,} × {frameworks:,}, {roles:,} roles"
+    row(f"{name}, the first", mesos, cycles[0], goal)
+    row(f"{name}, best of 3", mesos, min(cycles), goal)
+    if agents == 10_000 and frameworks == 200:
+        row("taking back 10,000 offers", "260", min(backs), 25)
+
+
+def test_nothing_left(row: Any) -> None:
+    cluster = Cluster(10_000, 1_000, 100)
+    cluster.cycle()
+    made, took = cluster.cycle()
+    assert made == 0
+    row("nothing left to offer, 10,000 × 1,000, 100 roles", "57–68", took, 2)
+
+
+@pytest.mark.parametrize(("agents", "mesos", "goal"), [(1_000, "418", 20), (10_000, "5,559", 150)])
+def test_decline_storm(row: Any, agents: int, mesos: str, goal: float) -> None:
+    cluster = Cluster(agents, 50)
+    for _ in range(51):
+        made, _ = cluster.cycle()
+        if made == 0:
+            break
+        cluster.decline_all(YEAR_MS)
+    assert made == 0 and len(cluster.machine.cluster.filters) == agents * 50
+    took = min(cluster.cycle()[1] for _ in range(3))
+    row(f"everything declined for a year, {agents:,} × 50, a full cycle", mesos, took, goal)
+
+
+def test_revive(row: Any) -> None:
+    cluster = Cluster(10_000, 1_000)
+    cluster.cycle()
+    cluster.decline_all(YEAR_MS)
+
+    def revive() -> None:
+        for connection in cluster.frameworks.values():
+            cluster.step(FrameworkCalled(connection, Revive()))
+
+    took = milliseconds(revive)
+    row("every framework revived once, 10,000 × 1,000", "3,559", took, 100)
+    made, took = cluster.cycle(full=False)
+    assert made == 10_000
+    row("… and the cycle that follows", "–", took, 60)
+
+
+def test_adding(row: Any) -> None:
+    cluster = Cluster(0, 0)
+    row("adding 10,000 agents", "130", cluster.add_agents(10_000), 130)
+    row("adding 1,000 frameworks in 100 roles to them", "5,889", cluster.add_frameworks(1_000, 100), 50)
+
+
+def test_one_agent_freed(row: Any) -> None:
+    cluster = Cluster(10_000, 1_000)
+    cluster.cycle()
+    times = []
+    for framework_id, connection in list(cluster.frameworks.items())[:50]:
+        offers = cluster.machine.cluster.frameworks[framework_id].offers
+        cluster.step(FrameworkCalled(connection, Decline((min(offers),), Filters(YEAR_MS))))
+        made, took = cluster.cycle(full=False)
+        assert made == 1
+        times.append(took)
+    row("one agent freed in 10,000 × 1,000, until it is offered", "–", sorted(times)[len(times) // 2], 0.2)
+
+
+def test_memory(figures: Any) -> None:
+    """Of Python's own objects, without the text of ids that any program would have."""
+    gc.collect()
+    tracemalloc.start()
+    cluster = Cluster(2_000, 50)
+    gc.collect()
+    agents = tracemalloc.get_traced_memory()[0]
+    cluster.cycle()
+    gc.collect()
+    offered = tracemalloc.get_traced_memory()[0]
+    cluster.decline_all(YEAR_MS)
+    cluster.machine.cluster.expiring_offers.clear()
+    gc.collect()
+    one = tracemalloc.get_traced_memory()[0]
+    for _ in range(9):
+        cluster.cycle()
+        cluster.decline_all(YEAR_MS)
+    cluster.machine.cluster.expiring_offers.clear()
+    gc.collect()
+    ten = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    figures.add("memory", what="an agent, everything offered", mesos="15–25 KB", ours_bytes=offered / 2_000, goal="6 KB")
+    figures.add("memory", what="… of it for the agent itself", mesos="5–6 KB", ours_bytes=agents / 2_000, goal="")
+    figures.add("memory", what="a filter", mesos="4–5 KB", ours_bytes=(ten - one) / 18_000, goal="200 B")
