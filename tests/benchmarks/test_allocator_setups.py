@@ -226,6 +226,8 @@ def test_memory(figures: Any) -> None:
     gc.collect()
     ten = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    figures.add("memory", what="an agent, everything offered", mesos="15–25 KB", ours_bytes=offered / 2_000, goal="6 KB")
+    figures.add(
+        "memory", what="an agent, everything offered", mesos="15–25 KB", ours_bytes=offered / 2_000, goal="6 KB"
+    )
     figures.add("memory", what="… of it for the agent itself", mesos="5–6 KB", ours_bytes=agents / 2_000, goal="")
     figures.add("memory", what="a filter", mesos="4–5 KB", ours_bytes=(ten - one) / 18_000, goal="200 B")

@@ -60,8 +60,9 @@ class Accounts(Protocol):
         """The cluster shrank."""
 
 
-class _Entry(NamedTuple):
-    """What one offer or task holds on one agent."""
+@dataclass(slots=True)
+class _Entry:
+    """What one offer or task holds on one agent. Never changed; not frozen, for a cycle makes many."""
 
     client: Client
     holding: Holding
@@ -225,7 +226,7 @@ class Ledger:
             self._take(agent_id, books, holding)
         books.offered[offer_id] = entry = _entry(client, holding)
         if books.counted:
-            self._accounts.charge(client, entry[2], entry[3])
+            self._accounts.charge(client, entry.amounts, entry.reserved)
 
     def release_offer(self, agent_id: AgentId, offer_id: OfferId) -> Holding:
         """Make an offer's resources free again; return them."""

@@ -7,7 +7,7 @@ all as the guarantee of progress; when the former is quiet, the latter makes no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from operator import attrgetter
 from types import MappingProxyType
@@ -37,6 +37,8 @@ class Proposal(NamedTuple):
     promised: Mapping[int, int]
 
 
+#: What `Proposal(…)` comes to, without a detour.
+_make_proposal: Callable[[type[Proposal], tuple[Holding, Mapping[int, int]]], Proposal] = tuple.__new__
 NO_PROMISE: Mapping[int, int] = MappingProxyType({})
 
 
@@ -135,7 +137,7 @@ def consider(
             return RefusalReason.DECLINED
     elif not _is_allocatable(available):
         return RefusalReason.TOO_SMALL
-    return Proposal(available, promised)
+    return _make_proposal(Proposal, (available, promised))
 
 
 def offerable(free: Holding, role: str) -> Holding:

@@ -114,6 +114,8 @@ class Shares:
         self._clients: dict[Client, Node] = {}
         #: Totals or the like changed: every share is another one.
         self._stale = False
+        #: Where only one way leads down from the top, the order that it leads to; found anew where activity changed.
+        self._flat: list[_Entry] | None = None
 
     # --- Accounts (called by the ledger) ---
 
@@ -122,6 +124,7 @@ class Shares:
         node = self._clients.get(client) or self._enter(client)
         if reserved:
             _change_up(node, "held_reserved", reserved, 1)
+        compare = not self._stale
         seen: dict[str, int] | None = None
         parent = node.parent
         while parent is not None:
@@ -134,7 +137,7 @@ class Shares:
                     else:
                         held[kind] = amount
             node.count += 1
-            if len(parent.children) > 1 and not self._stale:
+            if compare and len(parent.children) > 1:
                 self._place(node, parent)
             node = parent
             parent = node.parent
@@ -204,6 +207,7 @@ class Shares:
             leaf = self._enter(client)
         difference = int(active) - leaf.active
         if difference:
+            self._flat = None
             node, parent = leaf, leaf.parent
             while parent is not None:
                 was = node.active
@@ -252,29 +256,19 @@ class Shares:
 
     # --- order ---
 
-    def first(self) -> Node | None:
-        """The active client to be served next: the first of `order`."""
-        if self._stale:
-            self._refresh()
-        node = self.root
-        while node.order:
-            node = node.order[0][3]
-        return None if node.client is None else node
-
     def order(self) -> Iterator[Node]:
         """Every active client's node, the one to be served next first. Take a fresh iterator after anything was charged."""
         if self._stale:
             self._refresh()
-        node = self.root
-        order = node.order
+        if self._flat is not None:
+            return map(_node_of, self._flat)
+        order = self.root.order
         # Most often there is one way only, down to the frameworks of a role.
-        while len(order) == 1:
-            node = order[0][3]
-            if node.client is not None:
-                return iter((node,))
-            order = node.order
+        while len(order) == 1 and order[0][3].client is None:
+            order = order[0][3].order
         if order and order[0][3].client is not None:
             # The children of a node are clients, or none of them is.
+            self._flat = order
             return map(_node_of, order)
         return _walk(order)
 
@@ -358,6 +352,7 @@ class Shares:
         self._counted = {kind: total for kind, total in self._total.items() if kind not in self._excluded}
         self._rebuild(self.root)
         self._stale = False
+        self._flat = None
 
     def _share(self, node: Node) -> int:
         counted = self._counted
