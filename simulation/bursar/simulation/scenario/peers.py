@@ -31,6 +31,7 @@ from bursar.core.messages.framework import (
     StatusUpdates,
     StreamError,
     Subscribe,
+    UpdateFramework,
     UpdateRef,
 )
 from bursar.core.messages.offers import Accept, CallResult, Decline, Demand, Filters, Launch, Offer, Operation
@@ -214,6 +215,8 @@ class FrameworkPeer:
     connection: ConnectionId | None = None
     offers: dict[OfferId, Standing] = field(default_factory=dict)
     _calls: int = 0
+    #: Call → what the framework is once it is granted.
+    _updates: dict[str, UpdateFramework] = field(default_factory=dict)
 
     @property
     def framework_id(self) -> FrameworkId:
@@ -257,6 +260,16 @@ class FrameworkPeer:
         for offer_id in ids:
             self.offers.pop(offer_id, None)
         self.call(Accept(call_id, ids, numbered, Filters(refuse_ms)))
+
+    def update(self, info: FrameworkInfo, suppressed: tuple[str, ...], demand: Demand) -> None:
+        """Become another, on the same stream; while it is away, at once."""
+        if self.connection is None:
+            self.info, self.suppressed, self.demand = info, suppressed, demand
+            return
+        self._calls += 1
+        call = UpdateFramework(f"{self.framework_id}-{self._calls}", info, suppressed, demand)
+        self._updates[call.call_id] = call
+        self.call(call)
 
     def decline(self, offers: Sequence[Standing], refuse_ms: int | None = None) -> None:
         """Refuse offers."""
@@ -304,6 +317,9 @@ class FrameworkPeer:
             case StatusUpdates(statuses):
                 for status in statuses:
                     self._status(status)
+            case CallResult(call_id, error=None) if call_id in self._updates:
+                granted = self._updates.pop(call_id)
+                self.info, self.suppressed, self.demand = granted.info, granted.suppressed_roles, granted.demand
             case CallResult(error=error, operations=operations) if error is not None:
                 details = [result.error for result in operations if result.error is not None]
                 for detail in details or [error]:

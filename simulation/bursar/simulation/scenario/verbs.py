@@ -381,18 +381,19 @@ def _framework_update(words: Words, names: Names) -> Action:
 
     def act(stage: Stage) -> None:
         framework = stage.frameworks[name]
-        framework.info = replace(framework.info, **client.info)
         framework.habit = client.habit or framework.habit
+        info = replace(framework.info, **client.info)
+        suppressed, demand = framework.suppressed, framework.demand
         if client.suppressed is not None:
-            framework.suppressed = client.suppressed
-        if framework.demand.version:
-            shapes = framework.demand.shapes if client.shapes is None else client.shapes
-            kept = tuple(shape for shape in shapes if client.shapes or shape.role in framework.info.roles)
-            framework.demand = Demand(framework.demand.version + 1, kept)
-        elif client.shapes is not None:
-            framework.demand = Demand(1, client.shapes)
-        if framework.connection is not None:
-            framework.connect()
+            suppressed = client.suppressed
+        elif "roles" in client.info:
+            suppressed = tuple(role for role in suppressed if role in info.roles)
+        if client.shapes is not None:
+            demand = Demand(demand.version + 1, client.shapes)
+        elif "roles" in client.info and demand.version:
+            kept = tuple(shape for shape in demand.shapes if shape.role in info.roles)
+            demand = Demand(demand.version + 1, kept)
+        framework.update(info, suppressed, demand)
 
     return act
 
