@@ -22,6 +22,7 @@ from bursar.core.messages.framework import StatusUpdates
 from bursar.core.tasks import TaskState
 from bursar.master import ledger, operators
 from bursar.master.allocator import cycle
+from bursar.master.allocator.constraints import RoleSettings
 from bursar.master.machine import MasterMachine
 from bursar.master.records import Durable, TaskRecorded
 from bursar.master.state import Cluster, Turn
@@ -140,6 +141,12 @@ def test_a_role_given_up_whose_offers_stand(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_capability_given_up_without_consequences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(master_frameworks, "rescind_forbidden", lambda *_: 0)
     assert "which lacks GPU_RESOURCES" in fails(steps=6_000)
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_constraints_that_keep_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RoleSettings, "takes", lambda *_: True)
+    assert "is not what" in fails(steps=6_000)
 
 
 @pytest.mark.usefixtures("without_own_checks")

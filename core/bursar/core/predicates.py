@@ -148,6 +148,11 @@ def is_about_devices(predicate: Predicate) -> bool:
     return predicate.selector in _DEVICE_SELECTORS
 
 
+def is_about_amounts(predicate: Predicate) -> bool:
+    """Whether it speaks of how much there is: `cpus`, `mem`, `disk`, `gpus`, `gpu.count`, `gpu.clique`. Own kinds are not told."""
+    return predicate.selector in _AMOUNTS
+
+
 def matches_device(predicate: Predicate, device: Device) -> bool:
     """Whether a predicate for which `is_about_devices` holds is true of one device."""
     assert is_about_devices(predicate), predicate

@@ -48,6 +48,12 @@ _DURATION_ALIASES = {
 _DURATION = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))?\s*([A-Za-z]+)")
 
 
+Minimum = tuple[tuple[tuple[str, int], ...], ...]
+"""Alternatives, each of amounts by kind (as `Resources.amounts`) that must be there together; none: no minimum."""
+
+MAX_ALTERNATIVES = 16
+
+
 @dataclass(frozen=True, slots=True)
 class ResourceText:
     """One item of a resources text."""
@@ -179,6 +185,31 @@ def parse_amounts(text: str) -> dict[str, int]:
             raise InvalidText("amounts: ports have no amount", "name scalar kinds and gpus")
         amounts[item.kind] = item.amount
     return amounts
+
+
+def parse_minimum(text: str, what: str = "minimum") -> Minimum:
+    """Read `cpus:0.01|mem:32MiB`, or `cpus:1;mem:1GiB|gpus:1`: one of these, each as a whole. Blank text: no minimum (OFF-11).
+
+    Raises InvalidText.
+    """
+    if not text.strip():
+        return ()
+    parts = text.split("|")
+    if len(parts) > MAX_ALTERNATIVES:
+        raise InvalidText(f"{what}: {len(parts)} alternatives are too many", f"at most {MAX_ALTERNATIVES}")
+    alternatives = []
+    for part in parts:
+        try:
+            amounts = parse_amounts(part)
+        except InvalidText as error:
+            raise InvalidText(f"{what}: {error.detail.message}", error.detail.hint) from None
+        alternative = tuple(sorted((kind, amount) for kind, amount in amounts.items() if amount))
+        if not alternative:
+            raise InvalidText(
+                f"{what}: {part.strip()!r} asks for nothing", "leave the alternative out, or name an amount"
+            )
+        alternatives.append(alternative)
+    return tuple(alternatives)
 
 
 def parse_attributes(text: str) -> dict[str, str | int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bursar.core.messages.operator import AgentState, ExplainFrameworkResponse, Refusal, RefusalReason
+from bursar.core.predicates import format_predicates
 from bursar.core.text import format_request
-from bursar.master.allocator.cycle import Proposal, consider
+from bursar.master.allocator.cycle import Proposal, consider, offerable
 from bursar.master.allocator.shares import Client
 from bursar.master.state import Agent, Cluster, Framework
 
@@ -17,6 +18,14 @@ _MESSAGES: dict[RefusalReason, tuple[str, str]] = {
     RefusalReason.HIDDEN_BY_RULE: (
         "has GPUs, and the framework lacks the capability GPU_RESOURCES",
         "add the capability, or `bursar flag set filter-gpu-resources false`",
+    ),
+    RefusalReason.OTHER_REGION: (
+        "in another region than the master, and the framework lacks the capability REGION_AWARE",
+        "add the capability where the framework can do with that",
+    ),
+    RefusalReason.OFFER_CONSTRAINTS: (
+        "no constraint of the framework is true of it",
+        "loosen the constraints, or add agents that they are true of; see `bursar agent show`",
     ),
     RefusalReason.EXCEEDS_AGENT: ("smaller in total than what is wanted", "ask for less, or add larger agents"),
     RefusalReason.RESERVED_FOR_OTHERS: (
@@ -66,8 +75,13 @@ def _reason(cluster: Cluster, agent: Agent, role: str, framework: Framework) -> 
     if role in framework.suppressed:
         return RefusalReason.SUPPRESSED
     client = Client(role, framework.framework_id)
-    free = cluster.ledger.books[agent.agent_id].free
-    decision = consider(cluster, agent, client, framework, free, cluster.filters.on(agent.agent_id))
+    books = cluster.ledger.books[agent.agent_id]
+    decision = consider(cluster, agent, client, framework, books.free, cluster.filters.on(agent.agent_id))
+    if decision is RefusalReason.OFFER_CONSTRAINTS:
+        settings = framework.settings[role]
+        whole = offerable(books.total, role)
+        if settings.may_take(agent.facts) and settings.takes(agent.facts, whole, agent.devices):
+            return RefusalReason.NOT_FREE
     return None if isinstance(decision, Proposal) else decision
 
 
@@ -78,4 +92,7 @@ def _message(framework: Framework, role: str, reason: RefusalReason, agents: lis
         shapes = [format_request(shape.resources) for shape in framework.demand.shapes if shape.role == role]
         if shapes:
             wanted = f" (wanted: {' or '.join(shapes[:3])})"
+    if reason is RefusalReason.OFFER_CONSTRAINTS and role in framework.settings:
+        groups = [format_predicates(group) for group in framework.settings[role].groups]
+        wanted = f" (constraints: {' or '.join(groups[:3])}{' or …' if groups[3:] else ''})"
     return f"{len(agents)} agent{'s' if len(agents) != 1 else ''} ({names}): {_MESSAGES[reason][0]}{wanted}"

@@ -11,12 +11,21 @@ from dataclasses import dataclass, field
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.flags import Flag, FlagType, FlagValue, canonical_name, closest, format_flag, parse_flag
 from bursar.core.messages.operator import FlagView
+from bursar.core.text import parse_minimum
 
 
 def _kinds_problem(value: FlagValue) -> str | None:
     for kind in value if isinstance(value, tuple) else ():
         if not all(character.isalnum() or character in "_.-" for character in kind):
             return f"{kind!r} is not the name of a resource"
+    return None
+
+
+def _minimum_problem(value: FlagValue) -> str | None:
+    try:
+        parse_minimum(str(value))
+    except InvalidText as error:
+        return str(error)
     return None
 
 
@@ -102,6 +111,23 @@ MASTER_FLAGS: tuple[Flag, ...] = (
         problem=_kinds_problem,
         metavar="NAME,…",
     ),
+    Flag(
+        "min-allocatable-resources",
+        FlagType.TEXT,
+        "cpus:0.01|mem:32MiB",
+        "The least that is worth an offer: one of these, such as 'cpus:1;mem:1GiB|gpus:1'; empty: no minimum.",
+        runtime_settable=True,
+        problem=_minimum_problem,
+        metavar="RESOURCES|…",
+    ),
+    Flag(
+        "region",
+        FlagType.TEXT,
+        "",
+        "Where the master is; agents whose attribute region is another one are for frameworks with the capability REGION_AWARE.",
+        runtime_settable=True,
+        metavar="NAME",
+    ),
     Flag("insecure", FlagType.BOOL, False, "Listen off loopback although there is no authentication yet."),
 )
 _BY_NAME = {flag.name: flag for flag in MASTER_FLAGS}
@@ -170,6 +196,16 @@ class FlagValues:
         names = self.value("fair-sharing-excluded-resource-names")
         assert isinstance(names, tuple)
         return frozenset(names)
+
+    @property
+    def min_allocatable(self) -> str:
+        """The least that is worth an offer, as text."""
+        return str(self.value("min-allocatable-resources"))
+
+    @property
+    def region(self) -> str:
+        """Where the master is; may be empty."""
+        return str(self.value("region"))
 
     def duration_ms(self, name: str) -> int:
         """A duration in milliseconds."""

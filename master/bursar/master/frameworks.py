@@ -17,6 +17,7 @@ from bursar.core.messages.operator import FrameworkState
 from bursar.core.resources import to_holding
 from bursar.core.roles import role_problem
 from bursar.core.tasks import StatusReason
+from bursar.master.allocator.constraints import settings_by_role, settings_problem
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
 from bursar.master.effects import SendToFramework
 from bursar.master.offers import end_offers, rescind, rescind_forbidden
@@ -53,7 +54,7 @@ def subscribe(cluster: Cluster, turn: Turn, connection: ConnectionId, call: Subs
         for role in framework.info.roles:
             cluster.shares.set_active(role, framework.framework_id, False)
         turn.publish("framework_state_changed", f"framework {info.name} is back", framework_id=info.framework_id)
-    framework.info = info
+    framework.info, framework.settings = info, settings_by_role(info.offer_settings)
     framework.state = FrameworkState.ACTIVE
     framework.connection = connection
     framework.failover_deadline_ms = 0
@@ -94,7 +95,8 @@ def update(cluster: Cluster, turn: Turn, framework: Framework, call: UpdateFrame
     revived = framework.suppressed - set(call.suppressed_roles)
     for role in gone:
         cluster.shares.set_active(role, framework.framework_id, False)
-    framework.info, framework.suppressed = info, set(call.suppressed_roles)
+    framework.info, framework.settings = info, settings_by_role(info.offer_settings)
+    framework.suppressed = set(call.suppressed_roles)
     if gone or revived:
         cluster.filters.drop_framework(framework.framework_id, gone | revived)
     turn.persist(FrameworkRecorded(info, framework.subscribed_at_ms))
@@ -184,11 +186,13 @@ def _info_problem(info: FrameworkInfo, suppressed_roles: tuple[str, ...], princi
         )
     texts = [info.incarnation, info.name, info.hostname, info.webui_url, *info.capabilities]
     texts += [name + value for name, value in info.labels.items()]
+    for settings in info.offer_settings:
+        texts += [*settings.constraints, settings.min_allocatable or ""]
     if sum(len(text) for text in texts) > MAX_INFO_CHARACTERS:
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT,
             f"what the framework says of itself is longer than {MAX_INFO_CHARACTERS} characters",
-            "shorten its name, labels and capabilities",
+            "shorten its name, labels, capabilities and constraints",
             "info",
         )
     if info.principal and principal and info.principal != principal:
@@ -198,7 +202,7 @@ def _info_problem(info: FrameworkInfo, suppressed_roles: tuple[str, ...], princi
             "leave it empty",
             "info.principal",
         )
-    return None
+    return settings_problem(info.offer_settings, info.roles)
 
 
 def demand_problem(demand: Demand, roles: tuple[str, ...]) -> ErrorDetail | None:

@@ -21,6 +21,7 @@ from bursar.core.messages.operator import AgentState, FrameworkState, OperatorRe
 from bursar.core.resources import to_holding, to_reserved
 from bursar.core.tasks import StatusReason, TaskState
 from bursar.master import agents, frameworks, offers, operations, operators, registration, tasks
+from bursar.master.allocator.constraints import settings_by_role
 from bursar.master.effects import MasterEffect, Reply, SendToFramework
 from bursar.master.events import (
     AgentRegistering,
@@ -178,6 +179,7 @@ class MasterMachine:
                 cluster.deadlines.set(("reregister", agent_id), now.monotonic_ms + patience_ms)
         for framework_id, entry in sorted(durable.frameworks.items()):
             framework = Framework(entry.info, FrameworkState.DISCONNECTED, entry.subscribed_at_ms)
+            framework.settings = settings_by_role(entry.info.offer_settings)
             deadline_ms = entry.failover_deadline_ms or now.wall_ms + entry.info.failover_timeout_ms
             framework.failover_deadline_ms = deadline_ms
             cluster.frameworks[framework_id] = framework

@@ -9,6 +9,7 @@ from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.framework import Offers, Rescind
 from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, Decline, Filters, Offer
 from bursar.core.resources import Holding
+from bursar.master.allocator.constraints import is_foreign
 from bursar.master.allocator.cycle import run_cycle
 from bursar.master.allocator.shares import Client
 from bursar.master.allocator.visibility import is_hidden
@@ -154,12 +155,15 @@ def offers_on(cluster: Cluster, agent_id: AgentId) -> list[OfferId]:
 
 
 def rescind_forbidden(cluster: Cluster, turn: Turn, reason: str, only: Framework | None = None) -> int:
-    """Rescind exactly the offers (of one framework, or of all) that the rules no longer permit; return how many."""
+    """Rescind exactly the offers (of one framework, or of all) that rules and regions no longer permit; return how many."""
     forbidden = []
     for offer_id in cluster.offers if only is None else only.offers:
         outstanding = cluster.offers[offer_id]
         framework = cluster.frameworks[outstanding.offer.framework_id]
         agent = cluster.agents[outstanding.offer.agent_id]
-        if is_hidden(cluster.rules, framework.info.capabilities, agent.has_gpus):
+        capabilities = framework.info.capabilities
+        if is_hidden(cluster.rules, capabilities, agent.has_gpus) or is_foreign(
+            cluster.region, capabilities, agent.facts
+        ):
             forbidden.append(offer_id)
     return rescind(cluster, turn, forbidden, reason)

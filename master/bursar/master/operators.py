@@ -8,6 +8,7 @@ from bursar.core.errors import ErrorDetail
 from bursar.core.messages import operator as op
 from bursar.core.messages.operator import FlagView, OperatorRequest, OperatorResponse
 from bursar.core.tasks import StatusReason
+from bursar.core.text import parse_minimum
 from bursar.master import frameworks, quotas, reservations, views, weights
 from bursar.master.agents import tell_ping_settings
 from bursar.master.allocator.visibility import compile_gpu_filter
@@ -191,6 +192,13 @@ def apply_flag(cluster: Cluster, turn: Turn, name: str) -> int:
             cluster.rules = compile_gpu_filter(cluster.flags.filter_gpu_resources)
             cluster.touch_all()
             return rescind_forbidden(cluster, turn, f"filter-gpu-resources is {cluster.flags.filter_gpu_resources} now")
+        case "min-allocatable-resources":
+            cluster.minimum = parse_minimum(cluster.flags.min_allocatable)
+            cluster.touch_all()
+        case "region":
+            cluster.region = cluster.flags.region
+            cluster.touch_all()
+            return rescind_forbidden(cluster, turn, f"the master's region is {cluster.region or 'not told'} now")
         case "fair-sharing-excluded-resource-names":
             cluster.shares.set_excluded(cluster.flags.excluded_names)
         case "allocation-interval":

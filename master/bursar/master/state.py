@@ -21,8 +21,11 @@ from bursar.core.messages.agent import AgentInfo, MasterMessage
 from bursar.core.messages.framework import FrameworkEvent, FrameworkInfo
 from bursar.core.messages.offers import AgentDescription, Demand, Offer
 from bursar.core.messages.operator import AgentState, ClusterEvent, FrameworkState
+from bursar.core.predicates import AgentFacts
 from bursar.core.resources import Holding, ReservedResources, Resources, Stack, subtract_holdings, to_holding
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState, TaskStatus
+from bursar.core.text import Minimum, parse_minimum
+from bursar.master.allocator.constraints import RoleSettings
 from bursar.master.allocator.filters import RefuseFilters
 from bursar.master.allocator.shares import Shares
 from bursar.master.allocator.visibility import Rule, compile_gpu_filter
@@ -51,6 +54,8 @@ class Agent:
     #: Tasks on it that are not terminal.
     tasks: set[TaskKey] = field(default_factory=set)
     description: AgentDescription | None = None
+    #: Made from this info.
+    _facts: tuple[AgentInfo, AgentFacts] | None = None
     #: Place in the cycle's order: a permutation drawn from the master's term, and the id where two draw the same.
     order: tuple[int, AgentId] = (0, AgentId(""))
     #: Its id, for good.
@@ -69,6 +74,13 @@ class Agent:
             self._seen = self.info
             self._has_gpus = any(part.resources.devices for part in self.info.resources)
         return self._has_gpus
+
+    @property
+    def facts(self) -> AgentFacts:
+        """What predicates on the agent itself are held against: no amounts, no devices."""
+        if self._facts is None or self._facts[0] is not self.info:
+            self._facts = (self.info, AgentFacts(self.info.hostname, self.info.attributes))
+        return self._facts[1]
 
     def describe(self) -> AgentDescription:
         """What offers refer to."""
@@ -108,6 +120,8 @@ class Framework:
     subscribed_at_ms: int
     connection: ConnectionId | None = None
     suppressed: set[str] = field(default_factory=set)
+    #: Which offers it takes, by role, made ready from `info`; roles that take any are not in it.
+    settings: Mapping[str, RoleSettings] = field(default_factory=dict)
     demand: Demand = Demand()
     #: How many of each shape of the demand are still wanted; parallel to `demand.shapes`.
     wanted: list[int] = field(default_factory=list)
@@ -254,6 +268,9 @@ class Cluster:
             self.shares.set_weight(role, weight_milli)
         self.ledger = Ledger(self.shares)
         self.filters = RefuseFilters()
+        #: The least that is worth an offer, and where the master is; made ready from flags.
+        self.minimum: Minimum = parse_minimum(flags.min_allocatable)
+        self.region: str = flags.region
         self.rules: tuple[Rule, ...] = compile_gpu_filter(flags.filter_gpu_resources)
         self.agent_connections: dict[ConnectionId, AgentId] = {}
         self.framework_connections: dict[ConnectionId, FrameworkId] = {}

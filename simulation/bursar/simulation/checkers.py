@@ -26,6 +26,7 @@ from bursar.core.messages.framework import (
     FrameworkInfo,
     LookupResults,
     Offers,
+    OfferSettings,
     StatusUpdates,
     Subscribed,
     UpdateFramework,
@@ -142,6 +143,23 @@ class Wants(Protocol):
 
 def _covers(holder: str, role: str) -> bool:
     return role == holder or role.startswith(f"{holder}/")
+
+
+def _is_taken(settings: OfferSettings, offer: Offer, agent: AgentInfo) -> bool:
+    """Read the few forms of constraints and minima that simulated frameworks use, by hand."""
+    gpus = sum(len(part.resources.devices) for part in offer.resources)
+    cpus_milli = sum(part.resources.scalars.get("cpus", 0) for part in offer.resources)
+    true = {
+        "gpus>=2": gpus >= 2,
+        "gpus<=1": gpus <= 1,
+        "!gpus": gpus == 0,
+        "cpus>=0.5": cpus_milli >= 500,
+        "cpus<=2,gpus>=1": cpus_milli <= 2000 and gpus >= 1,
+        "hostname=agent-1|agent-2": agent.hostname in ("agent-1", "agent-2"),
+    }
+    least = {None: True, "": True, "gpus:1": gpus >= 1, "cpus:1|gpus:2": cpus_milli >= 1000 or gpus >= 2}
+    fits = not settings.constraints or any(true[text] for text in settings.constraints)
+    return fits and least[settings.min_allocatable]
 
 
 def _add(amounts: dict[str, int], resources: Resources, sign: int) -> None:
@@ -317,6 +335,11 @@ class Checkers:
         facts = self._facts
         self._judge_visibility(offer)
         info = facts.agents[offer.agent_id]
+        settings = facts.frameworks[offer.framework_id].offer_settings
+        for one in settings:
+            if one.role == offer.role:
+                self._judged("an offer is what its framework takes")
+                require(_is_taken(one, offer, info), f"{offer.offer_id} is not what {offer.framework_id} takes: {one}")
         health = {device.uuid: device.health for device in info.devices}
         held: dict[Stack, list[Resources]] = {}
         holders: dict[DeviceUuid, Any] = {}

@@ -21,6 +21,7 @@ from bursar.core.messages.framework import (
     LookupCalls,
     LookupResults,
     Offers,
+    OfferSettings,
     Reconcile,
     Rescind,
     Revive,
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
 
 #: The roles of the cluster.
 ROLES = ("*", "research", "research/vision", "eng", "eng/backend")
+#: What frameworks ask of offers; the judges read no more than this.
+CONSTRAINTS = ("gpus>=2", "gpus<=1", "!gpus", "cpus>=0.5", "cpus<=2,gpus>=1", "hostname=agent-1|agent-2")
+MINIMUMS = (None, None, "", "gpus:1", "cpus:1|gpus:2")
 HEARTBEAT_MS = 15_000
 GIB = 1 << 30
 #: Refusal of a framework that wants nothing more.
@@ -83,6 +87,7 @@ class RawFramework:
         self.roles = roles
         self.capabilities: tuple[str, ...] = (GPU_RESOURCES,) if gpus else ("FROM_THE_FUTURE",)
         self.failover_timeout_ms = failover_timeout_ms
+        self.offer_settings: tuple[OfferSettings, ...] = ()
         self.world = world
         self.random = world.stream_of(name)
         self.stream: Stream | None = None
@@ -169,6 +174,7 @@ class RawFramework:
                 info = self.updates.pop(call_id, None)
                 if info is not None and event.error is None:
                     self.roles, self.capabilities = info.roles, info.capabilities
+                    self.offer_settings = info.offer_settings
             case LookupResults(results):
                 for result in results:
                     self.pending.pop(result.call_id, None)
@@ -229,6 +235,7 @@ class RawFramework:
             self.roles,
             self.capabilities,
             self.failover_timeout_ms,
+            offer_settings=self.offer_settings,
         )
 
     def update(self) -> None:
@@ -238,8 +245,15 @@ class RawFramework:
         call_id = f"{self.name}-call-{self._sequence}"
         roles = tuple(random.sample(ROLES, random.randint(1, 2))) if random.random() < 0.7 else self.roles
         capabilities = random.choice(((GPU_RESOURCES,), ("FROM_THE_FUTURE",), self.capabilities))
-        info = replace(self.info(), roles=roles, capabilities=capabilities)
+        info = replace(self.info(), roles=roles, capabilities=capabilities, offer_settings=())
         self.updates[call_id] = info
+        if random.random() < 0.3:
+            settings = (
+                OfferSettings(role, tuple(random.sample(CONSTRAINTS, random.randint(0, 2))), random.choice(MINIMUMS))
+                for role in roles
+            )
+            info = replace(info, offer_settings=tuple(settings))
+            self.updates[call_id] = info
         suppressed = roles[:1] if random.random() < 0.1 else ()
         self.call(UpdateFramework(call_id, info, suppressed, self.demand()))
 
@@ -521,6 +535,8 @@ class Liar(Greedy):
             UpdateFramework("c", replace(self.info(), framework_id=FrameworkId("somebody-else"))),
             UpdateFramework("d", replace(self.info(), incarnation="another")),
             UpdateFramework("e", self.info(), ("not-mine",)),
+            UpdateFramework("g", replace(self.info(), offer_settings=(OfferSettings(self.roles[0], ("gpus>=x",)),))),
+            UpdateFramework("h", replace(self.info(), offer_settings=(OfferSettings("not-mine"),))),
             UpdateFramework("f", self.info(), (), Demand(9, (Shape("not-mine", ResourceRequest({"cpus": 1}), 1),))),
         ]
         if self._old_calls:

@@ -13,6 +13,18 @@ from bursar.core.tasks import TaskStatus
 GPU_RESOURCES = "GPU_RESOURCES"
 """The capability of frameworks that know what to do with agents that have GPUs (GPU-3)."""
 
+REGION_AWARE = "REGION_AWARE"
+"""The capability of frameworks that know that agents may be in another region than the master (FD-3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfferSettings:
+    """Which offers a framework takes in one role."""
+
+    role: str
+    constraints: tuple[str, ...] = ()
+    min_allocatable: str | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class FrameworkInfo:
@@ -28,6 +40,7 @@ class FrameworkInfo:
     webui_url: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     principal: str = ""
+    offer_settings: tuple[OfferSettings, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,12 @@ from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import UNRESERVED, Holding, to_reserved
 from bursar.core.roles import covers
+from bursar.master.allocator.constraints import is_allocatable, is_foreign
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
 from bursar.master.allocator.filters import AgentFilters
 from bursar.master.allocator.shares import Client
 from bursar.master.allocator.visibility import is_hidden
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
-
-#: The smallest offer: this much CPU *or* this much memory (OFF-11).
-MIN_CPUS_MILLI = 10
-MIN_MEM_BYTES = 32 << 20
 
 
 class Proposal(NamedTuple):
@@ -91,10 +88,17 @@ def _offer_agent(
                 if books.free:
                     done.add(client)
                 break
-            if proposal is not RefusalReason.DECLINED or not framework.demand.version:
+            if not _may_change(proposal, framework):
                 done.add(client)
         else:
             return
+
+
+def _may_change(proposal: Proposal | RefusalReason, framework: Framework) -> bool:
+    """Whether less of the agent may be offered where more was not: a demand is cut differently, `gpus<=2` is true at last."""
+    if proposal is RefusalReason.DECLINED:
+        return framework.demand.version > 0
+    return proposal is RefusalReason.OFFER_CONSTRAINTS
 
 
 def consider(
@@ -112,6 +116,11 @@ def consider(
     role = client.role
     if cluster.rules and is_hidden(cluster.rules, framework.info.capabilities, agent.has_gpus):
         return RefusalReason.HIDDEN_BY_RULE
+    if cluster.region and is_foreign(cluster.region, framework.info.capabilities, agent.facts):
+        return RefusalReason.OTHER_REGION
+    settings = framework.settings.get(role)
+    if settings is not None and not settings.may_take(agent.facts):
+        return RefusalReason.OFFER_CONSTRAINTS
     available = offerable(free, role)
     if not available:
         return RefusalReason.RESERVED_FOR_OTHERS if free else RefusalReason.NOT_FREE
@@ -135,7 +144,13 @@ def consider(
         available, promised = cut.holding, cut.promised
         if filters is not None and filters.blocks(client, available):
             return RefusalReason.DECLINED
-    elif not _is_allocatable(available):
+    if settings is not None and settings.judges_offers and not settings.takes(agent.facts, available, agent.devices):
+        return RefusalReason.OFFER_CONSTRAINTS
+    # Shapes are as large as the framework says: the cluster's minimum is for those that state none.
+    minimum = settings.minimum if settings is not None else None
+    if minimum is None and not framework.demand.version:
+        minimum = cluster.minimum
+    if minimum and not is_allocatable(available, minimum):
         return RefusalReason.TOO_SMALL
     return _make_proposal(Proposal, (available, promised))
 
@@ -145,17 +160,6 @@ def offerable(free: Holding, role: str) -> Holding:
     if len(free) == 1 and UNRESERVED in free:
         return free
     return {stack: part for stack, part in free.items() if not stack or covers(stack[-1].holder, role)}
-
-
-def _is_allocatable(holding: Holding) -> bool:
-    if len(holding) == 1:
-        (part,) = holding.values()
-        return part.scalars.get("cpus", 0) >= MIN_CPUS_MILLI or part.scalars.get("mem", 0) >= MIN_MEM_BYTES
-    cpus = mem = 0
-    for part in holding.values():
-        cpus += part.scalars.get("cpus", 0)
-        mem += part.scalars.get("mem", 0)
-    return cpus >= MIN_CPUS_MILLI or mem >= MIN_MEM_BYTES
 
 
 def _hand_out(
