@@ -5,6 +5,7 @@ step its invariants hold and the records that it emitted mean exactly its durabl
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -71,6 +72,7 @@ from bursar.core.resources import (
     holding_total,
     to_holding,
 )
+from bursar.core.roles import ancestors, plain_role
 from bursar.core.tasks import (
     AssignedTask,
     StatusSource,
@@ -466,6 +468,7 @@ class Playbook:
         self.published: list[op.ClusterEvent] = []
         self.records: list[Any] = []
         self.batching = 0
+        self._seen_offers: set[OfferId] = set()
         self._connections = 0
         self._tokens = 0
         self._replies: dict[int, Any] = {}
@@ -662,11 +665,46 @@ class Playbook:
         """What must hold after every step."""
         self.machine.check()
         assert self.registry == self.machine.cluster.durable
+        self.judge_limits()
         for peer in self.frameworks.values():
             if peer.connection is not None:
                 framework = self.machine.cluster.frameworks.get(peer.info.framework_id)
                 assert framework is not None
                 assert framework.offers == peer.offers.keys(), "the framework believes in other offers"
+
+    def judge_limits(self) -> None:
+        """An offer that was not there before leaves every limit of its role and those above it unpassed, kind by kind.
+
+        Consumption is reckoned from scratch: what is reserved to plain roles, and what is held of anything else.
+        """
+        cluster = self.machine.cluster
+        fresh = [outstanding.offer for key, outstanding in cluster.offers.items() if key not in self._seen_offers]
+        self._seen_offers = set(cluster.offers)
+        if not fresh or not cluster.durable.quotas:
+            return
+        consumed: dict[str, Counter[str]] = {}
+        for books in cluster.ledger.books.values():
+            kept = [
+                (role, part)
+                for stack, part in books.total.items()
+                if stack and (role := plain_role(stack[-1].holder)) is not None
+            ]
+            held = [
+                (entry.client.role, part)
+                for entry in (*books.offered.values(), *books.allocated.values())
+                for stack, part in entry.holding.items()
+                if not stack or plain_role(stack[-1].holder) is None
+            ]
+            for role, part in (*kept, *held):
+                if books.counted:
+                    for path in (role, *ancestors(role)):
+                        consumed.setdefault(path, Counter()).update(part.amounts())
+        for offer in fresh:
+            for path in (offer.role, *ancestors(offer.role)):
+                for kind, limit in cluster.durable.quotas.get(path, op.Quota(path)).limits.items():
+                    loose = [p for p in offer.resources if not p.stack or plain_role(p.stack[-1].holder) is None]
+                    if any(part.resources.amount(kind) for part in loose):
+                        assert consumed[path][kind] <= limit, (offer, path, kind)
 
     def restart(self) -> None:
         """The master dies and is started again on its registry; every stream breaks."""

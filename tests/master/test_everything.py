@@ -20,9 +20,12 @@ from bursar.core.messages.operator import (
     KillTaskRequest,
     ListAgentsRequest,
     ListDevicesRequest,
+    ListQuotasRequest,
     ListReservationsRequest,
     ListRolesRequest,
     ListTasksRequest,
+    ListWeightsRequest,
+    Quota,
 )
 from bursar.core.resources import ReservedResources, Resources
 from bursar.core.roles import covers
@@ -99,6 +102,21 @@ class Cluster(RuleBasedStateMachine):
             self.book.framework(name, roles=roles, gpu=gpu, failover_ms=failover_ms)
         else:
             peer.connect(roles=tuple(roles), capabilities=("GPU_RESOURCES",) if gpu else ())
+
+    @rule(
+        role=st.sampled_from([*ROLES, "ml/other"]),
+        kind=st.sampled_from(["gpus", "cpus"]),
+        guarantee=st.none() | st.integers(0, 3),
+        limit=st.none() | st.integers(0, 4),
+        force=st.booleans(),
+    )
+    def quota(self, role: str, kind: str, guarantee: int | None, limit: int | None, force: bool) -> None:
+        amounts = [{} if amount is None else {kind: 1000 * amount} for amount in (guarantee, limit)]
+        self.book.set_quotas(Quota(role, *amounts), force=force)
+
+    @rule(role=st.sampled_from([*ROLES, "ml/."]), weight_milli=st.sampled_from([1, 500, 1000, 3000]))
+    def weight(self, role: str, weight_milli: int) -> None:
+        self.book.set_weights({role: weight_milli})
 
     @precondition(lambda self: self.book.agents)
     @invariant()
@@ -351,6 +369,8 @@ class Everything(Quiet):
             ListReservationsRequest(),
             ListRolesRequest(),
             ListTasksRequest(all=True),
+            ListQuotasRequest(),
+            ListWeightsRequest(),
             *(ExplainFrameworkRequest(name) for name in self.book.machine.cluster.frameworks),
         ):
             self.book.ask(request)

@@ -36,6 +36,14 @@ _MESSAGES: dict[RefusalReason, tuple[str, str]] = {
         "large enough, but in use",
         "wait for tasks to end; see `bursar task ls` and `bursar offer ls`",
     ),
+    RefusalReason.QUOTA_LIMIT: (
+        "enough is free, but the limit of the role, or of a role above it, is reached",
+        "see `bursar quota ls`; wait for tasks of the role to end, or raise the limit",
+    ),
+    RefusalReason.HEADROOM: (
+        "enough is free, but it is kept for the guarantees of other roles",
+        "see `bursar quota ls`; wait for tasks to end, add agents, or lower a guarantee",
+    ),
     RefusalReason.TOO_SMALL: (
         "what is free is less than the smallest offer",
         "wait for tasks to end; see `bursar agent show`",

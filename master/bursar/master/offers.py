@@ -22,6 +22,7 @@ MAX_SILENCE_PAUSE_MS = 300_000
 def allocate(cluster: Cluster, turn: Turn, *, full: bool) -> int:
     """Run an allocation cycle for the agents that changed, or for all; send the offers; return how many were made."""
     _wake_for_demand(cluster)
+    _wake_for_quota(cluster)
     with_free = cluster.ledger.with_free
     # A copy: offers take agents out of the set.
     agents = set(with_free) if full or cluster.all_dirty else cluster.dirty & with_free
@@ -31,6 +32,7 @@ def allocate(cluster: Cluster, turn: Turn, *, full: bool) -> int:
         return 0
     made = run_cycle(cluster, agents, turn.now.monotonic_ms, turn.now.wall_ms)
     _wake_for_demand(cluster)
+    _wake_for_quota(cluster)
     by_framework: dict[FrameworkId, list[Offer]] = {}
     for outstanding in made:
         by_framework.setdefault(outstanding.offer.framework_id, []).append(outstanding.offer)
@@ -55,6 +57,13 @@ def _wake_for_demand(cluster: Cluster) -> None:
             cluster.dirty |= cluster.filters.agents_of(framework_id)
         framework.settled = now
     cluster.reopened.clear()
+
+
+def _wake_for_quota(cluster: Cluster) -> None:
+    """Look again at agents of which quota held something back, if it allows somebody more now."""
+    if cluster.held_back.agents and cluster.shares.quota_kinds:
+        cluster.dirty |= cluster.held_back.wake(cluster.shares, cluster.ledger.free_unreserved())
+    cluster.shares.quota_moved = False
 
 
 def send_offers(cluster: Cluster, turn: Turn, framework: Framework, offers: list[Offer]) -> None:

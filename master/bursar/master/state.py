@@ -27,6 +27,7 @@ from bursar.core.tasks import AssignedTask, StatusReason, TaskState, TaskStatus
 from bursar.core.text import Minimum, parse_minimum
 from bursar.master.allocator.constraints import RoleSettings
 from bursar.master.allocator.filters import RefuseFilters
+from bursar.master.allocator.held_back import HeldBack
 from bursar.master.allocator.shares import Shares
 from bursar.master.allocator.visibility import Rule, compile_gpu_filter
 from bursar.master.effects import CloseStream, MasterEffect, Publish, SendToAgent, SendToFramework
@@ -266,6 +267,9 @@ class Cluster:
         self.shares = Shares(flags.excluded_names)
         for role, weight_milli in durable.weights.items():
             self.shares.set_weight(role, weight_milli)
+        for quota in durable.quotas.values():
+            self.shares.set_quota(quota.role, quota.guarantees, quota.limits)
+        self.held_back = HeldBack()
         self.ledger = Ledger(self.shares)
         self.filters = RefuseFilters()
         #: The least that is worth an offer, and where the master is; made ready from flags.
@@ -302,7 +306,7 @@ class Cluster:
     @property
     def is_dirty(self) -> bool:
         """Whether a cycle has anything to look at."""
-        return self.all_dirty or bool(self.dirty)
+        return self.all_dirty or bool(self.dirty) or (self.shares.quota_moved and bool(self.held_back.agents))
 
     def add_agent(self, agent: Agent) -> None:
         """Make an agent known, at its place in the order of the cycle (OFF-19: a permutation that the term decides)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
+from itertools import chain
 from operator import attrgetter
 from types import MappingProxyType
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from bursar.core.roles import covers
 from bursar.master.allocator.constraints import is_allocatable, is_foreign
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
 from bursar.master.allocator.filters import AgentFilters
+from bursar.master.allocator.held_back import Within, cut_to_quota, guaranteed_first
 from bursar.master.allocator.shares import Client
 from bursar.master.allocator.visibility import is_hidden
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
@@ -74,9 +76,13 @@ def _offer_agent(
     # What is free only shrinks here: whoever was refused or served once need not be asked again. But a demand may be cut
     # differently from less, and so get past the filter that blocked its first cut.
     done: set[Client] = set()
+    shares, held_back = cluster.shares, cluster.held_back
+    if shares.quota_kinds:
+        held_back.begin()
     while free := books.free:
         hidden = None if filters is None else filters.known_hidden(free)
-        for node in cluster.shares.order():
+        order = chain(guaranteed_first(shares, free), shares.order()) if shares.quota_kinds else shares.order()
+        for node in order:
             client = node.client
             assert client is not None
             if done and client in done or hidden and client in hidden:
@@ -91,6 +97,8 @@ def _offer_agent(
             if not _may_change(proposal, framework):
                 done.add(client)
         else:
+            if shares.quota_kinds:
+                held_back.park(agent_id, shares, cluster.ledger.free_unreserved())
             return
 
 
@@ -128,12 +136,19 @@ def consider(
         # Whatever is cut out of it was refused, too; for as long as no more is free.
         filters.known_hidden(free).add(client)
         return RefusalReason.DECLINED
+    everything = available
+    within = _within_quota(cluster, client, available, agent) if cluster.shares.quota_kinds else None
+    if within is not None:
+        available = within.holding
+        cluster.held_back.note_cut(role, within.kinds)
     promised: Mapping[int, int] = NO_PROMISE
     if framework.demand.version:
         shapes = open_shapes(framework.demand, framework.wanted, framework.promised, role)
         if not shapes:
             return RefusalReason.SUPPRESSED
         cut = cut_to_demand(available, shapes, agent.devices)
+        if cut is None and within is not None and cut_to_demand(everything, shapes, agent.devices) is not None:
+            return within.reason
         if cut is None:
             total = cluster.ledger.books[agent.agent_id].total
             if cut_to_demand(total, shapes, agent.devices) is None:
@@ -143,16 +158,34 @@ def consider(
             return RefusalReason.NOT_FREE
         available, promised = cut.holding, cut.promised
         if filters is not None and filters.blocks(client, available):
+            if cluster.shares.quota_kinds:
+                cluster.held_back.note_blocked(role, cluster.shares.quota_kinds)
             return RefusalReason.DECLINED
+    elif within is not None and filters is not None and filters.blocks(client, available):
+        return RefusalReason.DECLINED
     if settings is not None and settings.judges_offers and not settings.takes(agent.facts, available, agent.devices):
+        if cluster.shares.quota_kinds:
+            cluster.held_back.note_blocked(role, cluster.shares.quota_kinds)
         return RefusalReason.OFFER_CONSTRAINTS
     # Shapes are as large as the framework says: the cluster's minimum is for those that state none.
     minimum = settings.minimum if settings is not None else None
     if minimum is None and not framework.demand.version:
         minimum = cluster.minimum
     if minimum and not is_allocatable(available, minimum):
+        if within is not None and is_allocatable(everything, minimum):
+            return within.reason
         return RefusalReason.TOO_SMALL
+    if within is not None and not available:
+        return within.reason
     return _make_proposal(Proposal, (available, promised))
+
+
+def _within_quota(cluster: Cluster, client: Client, available: Holding, agent: Agent) -> Within | None:
+    """Cut what could be offered to what limits and headroom allow; None where that is everything."""
+    shares = cluster.shares
+    node = shares.client_node(client) or shares.nearest(client.role)
+    free = cluster.ledger.free_unreserved()
+    return cut_to_quota(node, shares.quota_kinds, available, free, shares.root, agent.devices)
 
 
 def offerable(free: Holding, role: str) -> Holding:

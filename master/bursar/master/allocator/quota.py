@@ -17,7 +17,7 @@ leaves no more than that. A limit is to its subtree what the cluster's free reso
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol, Self
 
 from bursar.core.messages.operator import RefusalReason
@@ -158,16 +158,9 @@ def allowance(node: QuotaNode, kind: str, free_unreserved: int | None) -> Allowa
 UNBOUNDED = 2**63
 
 
-def bounded_kinds(node: QuotaNode, kinds: Iterable[str]) -> list[str]:
-    """The kinds of which a role may perhaps not be given everything: limited up the tree, or kept free for somebody."""
-    found = []
-    for kind in kinds:
-        walk: QuotaNode = node
-        while walk.parent is not None and kind not in walk.limit:
-            walk = walk.parent
-        if walk.parent is not None or kind in walk.unmet_below:
-            found.append(kind)
-    return found
+def is_own(node: QuotaNode, kind: str) -> bool:
+    """Whether taking something would fulfil the node's own guarantee, beyond what its children hope for."""
+    return kind in node.guarantee and _added(node, kind) > 0
 
 
 def check(root: QuotaNode) -> None:

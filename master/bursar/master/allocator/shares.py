@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from bursar.core.ids import FrameworkId
+from bursar.master.allocator import quota
 
 SCALE = 10**18
 DEFAULT_WEIGHT_MILLI = 1000
@@ -56,6 +57,8 @@ class Node:
         "parent",
         "path",
         "reserved",
+        "unmet",
+        "unmet_below",
         "weight_milli",
     )
 
@@ -84,6 +87,9 @@ class Node:
         self.reserved: Amounts = _NOTHING
         #: What of `held` comes out of such reservations.
         self.held_reserved: Amounts = _NOTHING
+        #: What is kept free for guarantees, here and below; counters of `quota.settle`.
+        self.unmet: dict[str, int] = {}
+        self.unmet_below: dict[str, int] = {}
 
     def consumed(self, kind: str) -> int:
         """What counts against quota (mesos.md §3.3): all reservations of the subtree, used or not, and what it holds beyond them;
@@ -116,12 +122,17 @@ class Shares:
         self._stale = False
         #: Where only one way leads down from the top, the order that it leads to; found anew where activity changed.
         self._flat: list[_Entry] | None = None
+        #: The kinds that any quota names; nothing is reckoned for others.
+        self.quota_kinds: frozenset[str] = frozenset()
+        self._kinds_by_role: dict[str, frozenset[str]] = {}
+        #: Whether anything changed that quota is reckoned from; set back by whoever looked at it.
+        self.quota_moved = False
 
     # --- Accounts (called by the ledger) ---
 
     def charge(self, client: Client, amounts: Amounts, reserved: Amounts = _NOTHING) -> None:
         """A client was given something; `reserved` is what of it comes out of reservations to plain roles."""
-        node = self._clients.get(client) or self._enter(client)
+        leaf = node = self._clients.get(client) or self._enter(client)
         if reserved:
             _change_up(node, "held_reserved", reserved, 1)
         compare = not self._stale
@@ -141,6 +152,8 @@ class Shares:
                 self._place(node, parent)
             node = parent
             parent = node.parent
+        if self.quota_kinds:
+            self._settle(leaf, amounts)
 
     def discharge(self, client: Client, amounts: Amounts, reserved: Amounts = _NOTHING) -> None:
         """A client gave something back."""
@@ -164,6 +177,8 @@ class Shares:
                 self._place(node, parent)
             node = parent
             parent = node.parent
+        if self.quota_kinds:
+            self._settle(leaf, amounts)
         if not leaf.active and not leaf.held:
             self._drop_if_unused(client)
 
@@ -171,11 +186,13 @@ class Shares:
         """Resources were reserved to a plain role."""
         node = self._role(role)
         _change_up(node, "reserved", amounts, 1)
+        self._settle(node, amounts)
 
     def release(self, role: str, amounts: Amounts) -> None:
         """A plain role's reservation ended."""
         node = self._role(role)
         _change_up(node, "reserved", amounts, -1)
+        self._settle(node, amounts)
         self._drop_empty(node)
 
     def add_total(self, amounts: Amounts) -> None:
@@ -245,7 +262,16 @@ class Shares:
     def set_quota(self, role: str, guarantee: Amounts, limit: Amounts) -> None:
         """What a role shall be able to have and the most that it may have; both empty: no quota."""
         node = self._role(role)
+        before = self._kinds_by_role.pop(role, frozenset())
+        after = frozenset((*guarantee, *limit))
+        if after:
+            self._kinds_by_role[role] = after
         node.guarantee, node.limit = guarantee, limit
+        for kind in sorted(before | after):
+            quota.settle(node, kind)
+        self.quota_moved = True
+        if not after <= self.quota_kinds or not before <= after:
+            self.quota_kinds = frozenset().union(*self._kinds_by_role.values())
         self._drop_empty(node)
 
     def set_excluded(self, names: frozenset[str]) -> None:
@@ -311,6 +337,16 @@ class Shares:
             node = None if node is None else node.children.get(component)
         return node
 
+    def nearest(self, role: str) -> Node:
+        """The node of a role, or of the nearest above it that is in use; the root where none is."""
+        node = self.root
+        for component in role.split("/"):
+            child = node.children.get(component)
+            if child is None:
+                return node
+            node = child
+        return node
+
     def client_node(self, client: Client) -> Node | None:
         """The node of a client."""
         return self._clients.get(client)
@@ -345,8 +381,15 @@ class Shares:
                 visit(child)
 
         visit(self.root)
+        quota.check(self.root)
 
     # --- inside ---
+
+    def _settle(self, node: Node, amounts: Amounts) -> None:
+        for kind in amounts:
+            if kind in self.quota_kinds:
+                quota.settle(node, kind)
+                self.quota_moved = True
 
     def _refresh(self) -> None:
         self._counted = {kind: total for kind, total in self._total.items() if kind not in self._excluded}
