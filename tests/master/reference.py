@@ -137,6 +137,7 @@ class Reference:
         self.gpu_filter = True
         #: Kinds that do not count in shares (GPU-6).
         self.excluded: frozenset[str] = frozenset()
+        #: Role → thousandths; `role/.` is the place of a role's own frameworks among its children (T24).
         self.weights: dict[str, int] = {}
         self.agents: dict[str, Agent] = {}
         self.frameworks: dict[str, Framework] = {}
@@ -669,6 +670,12 @@ class Reference:
             if not self.may_see(self.frameworks[offer.framework_id], self.agents[offer.agent_id])
         )
         self.changed |= set(self.agents)
+
+    def weights_set(self, weights: Mapping[str, int]) -> None:
+        """WGT-1, T22: from now on the order is another one; nothing that is held is touched, and roles that are not named keep
+        theirs.
+        """
+        self.weights |= weights
 
     def excluded_set(self, kinds: Iterable[str]) -> None:
         """GPU-6: from now on these do not count; nothing else happens."""

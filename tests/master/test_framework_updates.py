@@ -156,3 +156,18 @@ def test_a_repeat_gets_the_first_answer_and_does_not_undo_what_came_later(book: 
 def _with(framework: Any, **changes: Any) -> Any:
     fields = {name: getattr(framework.info, name) for name in framework.info.__dataclass_fields__}
     return type(framework.info)(**fields | changes)
+
+
+@pytest.mark.parametrize("roles", [("a/b",), ("a/c",), ("a", "a/b")])
+def test_a_role_that_stays_in_use_keeps_its_count(book: Any, roles: tuple[str, ...]) -> None:
+    """Whoever was given more often is served later, also after its framework has changed its roles (mesos.md §3.2)."""
+    framework, other = book.framework(roles=["a/b"]), book.framework("g", roles=["e"])
+    other.suppress()
+    agent = book.agent("one")
+    framework.decline(framework.offer)
+    agent.disconnect()
+    framework.update(roles=roles)
+    with book.batch():
+        other.revive()
+        book.agent("two")
+    assert other.agents == {"two"}

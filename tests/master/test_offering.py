@@ -490,3 +490,17 @@ def test_what_a_call_reserved_is_wanted_again(book: Any) -> None:
         (): book.resources(2),
     }
     quiet(book)
+
+
+def test_a_newer_demand_is_covered_by_the_oldest_offers(book: Any) -> None:
+    """The ninth offer before the tenth: the order is that of time, not of texts."""
+    framework = book.framework()
+    for index in range(11):
+        book.agent(f"a{index}", cpus=1, mem=0)
+    first, oldest, *_ = framework.offers.values()
+    framework.decline(first, refuse_ms=HOUR_MS)
+    framework.want(book.shape(cpus=1))
+    book.agent("z", cpus=1, mem=0)
+    assert "z" not in framework.agents, "covered by what is on offer"
+    framework.decline(oldest, refuse_ms=HOUR_MS)
+    assert "z" in framework.agents

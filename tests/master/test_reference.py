@@ -295,6 +295,12 @@ class Duet:
             self.book.set_flag("filter-gpu-resources", str(on).lower())
             self.model.gpu_filter_set(on)
 
+    def weigh(self, **weights: int) -> None:
+        with self.doing(f"weights are {', '.join(f'{role}: {milli / 1000}' for role, milli in weights.items())}"):
+            answer = self.book.set_weights(weights)
+            assert not isinstance(answer, ErrorDetail), answer
+            self.model.weights_set(weights)
+
     def exclude(self, kinds: Sequence[str]) -> None:
         with self.doing(f"excluded from shares: {', '.join(kinds) or 'nothing'}"):
             self.book.set_flag("fair-sharing-excluded-resource-names", ",".join(kinds))
@@ -491,7 +497,7 @@ class SideBySide(RuleBasedStateMachine):
                 gpus=data.draw(st.sampled_from([0, 0, 1, 2])),
                 ports=data.draw(st.sampled_from(["", "", "", "1-1"])),
             )
-            if found:
+            if found.scalars or found.gpus:
                 return found
 
     def some_offers(self, data: st.DataObject) -> tuple[str, list[Any]]:
@@ -531,13 +537,22 @@ class SideBySide(RuleBasedStateMachine):
     def reserve(self, data: st.DataObject, role: str, undo: bool, label: str) -> None:
         name = data.draw(st.sampled_from(self.agents()))
         labels = {"project": label} if label else {}
-        request = self.a_request(data)
-        if request.scalars or request.gpus:
-            self.duet.reserve(name, role, request, undo=undo, **labels)
+        self.duet.reserve(name, role, self.a_request(data), undo=undo, **labels)
 
     @rule(on=st.booleans())
     def toggle(self, on: bool) -> None:
         self.duet.set_gpu_filter(on)
+
+    @rule(
+        weights=st.dictionaries(
+            st.sampled_from([*ROLES, "a/.", "a/b/."]),
+            st.sampled_from([1000, 1, 500, 3000, 10**9]),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    def weigh(self, weights: dict[str, int]) -> None:
+        self.duet.weigh(**weights)
 
     @rule(kinds=st.sets(st.sampled_from(KINDS)))
     def exclude(self, kinds: set[str]) -> None:

@@ -93,10 +93,12 @@ def update(cluster: Cluster, turn: Turn, framework: Framework, call: UpdateFrame
     before, info = framework.info, call.info
     gone = set(before.roles) - set(info.roles)
     revived = framework.suppressed - set(call.suppressed_roles)
-    for role in gone:
-        cluster.shares.set_active(role, framework.framework_id, False)
     framework.info, framework.settings = info, settings_by_role(info.offer_settings)
     framework.suppressed = set(call.suppressed_roles)
+    # Those that it is in now first: what is above them is never without anybody, and keeps its count.
+    _activate(cluster, framework)
+    for role in gone:
+        cluster.shares.set_active(role, framework.framework_id, False)
     if gone or revived:
         cluster.filters.drop_framework(framework.framework_id, gone | revived)
     turn.persist(FrameworkRecorded(info, framework.subscribed_at_ms))
@@ -104,7 +106,6 @@ def update(cluster: Cluster, turn: Turn, framework: Framework, call: UpdateFrame
     rescind(cluster, turn, in_roles_gone, "the framework gave up the role")
     rescind_forbidden(cluster, turn, "the framework lacks a capability now", framework)
     set_demand(cluster, framework, call.demand)
-    _activate(cluster, framework)
     cluster.touch_all()
     result = CallResult(call.call_id)
     turn.persist(CallDone(framework.framework_id, result))
@@ -246,8 +247,8 @@ def set_demand(cluster: Cluster, framework: Framework, demand: Demand) -> None:
     framework.demand = demand
     framework.wanted = [shape.count for shape in demand.shapes]
     framework.promised = [0] * len(demand.shapes)
-    # What is on offer already covers part of the new version.
-    for offer_id in sorted(framework.offers):
+    # What is on offer already covers part of the new version, oldest first (O9 before O10).
+    for offer_id in sorted(framework.offers, key=lambda offer_id: (len(offer_id), offer_id)):
         outstanding = cluster.offers[offer_id]
         offer = outstanding.offer
         shapes = open_shapes(demand, framework.wanted, framework.promised, offer.role)
