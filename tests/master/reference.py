@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bursar.core.devices import Device, DeviceHealth, pick_connected
-from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, Shape
+from bursar.core.messages.framework import OfferSettings
+from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, Attributes, Shape
+from bursar.core.predicates import AgentFacts, matches_all, parse_predicates
 from bursar.core.resources import (
     EMPTY,
     Holding,
@@ -29,11 +31,12 @@ from bursar.core.resources import (
     to_holding,
 )
 from bursar.core.roles import covers
+from bursar.core.text import parse_minimum
 
 #: An agent that is away is given up after so long: five pings of fifteen seconds (mesos.md §0).
 PATIENCE_MS = 75_000
-#: The smallest offer: this much CPU or this much memory (OFF-11).
-LEAST_CPUS, LEAST_MEM = 10, 32 << 20
+#: The smallest offer, unless the flag says something else: this much CPU or this much memory (OFF-11).
+PLAIN_MINIMUM = "cpus:0.01|mem:32MiB"
 #: The longest pause of a framework that never answers.
 LONGEST_PAUSE_MS = 300_000
 #: A role's weight where none was set, in thousandths (design.md §5).
@@ -47,6 +50,8 @@ class Agent:
     agent_id: str
     buckets: dict[Stack, Resources]
     devices: dict[str, Device]
+    hostname: str = ""
+    attributes: Attributes = field(default_factory=dict)
     connected: bool = True
     #: When it is given up; None while it is connected, or has been given up.
     given_up_ms: int | None = None
@@ -65,8 +70,13 @@ class Framework:
 
     framework_id: str
     roles: tuple[str, ...]
+    #: GPU_RESOURCES.
     capable: bool
     failover_ms: int
+    #: REGION_AWARE.
+    travels: bool = False
+    #: Role → which offers it takes there.
+    settings: Mapping[str, OfferSettings] = field(default_factory=dict)
     connected: bool = True
     removed_ms: int | None = None
     suppressed: set[str] = field(default_factory=set)
@@ -135,6 +145,9 @@ class Reference:
         self.interval_ms = interval_ms
         self.timeout_ms = timeout_ms
         self.gpu_filter = True
+        self.minimum = PLAIN_MINIMUM
+        #: Where the master is; empty: nowhere in particular.
+        self.region = ""
         #: Kinds that do not count in shares (GPU-6).
         self.excluded: frozenset[str] = frozenset()
         #: Role → thousandths; `role/.` is the place of a role's own frameworks among its children (T24).
@@ -275,8 +288,11 @@ class Reference:
     # --- What a client may have of an agent, as a list of steps ---
 
     def may_see(self, framework: Framework, agent: Agent) -> bool:
-        """GPU-3: an agent that has a GPU is hidden from frameworks without the capability, all of it, unless the flag is off."""
-        return framework.capable or not agent.has_gpus or not self.gpu_filter
+        """GPU-3: an agent that has a GPU is hidden from frameworks without the capability, all of it, unless the flag is off.
+        FD-3: so is one in another region than the master, where both say where they are.
+        """
+        near = self.region in ("", agent.attributes.get("region", self.region))
+        return (framework.capable or not agent.has_gpus or not self.gpu_filter) and (framework.travels or near)
 
     def consider(
         self, agent: Agent, role: str, framework: Framework, free: Holding
@@ -291,14 +307,38 @@ class Reference:
             offerable, promised = self.cut(agent, role, framework, self.open(framework), offerable)
             if not promised:
                 return None
-        else:
-            # OFF-18: the whole remainder, if it is worth an offer (OFF-11, OFF-16).
-            amounts = sum_resources(offerable.values()).amounts()
-            if amounts.get("cpus", 0) < LEAST_CPUS and amounts.get("mem", 0) < LEAST_MEM:
-                return None
+        # Without a stated demand: the whole remainder (OFF-18).
+        if not self.is_worth_an_offer(framework, role, offerable) or not self.takes(framework, role, agent, offerable):
+            return None
         if self.filtered(framework.framework_id, role, agent.agent_id, offerable):
             return None
         return offerable, promised
+
+    def is_worth_an_offer(self, framework: Framework, role: str, offered: Holding) -> bool:
+        """OFF-11, OFF-16: one of the alternatives of the minimum is in it. The framework's own for the role wins over the
+        cluster's, which is not for those that state a demand: their shapes are as large as they say. No alternatives: anything is.
+        """
+        if not offered:
+            return False
+        settings = framework.settings.get(role)
+        text = settings.min_allocatable if settings is not None else None
+        if text is None:
+            text = "" if framework.version else self.minimum
+        alternatives = parse_minimum(text)
+        there = sum_resources(offered.values()).amounts()
+        return not alternatives or any(
+            all(there.get(kind, 0) >= least for kind, least in alternative) for alternative in alternatives
+        )
+
+    def takes(self, framework: Framework, role: str, agent: Agent, offered: Holding) -> bool:
+        """OFF-12, M-11: one of the groups of predicates is true of the agent and of what would be offered of it."""
+        settings = framework.settings.get(role)
+        if settings is None or not settings.constraints:
+            return True
+        whole = sum_resources(offered.values())
+        devices = tuple(agent.devices[uuid] for uuid in sorted(whole.devices))
+        facts = AgentFacts(agent.hostname, agent.attributes, whole.amounts(), devices)
+        return any(matches_all(parse_predicates(text), facts) for text in settings.constraints)
 
     def cut(
         self, agent: Agent, role: str, framework: Framework, open_counts: Sequence[int], available: Holding
@@ -381,15 +421,12 @@ class Reference:
 
     def look_for(self, framework: Framework) -> None:
         """A stated demand is another one than agents were looked at for. Where more is open, any agent may serve it; where less
-        is, what the framework declined may be cut differently now.
+        is, what the framework declined, or did not take, may be cut differently now.
         """
         before, framework.looked_for = framework.looked_for, self.open(framework)
         if not framework.connected or before == framework.looked_for:
             return
-        if any(more > less for more, less in zip(framework.looked_for, before, strict=True)):
-            self.changed |= set(self.agents)
-        else:
-            self.changed |= {f.agent_id for f in self.filters if f.framework_id == framework.framework_id}
+        self.changed |= set(self.agents)
 
     # --- Time ---
 
@@ -514,13 +551,17 @@ class Reference:
         resources: Iterable[ReservedResources],
         devices: Iterable[Device],
         ended: Iterable[tuple[str, str]] = (),
+        *,
+        hostname: str = "",
+        attributes: Attributes | None = None,
     ) -> None:
         """An agent is there for the first time, or again; `ended` are tasks that ended while it was away. Its offers are
         rescinded; what it had it has again, dynamic reservations included (RSV-12).
         """
         agent = self.agents.get(agent_id)
         if agent is None:
-            agent = Agent(agent_id, to_holding(resources), {device.uuid: device for device in devices})
+            by_uuid = {device.uuid: device for device in devices}
+            agent = Agent(agent_id, to_holding(resources), by_uuid, hostname, attributes or {})
             self.agents[agent_id] = agent
         self.rescinded([offer for offer in self.offers if offer.agent_id == agent_id])
         for framework_id, task_id in ended:
@@ -564,13 +605,23 @@ class Reference:
     # --- Frameworks ---
 
     def framework_subscribed(
-        self, framework_id: str, roles: Sequence[str], capable: bool, failover_ms: int, suppressed: Iterable[str] = ()
+        self,
+        framework_id: str,
+        roles: Sequence[str],
+        capable: bool,
+        failover_ms: int,
+        suppressed: Iterable[str] = (),
+        *,
+        travels: bool = False,
+        settings: Iterable[OfferSettings] = (),
     ) -> None:
         """A framework is there, or there again: as a new one, but for what its tasks hold."""
         if framework_id in self.frameworks:
             self.stream_ended(framework_id)
-        self.frameworks[framework_id] = Framework(framework_id, tuple(roles), capable, failover_ms)
-        self.frameworks[framework_id].suppressed = set(suppressed)
+        by_role = {one.role: one for one in settings}
+        framework = Framework(framework_id, tuple(roles), capable, failover_ms, travels, by_role)
+        framework.suppressed = set(suppressed)
+        self.frameworks[framework_id] = framework
         self.changed |= set(self.agents)
 
     def framework_disconnected(self, framework_id: str) -> None:
@@ -590,15 +641,23 @@ class Reference:
         self.forget()
 
     def framework_updated(
-        self, framework_id: str, roles: Sequence[str], capable: bool, suppressed: Iterable[str] = ()
+        self,
+        framework_id: str,
+        roles: Sequence[str],
+        capable: bool,
+        suppressed: Iterable[str] = (),
+        *,
+        travels: bool = False,
+        settings: Iterable[OfferSettings] = (),
     ) -> None:
-        """M-04: other roles, another capability, and it goes on. What it may not be offered any more is rescinded; filters of roles
-        that it gave up or revived are dropped (OFF-6, OFF-7).
+        """M-04: other roles, capabilities, settings, and it goes on. What it may not be offered any more is rescinded, but not for
+        its own settings; filters of roles that it gave up or revived are dropped (OFF-6, OFF-7).
         """
         framework = self.frameworks[framework_id]
         gone = set(framework.roles) - set(roles)
         revived = framework.suppressed - set(suppressed)
         framework.roles, framework.capable, framework.suppressed = tuple(roles), capable, set(suppressed)
+        framework.travels, framework.settings = travels, {one.role: one for one in settings}
         self.drop_filters(framework, gone | revived)
         self.rescinded(
             offer
@@ -662,13 +721,27 @@ class Reference:
         self.changed.add(agent_id)
 
     def gpu_filter_set(self, on: bool) -> None:
-        """Offers that are no longer permitted are rescinded; others stay (design.md §6)."""
+        """The flag is on or off now."""
         self.gpu_filter = on
+        self.permissions_changed()
+
+    def region_set(self, region: str) -> None:
+        """The master is somewhere else."""
+        self.region = region
+        self.permissions_changed()
+
+    def permissions_changed(self) -> None:
+        """Offers that are no longer permitted are rescinded; others stay (design.md §6)."""
         self.rescinded(
             offer
             for offer in list(self.offers)
             if not self.may_see(self.frameworks[offer.framework_id], self.agents[offer.agent_id])
         )
+        self.changed |= set(self.agents)
+
+    def minimum_set(self, text: str) -> None:
+        """OFF-11: from now on offers are at least this large; what is offered stands."""
+        self.minimum = text
         self.changed |= set(self.agents)
 
     def weights_set(self, weights: Mapping[str, int]) -> None:

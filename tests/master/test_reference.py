@@ -24,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from bursar.core.errors import ErrorDetail
 from bursar.core.messages.agent import DevicesChanged
+from bursar.core.messages.framework import OfferSettings
 from bursar.core.messages.offers import Shape
 from bursar.core.resources import Holding, ReservedResources, Resources, to_holding
 from bursar.core.tasks import TaskState
@@ -133,10 +134,14 @@ class Duet:
 
     # --- agents ---
 
-    def agent(self, agent_id: str, parts: Sequence[ReservedResources], devices: Sequence[Any] = ()) -> None:
-        with self.doing(f"agent {agent_id} registers with {text(to_holding(parts))}"):
-            self.book.agent(agent_id, parts=parts, devices=devices)
-            self.model.agent_registered(agent_id, parts, devices)
+    def agent(
+        self, agent_id: str, parts: Sequence[ReservedResources], devices: Sequence[Any] = (), **attributes: str
+    ) -> None:
+        said = "".join(f", {name} {value}" for name, value in attributes.items())
+        with self.doing(f"agent {agent_id} registers with {text(to_holding(parts))}{said}"):
+            peer = self.book.agent(agent_id, parts=parts, devices=devices, attributes=attributes)
+            hostname = peer.info.hostname
+            self.model.agent_registered(agent_id, parts, devices, hostname=hostname, attributes=attributes)
 
     def agent_returns(self, agent_id: str) -> None:
         with self.doing(f"agent {agent_id} registers again"):
@@ -178,34 +183,45 @@ class Duet:
         gpu: bool = True,
         failover_ms: int = 60_000,
         suppressed: Sequence[str] = (),
+        travels: bool = False,
+        settings: Sequence[OfferSettings] = (),
     ) -> None:
-        words = f"framework {framework_id} subscribes to {', '.join(roles)}{'' if gpu else ', without GPU_RESOURCES'}"
-        with self.doing(words + (f", suppressed in {', '.join(suppressed)}" if suppressed else "")):
+        with self.doing(f"framework {framework_id} subscribes: {said_of(roles, gpu, suppressed, travels, settings)}"):
             peer = self.book.frameworks.get(framework_id)
             if peer is None:
-                peer = self.book.framework(framework_id, roles=roles, gpu=gpu, failover_ms=failover_ms, connect=False)
-            capabilities = ("GPU_RESOURCES",) if gpu else ()
+                peer = self.book.framework(framework_id, roles=roles, failover_ms=failover_ms, connect=False)
             peer.connect(
                 roles=tuple(roles),
-                capabilities=capabilities,
+                capabilities=capabilities(gpu, travels),
                 failover_timeout_ms=failover_ms,
+                offer_settings=tuple(settings),
                 suppressed=tuple(suppressed),
             )
-            self.model.framework_subscribed(framework_id, roles, gpu, failover_ms, suppressed)
+            self.model.framework_subscribed(
+                framework_id, roles, gpu, failover_ms, suppressed, travels=travels, settings=settings
+            )
 
     def update(
-        self, framework_id: str, roles: Sequence[str], *, gpu: bool = True, suppressed: Sequence[str] = ()
+        self,
+        framework_id: str,
+        roles: Sequence[str],
+        *,
+        gpu: bool = True,
+        suppressed: Sequence[str] = (),
+        travels: bool = False,
+        settings: Sequence[OfferSettings] = (),
     ) -> None:
-        words = f"framework {framework_id} is in {', '.join(roles)} now, {'with' if gpu else 'without'} GPU_RESOURCES"
-        with self.doing(words + (f", suppressed in {', '.join(suppressed)}" if suppressed else "")):
-            capabilities = ("GPU_RESOURCES",) if gpu else ()
-            peer = self.book.frameworks[framework_id]
-            result = peer.update(roles=tuple(roles), capabilities=capabilities, suppressed=tuple(suppressed))
-            shapes = self.model.frameworks[framework_id].shapes
-            allowed = all(shape.role in roles for shape in shapes)
+        with self.doing(f"framework {framework_id} changes: {said_of(roles, gpu, suppressed, travels, settings)}"):
+            result = self.book.frameworks[framework_id].update(
+                roles=tuple(roles),
+                capabilities=capabilities(gpu, travels),
+                offer_settings=tuple(settings),
+                suppressed=tuple(suppressed),
+            )
+            allowed = all(shape.role in roles for shape in self.model.frameworks[framework_id].shapes)
             assert (result.error is None) == allowed, result.error or "shapes in roles that it gave up"
             if allowed:
-                self.model.framework_updated(framework_id, roles, gpu, suppressed)
+                self.model.framework_updated(framework_id, roles, gpu, suppressed, travels=travels, settings=settings)
             else:
                 self.history[-1] += f": {result.error.reason.name}"
 
@@ -295,6 +311,16 @@ class Duet:
             self.book.set_flag("filter-gpu-resources", str(on).lower())
             self.model.gpu_filter_set(on)
 
+    def set_region(self, region: str) -> None:
+        with self.doing(f"the master's region is {region or 'not told'}"):
+            self.book.set_flag("region", region)
+            self.model.region_set(region)
+
+    def set_minimum(self, minimum: str) -> None:
+        with self.doing(f"an offer is at least {minimum or 'anything'}"):
+            self.book.set_flag("min-allocatable-resources", minimum)
+            self.model.minimum_set(minimum)
+
     def weigh(self, **weights: int) -> None:
         with self.doing(f"weights are {', '.join(f'{role}: {milli / 1000}' for role, milli in weights.items())}"):
             answer = self.book.set_weights(weights)
@@ -333,6 +359,21 @@ def text(holding: Holding) -> str:
     return " + ".join(parts) or "nothing"
 
 
+def capabilities(gpu: bool, travels: bool) -> tuple[str, ...]:
+    return ("GPU_RESOURCES",) * gpu + ("REGION_AWARE",) * travels
+
+
+def said_of(
+    roles: Sequence[str], gpu: bool, suppressed: Sequence[str], travels: bool, settings: Sequence[OfferSettings]
+) -> str:
+    parts = [f"{', '.join(roles)}; {' '.join(capabilities(gpu, travels)) or 'no capabilities'}"]
+    parts += [f"suppressed in {', '.join(suppressed)}"] if suppressed else []
+    for one in settings:
+        least = "" if one.min_allocatable is None else f", at least {one.min_allocatable or 'anything'}"
+        parts.append(f"in {one.role} only {' or '.join(one.constraints) or 'anything'}{least}")
+    return "; ".join(parts)
+
+
 def describe(key: Any) -> str:
     framework_id, role, agent_id, resources = key
     return f"{framework_id} in {role}: {text(to_holding(resources))} on {agent_id}"
@@ -348,6 +389,20 @@ def format_time(ms: int) -> str:
 
 ROLES = ["*", "a", "a/b", "a/c", "a/b/d", "e"]
 KINDS = ["cpus", "mem", "gpus"]
+CONSTRAINTS = [
+    "rack=r1",
+    "rack!=r1",
+    "!region",
+    "hostname=m1*",
+    "gpus>=2",
+    "gpus<=1",
+    "cpus<=2",
+    "cpus>=2,mem>=1GiB",
+    "gpu.clique>=2",
+    "gpu.health=healthy",
+    "rack=r1,gpus<1",
+]
+MINIMA = ["", "cpus:2", "cpus:4;mem:1GiB|gpus:1", "mem:16MiB"]
 
 
 class SideBySide(RuleBasedStateMachine):
@@ -406,7 +461,12 @@ class SideBySide(RuleBasedStateMachine):
             parts.append(ReservedResources(book.static(role), self.some(data, uuids[:kept])))
             uuids = uuids[kept:]
         parts.append(ReservedResources((), self.some(data, uuids, data.draw(st.sampled_from(["", "1-2"])))))
-        self.duet.agent(name, [part for part in parts if part.resources], devices)
+        attributes = {
+            attribute: value
+            for attribute, values in (("rack", ["", "r1", "r2"]), ("region", ["", "", "eu", "us"]))
+            if (value := data.draw(st.sampled_from(values)))
+        }
+        self.duet.agent(name, [part for part in parts if part.resources], devices, **attributes)
 
     def some(self, data: st.DataObject, uuids: Sequence[str], ports: str = "") -> Resources:
         cpus = data.draw(st.sampled_from([4, 0, 1, 2, 4.5]))
@@ -452,7 +512,20 @@ class SideBySide(RuleBasedStateMachine):
             gpu=data.draw(st.booleans()),
             failover_ms=data.draw(st.sampled_from([0, 60_000])),
             suppressed=data.draw(st.sampled_from([[], [], [], roles[:1]])),
+            travels=data.draw(st.booleans()),
+            settings=self.some_settings(data, roles),
         )
+
+    def some_settings(self, data: st.DataObject, roles: Sequence[str]) -> list[OfferSettings]:
+        return [
+            OfferSettings(
+                role,
+                tuple(data.draw(st.lists(st.sampled_from(CONSTRAINTS), max_size=2, unique=True))),
+                data.draw(st.sampled_from([None, None, *MINIMA])),
+            )
+            for role in roles
+            if data.draw(st.sampled_from([False, False, True]))
+        ]
 
     def gone(self) -> set[str]:
         """Frameworks that can never come back."""
@@ -470,7 +543,14 @@ class SideBySide(RuleBasedStateMachine):
     def update(self, data: st.DataObject, roles: list[str], gpu: bool) -> None:
         name = data.draw(st.sampled_from(self.connected()))
         suppressed = data.draw(st.sampled_from([[], [], roles[:1], sorted(self.model.frameworks[name].suppressed)]))
-        self.duet.update(name, roles, gpu=gpu, suppressed=[role for role in suppressed if role in roles])
+        self.duet.update(
+            name,
+            roles,
+            gpu=gpu,
+            suppressed=[role for role in suppressed if role in roles],
+            travels=data.draw(st.booleans()),
+            settings=self.some_settings(data, roles),
+        )
 
     @precondition(lambda self: self.connected())
     @rule(data=st.data(), revive=st.booleans(), roles=st.sets(st.sampled_from(ROLES), max_size=2))
@@ -542,6 +622,14 @@ class SideBySide(RuleBasedStateMachine):
     @rule(on=st.booleans())
     def toggle(self, on: bool) -> None:
         self.duet.set_gpu_filter(on)
+
+    @rule(region=st.sampled_from(["", "eu", "us"]))
+    def move_master(self, region: str) -> None:
+        self.duet.set_region(region)
+
+    @rule(minimum=st.sampled_from(MINIMA))
+    def set_minimum(self, minimum: str) -> None:
+        self.duet.set_minimum(minimum)
 
     @rule(
         weights=st.dictionaries(
