@@ -43,6 +43,9 @@ from bursar.simulation.scenario.outcomes import Kind, Outcome, describe, parts_o
 if TYPE_CHECKING:
     from bursar.simulation.scenario.stage import Stage
 
+#: State of a task in the outcome that says that it starts.
+STARTING = TaskState.STARTING.name
+
 _WORDS = {
     TaskState.FINISHED: "has finished",
     TaskState.FAILED: "has failed",
@@ -141,7 +144,7 @@ class AgentPeer:
                 agent=self.agent_id,
                 task=key[1],
                 resources=parts_of(assigned.resources),
-                reason="STARTING",
+                reason=STARTING,
             )
         )
         self._update(*key, TaskState.RUNNING)

@@ -1,7 +1,7 @@
 """The stage: one master's real machine, its registry, its peers and the clock; stepped as its driver would step it.
 
-Everything that is in the inbox is read before time passes, records are committed before anything else of a step leaves, and after
-each step the machine's own invariants are checked.
+Everything that is in the inbox is read before time passes, records are committed before anything else of a step leaves, and the
+machine's own invariants are checked.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ OPERATOR = "operator"
 MAX_ADVANCE_MS = 86_400_000
 #: Steps of one moment after which somebody must be talking in circles.
 MAX_STEPS = 200_000
+#: Remembered tasks beyond which the invariants are checked after every command, and no longer after every step.
+MAX_CHECKED_TASKS = 100
 
 #: What peers tell or notice themselves, in words of their own.
 _TOLD_OTHERWISE = frozenset({"task_status", "task_launched", "agent_refused"})
@@ -69,6 +71,7 @@ class Stage:
         self.machines: dict[str, Any] = {}
         #: Task → its framework; names are the script's, unique in it.
         self.tasks: dict[str, str] = {}
+        self._unnamed: dict[str, int] = {}
         self.outcomes: list[Outcome] = []
         #: How many records were committed: whether something lasting was changed.
         self.records = 0
@@ -179,6 +182,7 @@ class Stage:
         """The end of a command: everything that it caused, and what frameworks are refused now."""
         if self._inbox or self._machine is not None:
             self.settle()
+            self.machine.check()
             self.note_refusals()
 
     def advance(self, ms: int) -> None:
@@ -215,7 +219,8 @@ class Stage:
     def _step(self, event: MasterEvent) -> None:
         machine = self.machine
         effects = machine.step(event, self.now)
-        machine.check()
+        if len(machine.cluster.tasks) <= MAX_CHECKED_TASKS:
+            machine.check()
         records = [effect.record for effect in effects if isinstance(effect, Persist)]
         self._registry.commit(records)
         self.records += len(records)
@@ -267,8 +272,10 @@ class Stage:
 
     def new_task(self, framework_id: FrameworkId) -> TaskId:
         """A name for a task that nobody named."""
-        number = 1 + sum(name.startswith(f"{framework_id}-t") for name in self.tasks)
-        name = TaskId(f"{framework_id}-t{number}")
+        name = TaskId("")
+        while not name or name in self.tasks:
+            self._unnamed[framework_id] = number = self._unnamed.get(framework_id, 0) + 1
+            name = TaskId(f"{framework_id}-t{number}")
         self.tasks[name] = framework_id
         return name
 

@@ -16,8 +16,9 @@ from bursar.core.flags import closest
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId, id_problem
 from bursar.core.messages import operator as op
 from bursar.core.messages.agent import AgentInfo, DevicesChanged
-from bursar.core.messages.framework import FrameworkInfo, Revive, Suppress, Teardown, UpdateDemand
+from bursar.core.messages.framework import FrameworkInfo, OfferSettings, Revive, Suppress, Teardown, UpdateDemand
 from bursar.core.messages.offers import Demand, Launch, Reserve, Shape, Unreserve
+from bursar.core.predicates import parse_predicates
 from bursar.core.resources import (
     GPUS,
     MEM,
@@ -40,11 +41,13 @@ from bursar.core.text import (
     parse_amount,
     parse_attributes,
     parse_duration,
+    parse_minimum,
     parse_request,
     parse_resources,
 )
 from bursar.master.flags import find_flag
-from bursar.simulation.scenario.peers import FrameworkPeer, Habit, Standing
+from bursar.simulation.scenario.outcomes import Kind, Outcome
+from bursar.simulation.scenario.peers import STARTING, FrameworkPeer, Habit, Standing
 from bursar.simulation.scenario.stage import MAX_ADVANCE_MS, Stage
 from bursar.simulation.scenario.words import Words
 
@@ -245,10 +248,14 @@ class _Client:
     suppressed: tuple[str, ...] | None = None
     shapes: tuple[Shape, ...] | None = None
     habit: Habit | None = None
+    #: Role → what it says of the offers that it takes.
+    settings: dict[str, OfferSettings] = field(default_factory=dict)
 
     def read(self, words: Words) -> None:
         """Keywords behind the name."""
-        keywords = ("roles", "capabilities", "suppressed", "demand", "failover", "labels", "principal", "takes")
+        keywords = (
+            "roles", "capabilities", "suppressed", "demand", "failover", "labels", "principal", "takes", "constraints", "minimum",
+        )  # fmt: skip
         while (keyword := words.keyword(keywords)) is not None:
             match keyword:
                 case "roles":
@@ -270,6 +277,27 @@ class _Client:
                     shape = words.read("amounts", parse_request)
                     for_ms = words.read("a duration", _above_zero) if words.take("for") else None
                     self.habit = Habit(shape, for_ms)
+                case "constraints" | "minimum":
+                    self._setting(keyword, words.next(keyword))
+
+    def _setting(self, keyword: str, text: str) -> None:
+        """`ml gpu.model=H100,gpus>=4` or `ml gpus:4`; `none` for neither."""
+        if text == "none":
+            self.settings.clear()
+            self.info["offer_settings"] = ()
+            return
+        role, blank, said = text.partition(" ")
+        if not blank:
+            raise InvalidText(f"{text!r} says nothing of its role", f"write {keyword} 'ROLE …', or {keyword} none")
+        before = self.settings.get(_role(role), OfferSettings(role))
+        if keyword == "constraints":
+            parse_predicates(said)
+            self.settings[role] = replace(before, constraints=(*before.constraints, said.strip()))
+        else:
+            least = "" if said.strip() == "none" else said.strip()
+            parse_minimum(least)
+            self.settings[role] = replace(before, min_allocatable=least)
+        self.info["offer_settings"] = tuple(self.settings.values())
 
 
 def _above_zero(text: str) -> int:
@@ -358,6 +386,7 @@ def _agent_remove(words: Words, names: Names) -> Action:
 _FRAMEWORK = (
     "[roles R,…] [capabilities C,…|none] [suppressed R,…] [demand 'ROLE 2x cpus:1;gpus:2']… [failover 60s]"
     " [labels NAME=VALUE,…] [principal P] [takes AMOUNTS [for 60s]]"
+    " [constraints 'ROLE gpu.model=H100,gpus>=4']… [minimum 'ROLE gpus:4|cpus:8']"
 )
 
 
@@ -618,12 +647,38 @@ def _master(words: Words, names: Names) -> Action:
     return act
 
 
-@_verb("advance DURATION")
+@_verb("advance DURATION [quietly]")
 def _advance(words: Words, names: Names) -> Action:
     ms = words.read("a duration", parse_duration)
     if ms > MAX_ADVANCE_MS:
         raise words.problem(f"{format_duration(ms)} is longer than {format_duration(MAX_ADVANCE_MS)}")
-    return lambda stage: stage.advance(ms)
+    if not words.take("quietly"):
+        return lambda stage: stage.advance(ms)
+
+    def act(stage: Stage) -> None:
+        before, stage.outcomes = stage.outcomes, []
+        stage.advance(ms)
+        told, stage.outcomes = stage.outcomes, before
+        stage.show(_summary(told))
+
+    return act
+
+
+def _summary(outcomes: Sequence[Outcome]) -> str:
+    """How much of what happened, for whom long transcripts say too little."""
+    counts = {
+        "offer": sum(outcome.kind is Kind.OFFER for outcome in outcomes),
+        "rescind": sum(outcome.kind is Kind.RESCIND for outcome in outcomes),
+        "refusal": sum(outcome.kind is Kind.REFUSED for outcome in outcomes),
+        "task started": sum(outcome.kind is Kind.TASK and outcome.reason == STARTING for outcome in outcomes),
+        "task ended": sum(outcome.kind is Kind.TASK and outcome.reason != STARTING for outcome in outcomes),
+    }
+    return ", ".join(f"{count} {_plural(noun, count)}" for noun, count in counts.items())
+
+
+def _plural(noun: str, count: int) -> str:
+    first, blank, rest = noun.partition(" ")
+    return noun if count == 1 else f"{first}s{blank}{rest}"
 
 
 @_verb("cycle full")
