@@ -140,7 +140,7 @@ def allowance(node: QuotaNode, kind: str, free_unreserved: int | None) -> Allowa
         limit = walk.limit.get(kind)
         if limit is not None:
             left = max(0, limit - walk.consumed(kind))
-            if least is None or left < least:
+            if least is None or left <= least:
                 least, reason = left, RefusalReason.QUOTA_LIMIT
             spare = fulfilled + max(0, left - walk.unmet_below.get(kind, 0))
             if spare < least:
