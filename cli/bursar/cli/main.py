@@ -31,6 +31,7 @@ COMMANDS = {
     "unreserve": "reservations:unreserve",
     "reservation": "reservations:reservation",
     "flag": "flags:flag",
+    "explain": "explain:explain",
     "master": "master:master",
     "dev": "dev:dev",
     "simulate": "simulate:simulate",

@@ -110,10 +110,20 @@ class OperatorClient:
         """One flag."""
         return (await self._call("GetFlag", operator_service_pb2.GetFlagRequest(name=name))).flag  # type: ignore[no-any-return]
 
-    async def explain_framework(self, framework: str) -> operator_service_pb2.ExplainFrameworkResponse:
-        """Why a framework is (not) offered what it wants."""
-        request = operator_service_pb2.ExplainFrameworkRequest(framework=framework)
+    async def explain_framework(
+        self, framework: str, *, agent: str = "", role: str = ""
+    ) -> operator_service_pb2.ExplainFrameworkResponse:
+        """Why a framework is (not) offered what it wants: of all agents or of one, in all its roles or in one."""
+        request = operator_service_pb2.ExplainFrameworkRequest(framework=framework, agent=agent, role=role)
         return await self._call("ExplainFramework", request)  # type: ignore[no-any-return]
+
+    async def explain_role(self, role: str) -> operator_service_pb2.ExplainRoleResponse:
+        """Why the frameworks in a role, and in those below it, are (not) offered what they want."""
+        return await self._call("ExplainRole", operator_service_pb2.ExplainRoleRequest(role=role))  # type: ignore[no-any-return]
+
+    async def explain_agent(self, agent: str) -> operator_service_pb2.ExplainAgentResponse:
+        """Why an agent is (not) offered, and to whom."""
+        return await self._call("ExplainAgent", operator_service_pb2.ExplainAgentRequest(agent=agent))  # type: ignore[no-any-return]
 
     # --- ordering --------------------------------------------------------------------------------------------------
 

@@ -1,106 +1,301 @@
-"""Why is a framework not offered what it wants? Answered by the code that decides."""
+"""Why is somebody not offered what they want? Answered by the code that decides: `allocator.cycle.consider`.
+
+For every pair of (framework in a role, agent) in question, the decision is asked for as it would fall now; pairs with the same reason
+are counted together, and `obstacles` tells what stands in the way in particular. Nothing here changes a decision to come.
+"""
 
 from __future__ import annotations
 
-from bursar.core.messages.operator import AgentState, ExplainFrameworkResponse, Refusal, RefusalReason
-from bursar.core.predicates import format_predicates
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from itertools import islice
+from typing import TypeVar
+
+from bursar.core.clock import Instant
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.messages.operator import (
+    AgentState,
+    ExplainAgentResponse,
+    ExplainFrameworkResponse,
+    ExplainRoleResponse,
+    FrameworkState,
+    Refusal,
+    RefusalReason,
+    ServingPlace,
+)
+from bursar.core.resources import Holding, add_holdings
+from bursar.core.roles import covers
 from bursar.core.text import format_request
-from bursar.master.allocator.cycle import Proposal, consider, offerable
+from bursar.master.allocator.cycle import Proposal
 from bursar.master.allocator.shares import Client
+from bursar.master.obstacles import WORDS, Group, ask, name_some
 from bursar.master.state import Agent, Cluster, Framework
 
-_MESSAGES: dict[RefusalReason, tuple[str, str]] = {
-    RefusalReason.AGENT_INACTIVE: (
-        "not connected",
-        "see `bursar agent ls`; start the agent or wait for it to come back",
-    ),
-    RefusalReason.SUPPRESSED: ("the framework wants nothing (more) in this role", "revive the role, or state a demand"),
-    RefusalReason.HIDDEN_BY_RULE: (
-        "has GPUs, and the framework lacks the capability GPU_RESOURCES",
-        "add the capability, or `bursar flag set filter-gpu-resources false`",
-    ),
-    RefusalReason.OTHER_REGION: (
-        "in another region than the master, and the framework lacks the capability REGION_AWARE",
-        "add the capability where the framework can do with that",
-    ),
-    RefusalReason.OFFER_CONSTRAINTS: (
-        "no constraint of the framework is true of it",
-        "loosen the constraints, or add agents that they are true of; see `bursar agent show`",
-    ),
-    RefusalReason.EXCEEDS_AGENT: ("smaller in total than what is wanted", "ask for less, or add larger agents"),
-    RefusalReason.RESERVED_FOR_OTHERS: (
-        "what would be enough is reserved for other roles",
-        "see `bursar reservation ls`; use a role that is covered, or unreserve",
-    ),
-    RefusalReason.NOT_FREE: (
-        "large enough, but in use",
-        "wait for tasks to end; see `bursar task ls` and `bursar offer ls`",
-    ),
-    RefusalReason.QUOTA_LIMIT: (
-        "enough is free, but the limit of the role, or of a role above it, is reached",
-        "see `bursar quota ls`; wait for tasks of the role to end, or raise the limit",
-    ),
-    RefusalReason.HEADROOM: (
-        "enough is free, but it is kept for the guarantees of other roles",
-        "see `bursar quota ls`; wait for tasks to end, add agents, or lower a guarantee",
-    ),
-    RefusalReason.TOO_SMALL: (
-        "what is free is less than the smallest offer",
-        "wait for tasks to end; see `bursar agent show`",
-    ),
-    RefusalReason.DECLINED: (
-        "the framework declined it a moment ago",
-        "revive the role, or wait for its filter to end",
-    ),
-}
+T = TypeVar("T")
+
+#: Pairs that are looked at for one answer: about a tenth of a second. Of more, so many are looked at, evenly spread.
+MAX_PAIRS = 10_000
+#: Refusals in one answer; of more, those of all roles are counted together.
+MAX_REFUSALS = 30
+MAX_OBSTACLES = 8
+#: Places in the order of shares: of those asked for, and before them.
+MAX_PLACES, MAX_PLACES_BEFORE = 10, 3
+
+_STRUCTURAL = (
+    RefusalReason.OFFER_CONSTRAINTS,
+    RefusalReason.EXCEEDS_AGENT,
+    RefusalReason.RESERVED_FOR_OTHERS,
+    RefusalReason.CAPABILITY_MISSING,
+    RefusalReason.NOT_FREE,
+)
 
 
-def explain_framework(cluster: Cluster, framework: Framework) -> ExplainFrameworkResponse:
-    """Per role and reason, how many agents are refused; the reason nearest to success last."""
-    found: dict[tuple[str, RefusalReason], list[Agent]] = {}
-    for role in framework.info.roles:
-        for agent in sorted(cluster.agents.values(), key=lambda agent: agent.agent_id):
-            reason = _reason(cluster, agent, role, framework)
-            if reason is not None:
-                found.setdefault((role, reason), []).append(agent)
-    refusals = [
-        Refusal(
-            role,
-            reason,
-            len(agents),
-            agents[0].agent_id,
-            _message(framework, role, reason, agents),
-            _MESSAGES[reason][1],
-        )
-        for (role, reason), agents in sorted(found.items(), key=lambda item: (item[0][0], item[0][1]))
-    ]
-    return ExplainFrameworkResponse(tuple(refusals), len(cluster.agents), len(framework.offers))
+class Standing(Enum):
+    """What a pair may be other than refused."""
+
+    #: It has an outstanding offer.
+    OFFERED = 1
+    #: Nothing stands in the way; the next cycle makes the offer.
+    DUE = 2
 
 
-def _reason(cluster: Cluster, agent: Agent, role: str, framework: Framework) -> RefusalReason | None:
+def standing(cluster: Cluster, agent: Agent, client: Client, framework: Framework) -> RefusalReason | Standing:
+    """How a framework in a role stands with an agent."""
     if agent.state is not AgentState.ACTIVE:
         return RefusalReason.AGENT_INACTIVE
-    if role in framework.suppressed:
+    if framework.state is not FrameworkState.ACTIVE or client.role in framework.suppressed:
         return RefusalReason.SUPPRESSED
-    client = Client(role, framework.framework_id)
     books = cluster.ledger.books[agent.agent_id]
-    decision = consider(cluster, agent, client, framework, books.free, cluster.filters.on(agent.agent_id))
-    if decision is RefusalReason.OFFER_CONSTRAINTS:
-        settings = framework.settings[role]
-        whole = offerable(books.total, role)
-        if settings.may_take(agent.facts) and settings.takes(agent.facts, whole, agent.devices):
-            return RefusalReason.NOT_FREE
-    return None if isinstance(decision, Proposal) else decision
+    decision = ask(cluster, agent, client, framework, books.free)
+    if isinstance(decision, Proposal):
+        return Standing.DUE
+    others: Holding = books.free
+    for entry in books.offered.values():
+        if entry.client == client:
+            return Standing.OFFERED
+        others = add_holdings(others, entry.holding)
+    if decision not in _STRUCTURAL:
+        return decision
+    # It is not enough now: would all of the agent be?
+    whole = ask(cluster, agent, client, framework, books.total)
+    if isinstance(whole, RefusalReason) and whole < RefusalReason.NOT_FREE:
+        return whole
+    if others is not books.free:
+        # It would: and is it only offers that are in the way?
+        without = ask(cluster, agent, client, framework, others)
+        if isinstance(without, Proposal):
+            return RefusalReason.OTHERS_FIRST
+        if without is RefusalReason.DECLINED:
+            return without
+    return RefusalReason.NOT_FREE
 
 
-def _message(framework: Framework, role: str, reason: RefusalReason, agents: list[Agent]) -> str:
-    names = ", ".join(agent.info.hostname for agent in agents[:3]) + (", …" if len(agents) > 3 else "")
+class Survey:
+    """Pairs of clients and agents, looked at and counted by role and reason."""
+
+    def __init__(self, cluster: Cluster, now: Instant, clients: Sequence[Client], agents: Sequence[Agent]) -> None:
+        self.cluster = cluster
+        self.pairs = len(clients) * len(agents)
+        self.examined = self.offered = self.due = 0
+        groups: dict[tuple[str, RefusalReason], Group] = {}
+        for client, agent in _spread(clients, agents, MAX_PAIRS):
+            framework = cluster.frameworks[client.framework_id]
+            self.examined += 1
+            reason = standing(cluster, agent, client, framework)
+            if reason is Standing.OFFERED:
+                self.offered += 1
+            elif reason is Standing.DUE:
+                self.due += 1
+            else:
+                assert isinstance(reason, RefusalReason)
+                group = groups.get((client.role, reason))
+                if group is None:
+                    group = groups[client.role, reason] = Group(cluster, now, reason, client.role, client, agent)
+                group.add(agent, client, framework)
+        self.groups = list(groups.values())
+        if len(self.groups) > MAX_REFUSALS:
+            self.groups = _without_roles(self.groups)
+        self.groups.sort(key=lambda group: (group.role, group.reason))
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """One for each group; within a role the reason nearest to success last."""
+        return tuple(_refusal(group) for group in self.groups)
+
+
+def explain_framework(
+    cluster: Cluster, now: Instant, framework: Framework, agent: Agent | None = None, role: str = ""
+) -> ExplainFrameworkResponse | ErrorDetail:
+    """Of all agents or one, in all roles of a framework or one."""
+    roles = framework.info.roles
+    if role and role not in roles:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"{framework.framework_id} is not in the role {role!r}",
+            f"name one of its roles: {name_some(sorted(roles))}",
+            "role",
+        )
+    clients = [Client(name, framework.framework_id) for name in ([role] if role else roles)]
+    agents = _all_agents(cluster) if agent is None else [agent]
+    survey = Survey(cluster, now, clients, agents)
+    return ExplainFrameworkResponse(
+        survey.refusals(),
+        len(agents),
+        len(framework.offers),
+        survey.pairs,
+        survey.examined,
+        survey.offered,
+        survey.due,
+        serving_order(cluster, clients),
+        framework.framework_id,
+    )
+
+
+def explain_role(cluster: Cluster, now: Instant, role: str) -> ExplainRoleResponse | ErrorDetail:
+    """All frameworks of a role, and of those below it, on all agents."""
+    clients = [client for client in _all_clients(cluster) if client.role == role or covers(role, client.role)]
+    if not clients and cluster.shares.find(role) is None:
+        return ErrorDetail(
+            ErrorReason.NOT_FOUND,
+            f"the role {role!r} is not in use: no framework is in it or below it, and nothing is kept for it",
+            "see `bursar role ls`",
+            "role",
+        )
+    agents = _all_agents(cluster)
+    survey = Survey(cluster, now, clients, agents)
+    asked = set(clients)
+    frameworks = {client.framework_id for client in clients}
+    outstanding = sum(
+        Client(cluster.offers[offer_id].offer.role, framework_id) in asked
+        for framework_id in frameworks
+        for offer_id in cluster.frameworks[framework_id].offers
+    )
+    return ExplainRoleResponse(
+        survey.refusals(),
+        len(agents),
+        outstanding,
+        survey.pairs,
+        survey.examined,
+        survey.offered,
+        survey.due,
+        serving_order(cluster, clients),
+        len(frameworks),
+    )
+
+
+def explain_agent(cluster: Cluster, now: Instant, agent: Agent) -> ExplainAgentResponse:
+    """All frameworks in all their roles on one agent."""
+    clients = _all_clients(cluster)
+    survey = Survey(cluster, now, clients, [agent])
+    return ExplainAgentResponse(
+        survey.refusals(),
+        agent.agent_id,
+        len(cluster.ledger.books[agent.agent_id].offered),
+        survey.pairs,
+        survey.examined,
+        survey.offered,
+        survey.due,
+        serving_order(cluster, clients),
+        agent.info.hostname,
+        len(cluster.frameworks),
+    )
+
+
+def serving_order(cluster: Cluster, clients: Iterable[Client]) -> tuple[ServingPlace, ...]:
+    """When these are served, and some of those who come before the first of them."""
+    order = [node.client for node in cluster.shares.order()]
+    places = {client: place for place, client in enumerate(order, 1) if client is not None}
+    asked = sorted(clients, key=lambda client: (places.get(client, len(order) + 1), client))[:MAX_PLACES]
+    first = places.get(asked[0], 1) if asked else 1
+    before = [client for client in order[: min(first - 1, MAX_PLACES_BEFORE)] if client is not None]
+    return tuple(
+        ServingPlace(
+            client.role,
+            client.framework_id,
+            places.get(client, 0),
+            len(order),
+            cluster.shares.share_millionths(client.role),
+            cluster.shares.weight_milli(client.role),
+        )
+        for client in (*before, *asked)
+    )
+
+
+# --- inside ---
+
+
+def _all_agents(cluster: Cluster) -> list[Agent]:
+    return [cluster.agents[agent_id] for agent_id in sorted(cluster.agents)]
+
+
+def _all_clients(cluster: Cluster) -> list[Client]:
+    return sorted(
+        Client(role, framework.framework_id)
+        for framework in cluster.frameworks.values()
+        for role in framework.info.roles
+    )
+
+
+def _spread(clients: Sequence[Client], agents: Sequence[Agent], at_most: int) -> Iterable[tuple[Client, Agent]]:
+    """All pairs; of very many as many as are allowed, evenly spread over both."""
+    if len(clients) * len(agents) <= at_most:
+        return ((client, agent) for client in clients for agent in agents)
+    some = _evenly(clients, at_most)
+    each = min(len(agents), max(1, at_most // len(some)))
+    step = len(agents) // each
+    return (
+        (client, agents[(index + place * step) % len(agents)])
+        for index, client in enumerate(some)
+        for place in range(each)
+    )
+
+
+def _evenly(items: Sequence[T], at_most: int) -> Sequence[T]:
+    if len(items) <= at_most:
+        return items
+    return [items[index * len(items) // at_most] for index in range(at_most)]
+
+
+def _without_roles(groups: Iterable[Group]) -> list[Group]:
+    """Count what is refused for the same reason in many roles together."""
+    merged: dict[RefusalReason, Group] = {}
+    for group in groups:
+        known = merged.get(group.reason)
+        if known is None:
+            group.role = ""
+            merged[group.reason] = group
+        else:
+            known.pairs += group.pairs
+            known.agents |= group.agents
+            known.clients |= group.clients
+            known.frameworks |= group.frameworks
+    return list(merged.values())
+
+
+def _refusal(group: Group) -> Refusal:
+    words = WORDS[group.reason]
+    obstacles = iter(words.obstacles(group))
+    shown = tuple(islice(obstacles, MAX_OBSTACLES))
+    return Refusal(
+        group.role,
+        group.reason,
+        len(group.agents),
+        group.agent.agent_id,
+        _message(group, words.says(group)),
+        words.hint(group),
+        len(group.frameworks),
+        group.client.framework_id,
+        group.pairs,
+        shown,
+        sum(1 for _ in obstacles),
+    )
+
+
+def _message(group: Group, says: str) -> str:
     wanted = ""
-    if reason in (RefusalReason.EXCEEDS_AGENT, RefusalReason.NOT_FREE, RefusalReason.RESERVED_FOR_OTHERS):
-        shapes = [format_request(shape.resources) for shape in framework.demand.shapes if shape.role == role]
+    if group.reason in (RefusalReason.EXCEEDS_AGENT, RefusalReason.NOT_FREE, RefusalReason.RESERVED_FOR_OTHERS):
+        shapes = [format_request(shape.resources) for shape, _ in group.shapes]
         if shapes:
             wanted = f" (wanted: {' or '.join(shapes[:3])})"
-    if reason is RefusalReason.OFFER_CONSTRAINTS and role in framework.settings:
-        groups = [format_predicates(group) for group in framework.settings[role].groups]
-        wanted = f" (constraints: {' or '.join(groups[:3])}{' or …' if groups[3:] else ''})"
-    return f"{len(agents)} agent{'s' if len(agents) != 1 else ''} ({names}): {_MESSAGES[reason][0]}{wanted}"
+    count = len(group.agents)
+    names = name_some(agent.info.hostname for agent in group.agents.values())
+    return f"{count} agent{'s' if count != 1 else ''} ({names}): {says}{wanted}"

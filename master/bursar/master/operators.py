@@ -12,7 +12,7 @@ from bursar.core.text import parse_minimum
 from bursar.master import frameworks, quotas, reservations, views, weights
 from bursar.master.agents import tell_ping_settings
 from bursar.master.allocator.visibility import compile_gpu_filter
-from bursar.master.explain import explain_framework
+from bursar.master.explain import explain_agent, explain_framework, explain_role
 from bursar.master.flags import find_flag, read_run_time_value
 from bursar.master.offers import rescind_forbidden
 from bursar.master.records import Audited, FlagRecorded
@@ -86,9 +86,13 @@ def answer(
         case op.GetFlagRequest(name):
             flag = find_flag(name)
             return flag if isinstance(flag, ErrorDetail) else op.GetFlagResponse(cluster.flags.view(flag))
-        case op.ExplainFrameworkRequest(name):
-            framework = views.find_framework(cluster, name)
-            return framework if isinstance(framework, ErrorDetail) else explain_framework(cluster, framework)
+        case op.ExplainFrameworkRequest(name, agent_name, role):
+            return _explain_framework(cluster, turn, name, agent_name, role)
+        case op.ExplainRoleRequest(role):
+            return explain_role(cluster, turn.now, role)
+        case op.ExplainAgentRequest(name):
+            agent = views.find_agent(cluster, name)
+            return agent if isinstance(agent, ErrorDetail) else explain_agent(cluster, turn.now, agent)
         case op.ListWeightsRequest(page):
             set_weights, token = views.page_of(weights.recorded(cluster), lambda weight: weight.role, page)
             return op.ListWeightsResponse(set_weights, token)
@@ -223,6 +227,14 @@ def _list_tasks(cluster: Cluster, request: op.ListTasksRequest) -> Answer:
     shown = [key for key in keys if request.all or not cluster.tasks[key].state.is_terminal]
     part, token = views.page_of(shown, lambda key: "/".join(key), request.page)
     return op.ListTasksResponse(tuple(views.task_view(cluster, cluster.tasks[key]) for key in part), token)
+
+
+def _explain_framework(cluster: Cluster, turn: Turn, name: str, agent_name: str, role: str) -> Answer:
+    framework = views.find_framework(cluster, name)
+    if isinstance(framework, ErrorDetail):
+        return framework
+    agent = views.find_agent(cluster, agent_name) if agent_name else None
+    return agent if isinstance(agent, ErrorDetail) else explain_framework(cluster, turn.now, framework, agent, role)
 
 
 def _list_devices(cluster: Cluster, request: op.ListDevicesRequest) -> Answer:

@@ -121,5 +121,8 @@ class Operator:
             op.ListFlagsRequest(page),
             op.GetFlagRequest("filter_gpu_resources"),
             op.ExplainFrameworkRequest(framework),
+            op.ExplainFrameworkRequest(framework, agent),
+            op.ExplainAgentRequest(agent),
+            op.ExplainRoleRequest(random.choice(self._roles)),
         )
         return random.choice(looks)

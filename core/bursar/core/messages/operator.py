@@ -196,6 +196,41 @@ class FlagView:
     source: str
 
 
+class ObstacleKind(IntEnum):
+    """Mirrors `bursar.v1.ObstacleKind`, which says what the fields of an obstacle mean."""
+
+    UNSPECIFIED = 0
+    STATE = 1
+    RULE = 2
+    CONSTRAINT = 3
+    SHAPE = 4
+    RESERVATION = 5
+    CAPABILITY = 6
+    TASK = 7
+    OFFER = 8
+    DEVICE = 9
+    LIMIT = 10
+    GUARANTEE = 11
+    MINIMUM = 12
+    FILTER = 13
+    COMPETITOR = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """One thing that stands in the way."""
+
+    kind: ObstacleKind
+    name: str = ""
+    message: str = ""
+    framework_id: str = ""
+    agent_id: str = ""
+    resource: str = ""
+    amount: int = 0
+    of: int = 0
+    until_ms: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """One reason why offers are not made, and how many agents it concerns."""
@@ -206,6 +241,23 @@ class Refusal:
     example_agent_id: str = ""
     message: str = ""
     hint: str = ""
+    frameworks: int = 0
+    example_framework_id: str = ""
+    pairs: int = 0
+    obstacles: tuple[Obstacle, ...] = ()
+    more_obstacles: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ServingPlace:
+    """When whose turn is."""
+
+    role: str
+    framework_id: str
+    place: int = 0
+    places: int = 0
+    share_millionths: int = 0
+    weight_milli: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -519,6 +571,8 @@ class ExplainFrameworkRequest:
     """Why is this framework not offered what it wants?"""
 
     framework: str
+    agent: str = ""
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -528,6 +582,57 @@ class ExplainFrameworkResponse:
     refusals: tuple[Refusal, ...]
     agents: int = 0
     outstanding_offers: int = 0
+    pairs: int = 0
+    examined: int = 0
+    offered: int = 0
+    due: int = 0
+    order: tuple[ServingPlace, ...] = ()
+    framework_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainRoleRequest:
+    """Why are the frameworks of this role not offered what they want?"""
+
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainRoleResponse:
+    """The reasons, nearest to success last."""
+
+    refusals: tuple[Refusal, ...]
+    agents: int = 0
+    outstanding_offers: int = 0
+    pairs: int = 0
+    examined: int = 0
+    offered: int = 0
+    due: int = 0
+    order: tuple[ServingPlace, ...] = ()
+    frameworks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainAgentRequest:
+    """Why is this agent not offered?"""
+
+    agent: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainAgentResponse:
+    """The reasons, nearest to success last."""
+
+    refusals: tuple[Refusal, ...]
+    agent_id: str = ""
+    outstanding_offers: int = 0
+    pairs: int = 0
+    examined: int = 0
+    offered: int = 0
+    due: int = 0
+    order: tuple[ServingPlace, ...] = ()
+    hostname: str = ""
+    frameworks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -643,6 +748,8 @@ OperatorRequest = (
     | SetWeightsRequest
     | ListQuotasRequest
     | SetQuotasRequest
+    | ExplainRoleRequest
+    | ExplainAgentRequest
 )
 OperatorResponse = (
     GetMasterResponse
@@ -669,4 +776,6 @@ OperatorResponse = (
     | SetWeightsResponse
     | ListQuotasResponse
     | SetQuotasResponse
+    | ExplainRoleResponse
+    | ExplainAgentResponse
 )

@@ -306,8 +306,10 @@ class Shares:
     def share_millionths(self, role: str) -> int:
         """A role's dominant share, weight not applied, in millionths."""
         node = self.find(role)
-        if node is None:
-            return 0
+        return 0 if node is None else self.dominant_millionths(node)
+
+    def dominant_millionths(self, node: Node) -> int:
+        """The same of any node."""
         return max(
             (
                 amount * 1_000_000 // total

@@ -1,0 +1,653 @@
+"""What stands in the way, in particular, and what would change it: one entry per reason of refusal.
+
+`explain` asks the code that decides for the reason; here are the facts behind it, read from the same state. A step that is added to
+the allocator's `consider` with a reason of its own needs one more entry in `WORDS`, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from bursar.core.clock import Instant
+from bursar.core.ids import AgentId, FrameworkId
+from bursar.core.messages.offers import Shape
+from bursar.core.messages.operator import FrameworkState, Obstacle, ObstacleKind, RefusalReason
+from bursar.core.resources import (
+    CPUS,
+    GPUS,
+    MEM,
+    MILLI,
+    PORTS,
+    Holding,
+    ReservationType,
+    ResourceRequest,
+    Resources,
+    Stack,
+    add_holdings,
+    holding_total,
+    subtract_ports,
+)
+from bursar.core.roles import covers
+from bursar.core.text import format_amount, format_duration, format_milli, format_request, format_resources
+from bursar.master.allocator.cycle import MIN_CPUS_MILLI, MIN_MEM_BYTES, Proposal, consider
+from bursar.master.allocator.filters import AgentFilters
+from bursar.master.allocator.shares import Client, Node
+from bursar.master.allocator.visibility import Rule, deciding_rule
+from bursar.master.ledger import Books
+from bursar.master.state import Agent, Cluster, Framework
+
+#: Names in one sentence; the rest is counted.
+MAX_NAMES = 3
+#: Shapes, holders, agents and the like that are looked at for facts.
+MAX_LOOKED_AT = 5
+#: Clients that are asked whether they would be served before.
+MAX_RIVALS_ASKED = 100
+
+
+@dataclass(slots=True)
+class Group:
+    """Pairs of (framework in a role, agent) that are refused for the same reason."""
+
+    cluster: Cluster
+    now: Instant
+    reason: RefusalReason
+    #: Empty where several roles are counted together.
+    role: str
+    #: The first pair stands for the others where facts differ.
+    client: Client
+    agent: Agent
+    pairs: int = 0
+    agents: dict[AgentId, Agent] = field(default_factory=dict)
+    clients: dict[Client, None] = field(default_factory=dict)
+    frameworks: dict[FrameworkId, Framework] = field(default_factory=dict)
+
+    def add(self, agent: Agent, client: Client, framework: Framework) -> None:
+        """One more pair."""
+        self.pairs += 1
+        self.agents[agent.agent_id] = agent
+        self.clients[client] = None
+        self.frameworks[framework.framework_id] = framework
+
+    @property
+    def framework(self) -> Framework:
+        """That of the first pair."""
+        return self.frameworks[self.client.framework_id]
+
+    @property
+    def shapes(self) -> list[tuple[Shape, int]]:
+        """What the first pair's framework still wants in the role, and how often; empty: anything."""
+        framework, role = self.framework, self.client.role
+        return [
+            (shape, wanted)
+            for shape, wanted in zip(framework.demand.shapes, framework.wanted, strict=True)
+            if shape.role == role and wanted > 0
+        ]
+
+
+def ask(
+    cluster: Cluster, agent: Agent, client: Client, framework: Framework, free: Holding
+) -> Proposal | RefusalReason:
+    """What the allocator would decide if `free` were free on an agent. Decides nothing, and leaves nothing behind."""
+    filters = cluster.filters.on(agent.agent_id)
+    if filters is not None:
+        # What the decision notes, to be faster the next time, is noted in a copy.
+        copy = AgentFilters()
+        copy.by_client = filters.by_client
+        filters = copy
+    return consider(cluster, agent, client, framework, free, filters)
+
+
+# --- the words ---
+
+
+class Words(NamedTuple):
+    """How a reason is told."""
+
+    #: What it means, of agents: "2 agents (a, b): …".
+    says: Callable[[Group], str]
+    #: What would change it.
+    hint: Callable[[Group], str]
+    #: The facts, the most telling first.
+    obstacles: Callable[[Group], Iterable[Obstacle]]
+
+
+def _inactive(group: Group) -> Iterator[Obstacle]:
+    states = Counter(agent.state for agent in group.agents.values())
+    for state, count in sorted(states.items()):
+        name = state.name.lower()
+        examples = _names(agent.info.hostname for agent in group.agents.values() if agent.state is state)
+        message = f"{examples}: {name}" + (f" ({count} agents)" if count > 1 else "")
+        yield Obstacle(ObstacleKind.STATE, name, message)
+
+
+def _wishes(group: Group) -> Iterator[Obstacle]:
+    """Why the frameworks want nothing."""
+    found: dict[str, list[Framework]] = {}
+    for client in group.clients:
+        framework = group.frameworks[client.framework_id]
+        if framework.state is not FrameworkState.ACTIVE:
+            state = "disconnected"
+        elif client.role in framework.suppressed:
+            state = "suppressed"
+        elif any(shape.role == client.role for shape in framework.demand.shapes):
+            state = "fulfilled"
+        else:
+            state = "no-demand"
+        known = found.setdefault(state, [])
+        if framework not in known[-1:]:
+            known.append(framework)
+    words = {
+        "disconnected": "not connected",
+        "suppressed": "it suppressed the role",
+        "fulfilled": "all that it said it wants is offered or placed",
+        "no-demand": "it states a demand, and nothing in this role",
+    }
+    for state, meaning in words.items():
+        if frameworks := found.get(state):
+            yield Obstacle(
+                ObstacleKind.STATE,
+                state,
+                f"{_names(_framework_name(framework) for framework in frameworks)}: {meaning}",
+                frameworks[0].framework_id,
+            )
+
+
+def _wish_hint(group: Group) -> str:
+    hints = {
+        "disconnected": "start the framework again before its failover time-out ends; see `bursar framework show`",
+        "suppressed": "let the framework revive the role",
+        "fulfilled": "nothing to do; a framework that wants more states a new demand",
+        "no-demand": "let the framework state a demand in this role",
+    }
+    return hints[next(_wishes(group)).name]
+
+
+def _rule_of(group: Group, agent: Agent, client: Client) -> Rule | None:
+    framework = group.frameworks[client.framework_id]
+    return deciding_rule(group.cluster.rules, framework.info.capabilities, agent.has_gpus)
+
+
+def _rules(group: Group) -> Iterator[Obstacle]:
+    found: dict[str, tuple[Rule, list[Agent]]] = {}
+    for agent in group.agents.values():
+        rule = _rule_of(group, agent, group.client)
+        if rule is not None:
+            found.setdefault(rule.name, (rule, []))[1].append(agent)
+    for name, (rule, agents) in sorted(found.items(), key=lambda item: (-len(item[1][1]), item[0])):
+        examples = _names(agent.info.hostname for agent in agents)
+        yield Obstacle(
+            ObstacleKind.RULE, name, f"the rule {name} decides for {examples}: {rule.reason or 'no reason given'}"
+        )
+    # An agent that is hidden is hidden with what is kept there for the framework's own role.
+    for agent in group.agents.values():
+        for stack, part in _books(group, agent).total.items():
+            if stack and _covers(group.cluster, stack, group.client.role):
+                holder = stack[-1].holder
+                text = (
+                    f"what is reserved to {holder} on {agent.info.hostname} ({format_resources(part)}) is hidden, too"
+                )
+                yield _of_reservation(holder, part, agent, text)
+
+
+def _rule_says(group: Group) -> str:
+    rule = _rule_of(group, group.agent, group.client)
+    if rule is None or rule.name == "filter-gpu-resources":
+        return "has GPUs, and the framework lacks the capability GPU_RESOURCES"
+    return f"the rule {rule.name} hides it: {rule.reason or 'no reason given'}"
+
+
+def _rule_hint(group: Group) -> str:
+    rule = _rule_of(group, group.agent, group.client)
+    if rule is None or rule.name == "filter-gpu-resources":
+        return "add the capability, or `bursar flag set filter-gpu-resources false`"
+    return f"see `bursar rule ls`; let a rule that allows it come before {rule.name}, or `bursar rule rm {rule.name}`"
+
+
+def _shapes(group: Group) -> Iterator[Obstacle]:
+    """In which dimension shapes exceed: first those in which every agent is too small, else what the nearest agent lacks."""
+    agents = list(group.agents.values())
+    totals = [holding_total(_books(group, agent).total) for agent in agents]
+    for shape, _ in group.shapes[:MAX_LOOKED_AT]:
+        request, text = shape.resources, format_request(shape.resources)
+        hopeless = False
+        for kind, wanted in _amounts(request):
+            amounts = [_there(request, kind, total) for total in totals]
+            most = max(amounts)
+            if most < wanted:
+                hopeless = True
+                largest = agents[amounts.index(most)]
+                message = f"{kind}: {_format(kind, wanted)} wanted, {largest.info.hostname} has {_format(kind, most)}"
+                if len(agents) > 1:
+                    message += ", and no other has more"
+                yield Obstacle(
+                    ObstacleKind.SHAPE, text, message, agent_id=largest.agent_id, resource=kind, amount=wanted, of=most
+                )
+        if hopeless:
+            continue
+        lacking = [
+            [(kind, wanted) for kind, wanted in _amounts(request) if _there(request, kind, total) < wanted]
+            for total in totals
+        ]
+        index = min(range(len(agents)), key=lambda index: len(lacking[index]))
+        for kind, wanted in lacking[index]:
+            there = _there(request, kind, totals[index])
+            name = agents[index].info.hostname
+            message = f"{kind}: {_format(kind, wanted)} wanted, {name} has all else and {_format(kind, there)} of it"
+            if len(lacking[index]) > 1:
+                message = (
+                    f"{kind}: {_format(kind, wanted)} wanted, {name}, which lacks least, has {_format(kind, there)}"
+                )
+            yield Obstacle(
+                ObstacleKind.SHAPE,
+                text,
+                message,
+                agent_id=agents[index].agent_id,
+                resource=kind,
+                amount=wanted,
+                of=there,
+            )
+
+
+def _exceeds_says(group: Group) -> str:
+    everywhere = len(group.agents) == len(group.cluster.agents)
+    if everywhere and len(group.agents) > 1:
+        return "no agent could ever fit what is wanted; each is smaller in total"
+    return "smaller in total than what is wanted"
+
+
+def _exceeds_hint(group: Group) -> str:
+    kinds = dict.fromkeys(obstacle.resource for obstacle in _shapes(group))
+    return f"ask for less{f' {_names(kinds)}' if kinds else ''}, or add larger agents"
+
+
+def _reservations(group: Group) -> Iterator[Obstacle]:
+    found: dict[str, tuple[Agent, Resources, int]] = {}
+    for agent in group.agents.values():
+        for stack, part in _books(group, agent).total.items():
+            if stack and not _covers(group.cluster, stack, group.client.role):
+                holder = stack[-1].holder
+                known = found.get(holder)
+                found[holder] = (agent, part, 1) if known is None else (*known[:2], known[2] + 1)
+    for holder, (agent, part, places) in sorted(found.items(), key=lambda item: (-item[1][2], item[0])):
+        more = f", and something in {places - 1} other places" if places > 1 else ""
+        text = f"{format_resources(part)} of {agent.info.hostname} reserved to {holder}{more}"
+        yield _of_reservation(
+            holder, part, agent, text, [kind for shape, _ in group.shapes for kind, _ in _amounts(shape.resources)]
+        )
+
+
+def _reservation_hint(group: Group) -> str:
+    for stack, part in sorted(_books(group, group.agent).total.items()):
+        if stack and not _covers(group.cluster, stack, group.client.role):
+            holder = stack[-1].holder
+            if stack[-1].type is ReservationType.STATIC:
+                return f"run in a role that {holder} covers; the reservation is static: the agent's --resources says it"
+            return (
+                f"run in a role that {holder} covers, or `bursar unreserve --role {holder} --agent {group.agent.info.hostname} "
+                f"--resources '{format_resources(part)}'`"
+            )
+    return "see `bursar reservation ls`; run in a role that is covered, or unreserve"
+
+
+def _holders(group: Group) -> Iterator[Obstacle]:
+    """Who holds what is not free on the first agent: those first that hold most of what is wanted."""
+    books, agent = _books(group, group.agent), group.agent
+    kinds = list(dict.fromkeys(kind for shape, _ in group.shapes for kind, _ in _amounts(shape.resources)))
+    found: list[tuple[int, int, Obstacle]] = []
+    by_framework: dict[FrameworkId, tuple[int, str, Holding]] = {}
+    for key, entry in books.allocated.items():
+        count, name, held = by_framework.get(key.framework_id, (0, key.task_id, {}))
+        by_framework[key.framework_id] = (count + 1, min(name, key.task_id), add_holdings(held, entry.holding))
+    for framework_id, (count, name, held) in by_framework.items():
+        part = holding_total(held)
+        tasks = f"task {name}" if count == 1 else f"{count} tasks ({name}, …)"
+        text = f"{tasks} of {framework_id} {'holds' if count == 1 else 'hold'} {format_resources(part)} of {agent.info.hostname}"
+        obstacle = _with_amount(ObstacleKind.TASK, name, text, part, kinds, agent, framework_id)
+        found.append((0, -obstacle.amount, obstacle))
+    for offer_id, offered in books.offered.items():
+        if offered.client == group.client:
+            continue
+        part = holding_total(offered.holding)
+        client = offered.client
+        text = (
+            f"{format_resources(part)} of {agent.info.hostname} offered to {client.framework_id} in role {client.role}"
+        )
+        obstacle = _with_amount(ObstacleKind.OFFER, offer_id, text, part, kinds, agent, client.framework_id)
+        found.append((1, -obstacle.amount, obstacle))
+    for uuid, why in sorted(books.withheld_devices.items()):
+        text = f"{uuid} of {agent.info.hostname} is not offered: {why}"
+        found.append(
+            (2, 0, Obstacle(ObstacleKind.DEVICE, uuid, text, agent_id=agent.agent_id, resource=GPUS, amount=MILLI))
+        )
+    if group.reason is RefusalReason.OTHERS_FIRST:
+        found = [entry for entry in found if entry[0] == 1]
+    for _, _, obstacle in sorted(found, key=lambda entry: (entry[0], entry[1], entry[2].name)):
+        yield obstacle
+    yield from _rivals(group)
+
+
+def _rivals(group: Group) -> Iterator[Obstacle]:
+    """Who would be served before if all that is held on the first agent were free, and would take it."""
+    cluster, agent, own = group.cluster, group.agent, group.client
+    node = cluster.shares.client_node(own)
+    if node is None or not node.active:
+        return
+    total = _books(group, agent).total
+    for asked, other in enumerate(cluster.shares.order()):
+        client = other.client
+        assert client is not None
+        if client == own or asked >= MAX_RIVALS_ASKED:
+            return
+        framework = cluster.frameworks[client.framework_id]
+        if type(ask(cluster, agent, client, framework, total)) is Proposal:
+            theirs, mine = _siblings(other, node)
+            share, weight = cluster.shares.dominant_millionths(theirs), theirs.weight_milli
+            against = f"{_percent(cluster.shares.dominant_millionths(mine))} and {format_milli(mine.weight_milli)}"
+            text = (
+                f"{_framework_name(framework)} in role {client.role} would be served before: share {_percent(share)}, weight "
+                f"{format_milli(weight)}, against {against} of {_node_name(mine)}"
+            )
+            yield Obstacle(
+                ObstacleKind.COMPETITOR, client.role, text, client.framework_id, agent.agent_id, amount=share, of=weight
+            )
+
+
+def _not_free_hint(group: Group) -> str:
+    name = group.agent.info.hostname
+    kinds = {obstacle.kind for obstacle in _holders(group)}
+    hints = []
+    if ObstacleKind.OFFER in kinds:
+        hints.append("wait for the offers to be answered (see `bursar offer ls`)")
+    if ObstacleKind.TASK in kinds or not hints:
+        hints.append("wait for tasks to end, or end some with `bursar task kill` (see `bursar task ls`)")
+    if ObstacleKind.DEVICE in kinds:
+        hints.append(f"see `bursar agent show {name}` for what is withheld")
+    return "; ".join(hints)
+
+
+def _limits(group: Group) -> Iterator[Obstacle]:
+    """Limits of the role and of those above it that leave less than is wanted; all of them where nothing is stated."""
+    node = _role_node(group)
+    wanted: dict[str, int] = {}
+    for shape, _ in group.shapes:
+        for kind, amount in _amounts(shape.resources):
+            wanted[kind] = min(amount, wanted.get(kind, amount))
+    found: list[tuple[int, Obstacle]] = []
+    while node is not None and node.parent is not None:
+        for kind, limit in node.limit.items():
+            consumed = node.consumed(kind)
+            left = limit - consumed
+            if (left < wanted.get(kind, 0)) if wanted else left <= 0:
+                text = (
+                    f"{node.path} has consumed {_format(kind, consumed)} of its limit of {_format(kind, limit)} {kind}"
+                )
+                found.append(
+                    (left, Obstacle(ObstacleKind.LIMIT, node.path, text, resource=kind, amount=consumed, of=limit))
+                )
+        node = node.parent
+    for _, obstacle in sorted(found, key=lambda entry: entry[0]):
+        yield obstacle
+
+
+def _limit_hint(group: Group) -> str:
+    for obstacle in _limits(group):
+        return (
+            f"wait for tasks of {obstacle.name} to end, ask for less {obstacle.resource}, or raise the limit with `bursar quota set "
+            f"{obstacle.name}`"
+        )
+    return "raise the limit with `bursar quota set`; see `bursar role tree`"
+
+
+def _guarantees(group: Group) -> Iterator[Obstacle]:
+    """Guarantees of others that are not met: what is kept free for them."""
+    own = set()
+    node = _role_node(group)
+    while node is not None:
+        own.add(node.path)
+        node = node.parent
+    kinds = {kind for shape, _ in group.shapes for kind, _ in _amounts(shape.resources)}
+    found: list[tuple[int, Obstacle]] = []
+    for node in group.cluster.shares.nodes():
+        for kind, guarantee in node.guarantee.items():
+            left = guarantee - node.consumed(kind)
+            if left > 0 and node.path not in own and (not kinds or kind in kinds):
+                text = f"{_format(kind, left)} {kind} kept free for the guarantee of {node.path}, {_format(kind, guarantee)}"
+                found.append(
+                    (
+                        -left,
+                        Obstacle(
+                            ObstacleKind.GUARANTEE,
+                            node.path,
+                            text,
+                            resource=kind,
+                            amount=guarantee - left,
+                            of=guarantee,
+                        ),
+                    )
+                )
+    for _, obstacle in sorted(found, key=lambda entry: (entry[0], entry[1].name)):
+        yield obstacle
+
+
+def _guarantee_hint(group: Group) -> str:
+    for obstacle in _guarantees(group):
+        return (
+            f"wait until {obstacle.name} uses it or more is free, lower its guarantee with `bursar quota set {obstacle.name}`, or "
+            f"give {group.client.role} a guarantee of its own"
+        )
+    return "see `bursar role tree`; lower a guarantee with `bursar quota set`"
+
+
+def _minimum(group: Group) -> Iterator[Obstacle]:
+    free = holding_total(_books(group, group.agent).free)
+    for kind, least in ((CPUS, MIN_CPUS_MILLI), (MEM, MIN_MEM_BYTES)):
+        there = free.amount(kind)
+        text = (
+            f"{kind}: {_format(kind, there)} free on {group.agent.info.hostname}, {_format(kind, least)} is the least"
+        )
+        yield Obstacle(
+            ObstacleKind.MINIMUM, kind, text, agent_id=group.agent.agent_id, resource=kind, amount=there, of=least
+        )
+
+
+def _filters(group: Group) -> Iterator[Obstacle]:
+    """What was declined, where and until when; the filter that ends first in front."""
+    found: list[tuple[int, Obstacle]] = []
+    for agent in group.agents.values():
+        filters = group.cluster.filters.on(agent.agent_id)
+        entry = None if filters is None else filters.by_client.get(group.client)
+        if entry is None:
+            continue
+        until_ms, _, rest = entry
+        while rest is not None:
+            until_ms, _, rest = rest
+        found.append((until_ms, Obstacle(ObstacleKind.FILTER, agent.info.hostname, agent_id=agent.agent_id)))
+        if len(found) > 10 * MAX_LOOKED_AT:
+            break
+    for until_ms, obstacle in sorted(found, key=lambda entry: (entry[0], entry[1].name)):
+        left_ms = max(0, until_ms - group.now.monotonic_ms)
+        framework = _framework_name(group.framework)
+        text = f"{framework} declined {obstacle.name} and asked not to be offered it for another {format_duration(left_ms)}"
+        yield replace(obstacle, message=text, until_ms=group.now.wall_ms + left_ms)
+
+
+def _filter_hint(group: Group) -> str:
+    for obstacle in _filters(group):
+        left_ms = obstacle.until_ms - group.now.wall_ms
+        return f"let the framework revive the role, or wait {format_duration(left_ms)}; a larger offer is made at once"
+    return "let the framework revive the role, or wait for its filters to end"
+
+
+def _region(group: Group) -> Iterator[Obstacle]:
+    for agent in list(group.agents.values())[:MAX_LOOKED_AT]:
+        region = str(agent.info.attributes.get("region", ""))
+        text = f"{agent.info.hostname} is in the region {region}"
+        yield Obstacle(ObstacleKind.STATE, region, text, agent_id=agent.agent_id)
+    yield Obstacle(ObstacleKind.CAPABILITY, "REGION_AWARE", "the framework lacks the capability REGION_AWARE")
+
+
+def _nothing(group: Group) -> Iterable[Obstacle]:
+    return ()
+
+
+WORDS: dict[RefusalReason, Words] = {
+    RefusalReason.AGENT_INACTIVE: Words(
+        lambda group: "not connected",
+        lambda group: "start `bursar-agent` there again, or wait for it to come back; see `bursar agent ls`",
+        _inactive,
+    ),
+    RefusalReason.SUPPRESSED: Words(
+        lambda group: "the framework wants nothing (more) in this role",
+        _wish_hint,
+        _wishes,
+    ),
+    RefusalReason.HIDDEN_BY_RULE: Words(_rule_says, _rule_hint, _rules),
+    RefusalReason.OTHER_REGION: Words(
+        lambda group: "in another region than the master, and the framework lacks the capability REGION_AWARE",
+        lambda group: "add the capability, where the framework can do with that",
+        _region,
+    ),
+    RefusalReason.OFFER_CONSTRAINTS: Words(
+        lambda group: "no offer constraint of the framework is true of it",
+        lambda group: "loosen the constraints, or add agents that they are true of; see `bursar agent show`",
+        _nothing,
+    ),
+    RefusalReason.EXCEEDS_AGENT: Words(_exceeds_says, _exceeds_hint, _shapes),
+    RefusalReason.RESERVED_FOR_OTHERS: Words(
+        lambda group: "what would be enough is reserved for other roles", _reservation_hint, _reservations
+    ),
+    RefusalReason.CAPABILITY_MISSING: Words(
+        lambda group: "what would be enough is of a kind that the framework lacks the capability for",
+        lambda group: "add the capability, where the framework can do with that",
+        _nothing,
+    ),
+    RefusalReason.NOT_FREE: Words(lambda group: "large enough, but in use", _not_free_hint, _holders),
+    RefusalReason.STRIPPED_BY_RULE: Words(
+        lambda group: "a rule keeps part of what is free from the framework", _rule_hint, _rules
+    ),
+    RefusalReason.QUOTA_LIMIT: Words(
+        lambda group: f"a limit of {group.client.role}, or of a role above it, leaves no more", _limit_hint, _limits
+    ),
+    RefusalReason.HEADROOM: Words(
+        lambda group: "what is free is kept for the guarantees of other roles", _guarantee_hint, _guarantees
+    ),
+    RefusalReason.TOO_SMALL: Words(
+        lambda group: "what is free is less than the smallest offer",
+        lambda group: "wait for tasks to end; see `bursar agent show`",
+        _minimum,
+    ),
+    RefusalReason.DECLINED: Words(lambda group: "the framework declined it a moment ago", _filter_hint, _filters),
+    RefusalReason.OTHERS_FIRST: Words(
+        lambda group: "it is offered to others, whose turn came first",
+        lambda group: (
+            "wait for the offers to be answered (see `bursar offer ls`), or raise the role's weight with `bursar weight set`"
+        ),
+        _holders,
+    ),
+}
+
+
+# --- small things ---
+
+
+def _books(group: Group, agent: Agent) -> Books:
+    return group.cluster.ledger.books[agent.agent_id]
+
+
+def _covers(cluster: Cluster, stack: Stack, role: str) -> bool:
+    return covers(stack[-1].holder, role)
+
+
+def _role_node(group: Group) -> Node | None:
+    """The deepest node of the role, or of one above it, that is in use."""
+    role = group.client.role
+    while (node := group.cluster.shares.find(role)) is None and "/" in role:
+        role = role.rpartition("/")[0]
+    return node
+
+
+def _siblings(left: Node, right: Node) -> tuple[Node, Node]:
+    """Where the ways down to two clients part."""
+    ways = []
+    for node in (left, right):
+        way = [node]
+        while node.parent is not None:
+            node = node.parent
+            way.append(node)
+        ways.append(way[::-1])
+    return next(pair for pair in zip(*ways, strict=False) if pair[0] is not pair[1])
+
+
+def _node_name(node: Node) -> str:
+    return node.client.framework_id if node.client is not None else node.path.removesuffix("/.")
+
+
+def _amounts(request: ResourceRequest) -> list[tuple[str, int]]:
+    """What is asked for, kind by kind, in integer units; the scarcest kind of thing first."""
+    amounts = [(GPUS, request.gpu_count * MILLI)] if request.gpu_count else []
+    amounts += sorted(request.scalars.items())
+    if request.ports:
+        amounts.append((PORTS, sum(len(span) for span in request.ports)))
+    return amounts
+
+
+def _there(request: ResourceRequest, kind: str, resources: Resources) -> int:
+    """How much of a kind is there, of what would do."""
+    if kind == PORTS:
+        asked = sum(len(span) for span in request.ports)
+        return asked - sum(len(span) for span in subtract_ports(request.ports, resources.ports))
+    if kind == GPUS and request.devices:
+        return MILLI * len(resources.devices.intersection(request.devices))
+    return resources.amount(kind)
+
+
+def _with_amount(
+    kind: ObstacleKind,
+    name: str,
+    text: str,
+    part: Resources,
+    kinds: Iterable[str],
+    agent: Agent,
+    framework_id: str = "",
+) -> Obstacle:
+    """An obstacle that names how much it holds of the first kind that matters."""
+    there = [GPUS] if part.devices else []
+    there += sorted(part.scalars)
+    resource = next((kind for kind in kinds if part.amount(kind)), there[0] if there else "")
+    amount = part.amount(resource) if resource else 0
+    return Obstacle(kind, name, text, framework_id, agent.agent_id, resource, amount)
+
+
+def _of_reservation(holder: str, part: Resources, agent: Agent, text: str, kinds: Iterable[str] = ()) -> Obstacle:
+    return _with_amount(ObstacleKind.RESERVATION, holder, text, part, kinds, agent)
+
+
+def _format(kind: str, amount: int) -> str:
+    return str(amount) if kind == PORTS else format_amount(kind, amount)
+
+
+def _percent(millionths: int) -> str:
+    return f"{millionths // 10_000}.{millionths % 10_000 // 100:02d} %"
+
+
+def _framework_name(framework: Framework) -> str:
+    name = framework.info.name
+    return framework.framework_id if name in ("", framework.framework_id) else f"{framework.framework_id} ({name})"
+
+
+def _names(names: Iterable[str]) -> str:
+    """The first few."""
+    shown: list[str] = []
+    for name in names:
+        if len(shown) == MAX_NAMES:
+            return ", ".join(shown) + ", …"
+        shown.append(name)
+    return ", ".join(shown)
+
+
+def name_some(names: Iterable[str]) -> str:
+    """The first few names, and a mark where there are more."""
+    return _names(names)
