@@ -37,15 +37,15 @@ def explain_role(role: str, output: str) -> None:
 @explain.command("framework")
 @click.argument("framework")
 @click.option("--agent", default="", help="Only of this agent: an id, prefix or hostname.")
-@click.option("--role", type=ROLE, default="", help="Only in this one of its roles.")
+@click.option("--role", type=ROLE, help="Only in this one of its roles.")
 @output_option
 @master_option
-def explain_framework(framework: str, agent: str, role: str, output: str) -> None:
+def explain_framework(framework: str, agent: str, role: str | None, output: str) -> None:
     """Why a framework, by id or prefix, is not offered what it wants.
 
     Example: bursar explain framework 4f0c --agent gpu-1
     """
-    answer = ask(lambda client: client.explain_framework(framework, agent=agent, role=role))
+    answer = ask(lambda client: client.explain_framework(framework, agent=agent, role=role or ""))
     _print(answer, output, [("FRAMEWORK", answer.framework_id), ("AGENTS", agent or str(answer.agents))])
 
 

@@ -74,6 +74,10 @@ def standing(cluster: Cluster, agent: Agent, client: Client, framework: Framewor
         if entry.client == client:
             return Standing.OFFERED
         others = add_holdings(others, entry.holding)
+    if decision is RefusalReason.DECLINED:
+        # What was declined may be less than what is wanted.
+        unfiltered = ask(cluster, agent, client, framework, books.free, filtered=False)
+        decision = decision if isinstance(unfiltered, Proposal) else unfiltered
     if decision not in _STRUCTURAL:
         return decision
     # It is not enough now: would all of the agent be?

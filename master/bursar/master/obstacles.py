@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import NamedTuple
 
 from bursar.core.clock import Instant
@@ -88,10 +89,13 @@ class Group:
 
 
 def ask(
-    cluster: Cluster, agent: Agent, client: Client, framework: Framework, free: Holding
+    cluster: Cluster, agent: Agent, client: Client, framework: Framework, free: Holding, *, filtered: bool = True
 ) -> Proposal | RefusalReason:
-    """What the allocator would decide if `free` were free on an agent. Decides nothing, and leaves nothing behind."""
-    filters = cluster.filters.on(agent.agent_id)
+    """What the allocator would decide if `free` were free on an agent; `filtered`: as if nothing had been declined where False.
+
+    Decides nothing, and leaves nothing behind.
+    """
+    filters = cluster.filters.on(agent.agent_id) if filtered else None
     if filters is not None:
         # What the decision notes, to be faster the next time, is noted in a copy.
         copy = AgentFilters()
@@ -143,7 +147,7 @@ def _wishes(group: Group) -> Iterator[Obstacle]:
         "disconnected": "not connected",
         "suppressed": "it suppressed the role",
         "fulfilled": "all that it said it wants is offered or placed",
-        "no-demand": "it states a demand, and nothing in this role",
+        "no-demand": "its demand names nothing (more) in this role",
     }
     for state, meaning in words.items():
         if frameworks := found.get(state):
@@ -253,14 +257,19 @@ def _shapes(group: Group) -> Iterator[Obstacle]:
 
 def _exceeds_says(group: Group) -> str:
     everywhere = len(group.agents) == len(group.cluster.agents)
+    says = "smaller in total than what is wanted"
     if everywhere and len(group.agents) > 1:
-        return "no agent could ever fit what is wanted; each is smaller in total"
-    return "smaller in total than what is wanted"
+        says = "no agent could ever fit what is wanted"
+    return says + "".join(f"; {obstacle.message}" for obstacle in islice(_shapes(group), 1))
 
 
 def _exceeds_hint(group: Group) -> str:
-    kinds = dict.fromkeys(obstacle.resource for obstacle in _shapes(group))
-    return f"ask for less{f' {_names(kinds)}' if kinds else ''}, or add larger agents"
+    for obstacle in _shapes(group):
+        kind = obstacle.resource
+        if not obstacle.of:
+            return f"add agents that have {kind}, or ask for none"
+        return f"ask for at most {kind}:{_format(kind, obstacle.of)} at once, or add larger agents"
+    return "ask for less, or add larger agents"
 
 
 def _reservations(group: Group) -> Iterator[Obstacle]:
