@@ -119,6 +119,106 @@ async def test_three_forms(answers: Any, bursar: Any, command: tuple[str, ...], 
         assert len(table.stdout.splitlines()) == 2 and table.stdout.split()[0].isupper()
 
 
+OBSTACLE = op.Obstacle(
+    op.ObstacleKind.SHAPE, "gpus:9", "gpus: 9 wanted, node-1 has 4", "", "agent-1", "gpus", 9000, 4000
+)
+REFUSALS = (
+    op.Refusal(
+        "a", op.RefusalReason.HIDDEN_BY_RULE, 2, "agent-2", "2 agents: a rule", "another rule", 1, "framework-1", 2
+    ),
+    op.Refusal(
+        "a",
+        op.RefusalReason.EXCEEDS_AGENT,
+        1,
+        "agent-1",
+        "1 agent: too small",
+        "less",
+        1,
+        "framework-1",
+        1,
+        (OBSTACLE,),
+        3,
+    ),
+)
+PLACES: Any = (op.ServingPlace("b", "framework-2", 1, 2), op.ServingPlace("a", "framework-1", 2, 2, 125_000, 2500))
+EXPLAINED = {
+    "ExplainFramework": op.ExplainFrameworkResponse(REFUSALS, 4, 1, 4, 4, 1, 0, PLACES, "framework-1"),
+    "ExplainRole": op.ExplainRoleResponse(REFUSALS, 4, 1, 40_000, 4, 1, 0, PLACES, 7),
+    "ExplainAgent": op.ExplainAgentResponse(REFUSALS, "agent-1", 1, 4, 4, 1, 0, PLACES, "node-1", 7),
+}
+
+
+@pytest.mark.parametrize(
+    ("question", "arguments"),
+    [
+        (("framework", "f", "--agent", "node-1", "--role", "a"), {"framework": "f", "agent": "node-1", "role": "a"}),
+        (("role", "a"), {"role": "a"}),
+        (("agent", "node-1"), {"agent": "node-1"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+async def test_explain_tells_the_nearest_reason_last(
+    answers: Any, bursar: Any, question: tuple[str, ...], arguments: dict[str, str]
+) -> None:
+    answers.operator |= {name: lambda r, answer=answer: answer for name, answer in EXPLAINED.items()}
+    text, as_json, names = await asyncio.gather(
+        bursar("explain", *question),
+        bursar("explain", *question, "-o", "json"),
+        bursar("explain", *question, "-o", "name"),
+    )
+    assert (text.code, as_json.code, names.code) == (0, 0, 0), text
+    asked = answers.operator_calls[-1][1]
+    assert {name: getattr(asked, name) for name in arguments} == arguments
+    assert names.stdout == "HIDDEN_BY_RULE\nEXCEEDS_AGENT\n"
+    assert "2 of 2: framework-1 in role a (the role's share 12.50%, weight 2.5)" in text.stdout
+    assert text.stdout.endswith(
+        """
+EXCEEDS_AGENT in role a
+  1 agent: too small
+  - gpus: 9 wanted, node-1 has 4
+  - and 3 more
+  try: less
+"""
+    )
+    found = json.loads(as_json.stdout)
+    assert found["refusals"][1] == {
+        "role": "a",
+        "reason": "EXCEEDS_AGENT",
+        "agents": 1,
+        "example_agent_id": "agent-1",
+        "message": "1 agent: too small",
+        "hint": "less",
+        "frameworks": 1,
+        "example_framework_id": "framework-1",
+        "pairs": 1,
+        "obstacles": [
+            {
+                "kind": "SHAPE",
+                "name": "gpus:9",
+                "framework_id": "",
+                "agent_id": "agent-1",
+                "resource": "gpus",
+                "amount": 9000,
+                "of": 4000,
+                "until_ms": 0,
+                "message": "gpus: 9 wanted, node-1 has 4",
+            }
+        ],
+        "more_obstacles": 3,
+    }
+    assert found["order"][0] == {
+        "role": "b",
+        "framework_id": "framework-2",
+        "place": 1,
+        "places": 2,
+        "share_millionths": 0,
+        "weight_milli": 1000,
+    }
+    assert (found["examined"], found["offered"], found["due"], found["outstanding_offers"]) == (4, 1, 0, 1)
+    sampled = "4 of 40000 (evenly spread) pairs" in text.stdout
+    assert sampled == (question[0] == "role")
+
+
 async def test_json_of_a_flag_is_exactly_this(answers: Any, bursar: Any) -> None:
     done = await bursar("flag", "get", "--", "--filter_gpu_resources", "-o", "json")
     assert done.code == 2, "options come before --"

@@ -10,6 +10,7 @@ import pytest
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages import operator as op
+from bursar.core.messages.framework import OfferSettings
 from bursar.core.messages.offers import Demand
 from bursar.core.messages.operator import Obstacle, ObstacleKind, Refusal, RefusalReason
 from bursar.master import explain
@@ -20,13 +21,15 @@ GIB = 2**30
 
 Dialogue = Callable[[Any], Refusal]
 DIALOGUES: dict[RefusalReason, Dialogue] = {}
+FLAGS: dict[RefusalReason, dict[str, str]] = {}
 
 
-def provokes(reason: RefusalReason) -> Callable[[Dialogue], Dialogue]:
-    """The dialogue ends with the only refusal of the framework `f`."""
+def provokes(reason: RefusalReason, **flags: str) -> Callable[[Dialogue], Dialogue]:
+    """The dialogue ends with the only refusal of the framework `f`, by a master with these flags."""
 
     def keep(dialogue: Dialogue) -> Dialogue:
         DIALOGUES[reason] = dialogue
+        FLAGS[reason] = flags
         return dialogue
 
     return keep
@@ -82,6 +85,28 @@ def hidden(book: Any) -> Refusal:
     kept = only(refusal, ObstacleKind.RESERVATION)
     assert (kept.name, kept.resource, kept.amount) == ("ml", "gpus", 1000) and "hidden, too" in kept.message
     assert "bursar flag set filter-gpu-resources false" in refusal.hint
+    return refusal
+
+
+@provokes(RefusalReason.OTHER_REGION, region="eu")
+def other_region(book: Any) -> Refusal:
+    book.agent(attributes={"region": "us"})
+    book.framework()
+    refusal = the_refusal(book)
+    assert only(refusal, ObstacleKind.STATE).name == "us"
+    assert only(refusal, ObstacleKind.CAPABILITY).name == "REGION_AWARE"
+    return refusal
+
+
+@provokes(RefusalReason.OFFER_CONSTRAINTS)
+def offer_constraints(book: Any) -> Refusal:
+    book.agent(gpus=2, attributes={"rack": "r1"})
+    book.framework(offer_settings=(OfferSettings("*", ("rack=r1,gpus>=4", "rack=r2")),))
+    refusal = the_refusal(book)
+    first, second = refusal.obstacles
+    assert {first.kind, second.kind} == {ObstacleKind.CONSTRAINT}
+    assert (first.name, second.name) == ("rack=r1,gpus>=4", "rack=r2")
+    assert "gpus>=4 is not true of a.host" in first.message and "rack=r2 is not true" in second.message
     return refusal
 
 
@@ -172,8 +197,6 @@ def others_first(book: Any) -> Refusal:
 
 #: Reasons of steps that the allocator does not have yet. Take one out when its dialogue is written; never add one.
 OWED = {
-    RefusalReason.OTHER_REGION,
-    RefusalReason.OFFER_CONSTRAINTS,
     RefusalReason.CAPABILITY_MISSING,
     RefusalReason.STRIPPED_BY_RULE,
     RefusalReason.QUOTA_LIMIT,
@@ -188,7 +211,8 @@ def test_every_reason_has_words_and_a_dialogue() -> None:
 
 
 @pytest.mark.parametrize("reason", sorted(DIALOGUES), ids=lambda reason: reason.name)
-def test_reason(reason: RefusalReason, book: Any) -> None:
+def test_reason(reason: RefusalReason, new_book: Any) -> None:
+    book = new_book(**FLAGS[reason])
     refusal = DIALOGUES[reason](book)
     assert refusal.reason is reason
     assert refusal.message and refusal.hint and refusal.obstacles
@@ -205,7 +229,7 @@ def test_reason(reason: RefusalReason, book: Any) -> None:
 @pytest.mark.parametrize("reason", sorted(DIALOGUES), ids=lambda reason: reason.name)
 def test_asking_changes_nothing(reason: RefusalReason, new_book: Any) -> None:
     """Two clusters with the same past, one of which was asked: the same offers from then on."""
-    asked, silent = new_book(), new_book()
+    asked, silent = new_book(**FLAGS[reason]), new_book(**FLAGS[reason])
     for book in (asked, silent):
         DIALOGUES[reason](book)
     for _ in range(3):

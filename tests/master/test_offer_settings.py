@@ -150,6 +150,8 @@ def test_constraints_survive_a_restart_and_are_shown(book: Any) -> None:
     assert framework.view.info.offer_settings == takes("rack=r1", minimum="gpus:1")
     for agent in book.agents.values():
         agent.connect()
+    assert book.machine.cluster.frameworks["f"].settings["*"].groups, "known before it is back"
+    framework.connect()
     message = refusals(book, "f")[RefusalReason.OFFER_CONSTRAINTS]
     assert message.startswith("2 agents") and message.endswith("(constraints: rack=r1)")
 

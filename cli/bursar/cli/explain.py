@@ -95,7 +95,7 @@ def _place(place: Any) -> str:
 def _looked_at(answer: Any) -> str:
     if not answer.pairs:
         return "nothing: there is no agent, or no framework"
-    of_all = "" if answer.examined == answer.pairs else f" of {answer.pairs}, evenly spread"
+    of_all = "" if answer.examined == answer.pairs else f" of {answer.pairs} (evenly spread)"
     parts = [f"{answer.offered} with an offer"]
     if answer.due:
         parts.append(f"{answer.due} offered in a moment")

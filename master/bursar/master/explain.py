@@ -23,6 +23,7 @@ from bursar.core.messages.operator import (
     RefusalReason,
     ServingPlace,
 )
+from bursar.core.predicates import format_predicates
 from bursar.core.resources import Holding, add_holdings
 from bursar.core.roles import covers
 from bursar.core.text import format_request
@@ -300,6 +301,10 @@ def _message(group: Group, says: str) -> str:
         shapes = [format_request(shape.resources) for shape, _ in group.shapes]
         if shapes:
             wanted = f" (wanted: {' or '.join(shapes[:3])})"
+    settings = group.framework.settings.get(group.client.role)
+    if group.reason is RefusalReason.OFFER_CONSTRAINTS and settings is not None:
+        groups = [format_predicates(predicates) for predicates in settings.groups]
+        wanted = f" (constraints: {' or '.join(groups[:3])}{' or …' if groups[3:] else ''})"
     count = len(group.agents)
     names = name_some(agent.info.hostname for agent in group.agents.values())
     return f"{count} agent{'s' if count != 1 else ''} ({names}): {says}{wanted}"

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from bursar.core.clock import Instant
 from bursar.core.ids import AgentId, FrameworkId
+from bursar.core.messages.framework import REGION_AWARE
 from bursar.core.messages.offers import Shape
 from bursar.core.messages.operator import FrameworkState, Obstacle, ObstacleKind, RefusalReason
+from bursar.core.predicates import AgentFacts, format_predicates, matches
 from bursar.core.resources import (
-    CPUS,
     GPUS,
-    MEM,
     MILLI,
     PORTS,
     Holding,
@@ -33,7 +33,7 @@ from bursar.core.resources import (
 )
 from bursar.core.roles import covers
 from bursar.core.text import format_amount, format_duration, format_milli, format_request, format_resources
-from bursar.master.allocator.cycle import MIN_CPUS_MILLI, MIN_MEM_BYTES, Proposal, consider
+from bursar.master.allocator.cycle import Proposal, consider
 from bursar.master.allocator.filters import AgentFilters
 from bursar.master.allocator.shares import Client, Node
 from bursar.master.allocator.visibility import Rule, deciding_rule
@@ -451,15 +451,40 @@ def _guarantee_hint(group: Group) -> str:
 
 
 def _minimum(group: Group) -> Iterator[Obstacle]:
-    free = holding_total(_books(group, group.agent).free)
-    for kind, least in ((CPUS, MIN_CPUS_MILLI), (MEM, MIN_MEM_BYTES)):
-        there = free.amount(kind)
+    settings = group.framework.settings.get(group.client.role)
+    minimum = settings.minimum if settings is not None and settings.minimum is not None else group.cluster.minimum
+    books, agent = _books(group, group.agent), group.agent
+    free, total = holding_total(books.free), holding_total(books.total)
+    for alternative in minimum:
+        for kind, least in alternative:
+            there = free.amount(kind)
+            if there < least:
+                text = (
+                    f"{kind}: {_format(kind, there)} free on {agent.info.hostname}, {_format(kind, least)} is the least"
+                )
+                if total.amount(kind) < least:
+                    text += f", and it has only {_format(kind, total.amount(kind))}"
+                yield Obstacle(
+                    ObstacleKind.MINIMUM, kind, text, agent_id=agent.agent_id, resource=kind, amount=there, of=least
+                )
+
+
+def _constraints(group: Group) -> Iterator[Obstacle]:
+    """What of each of the framework's groups of predicates is not true of the first agent, even if all of it were free."""
+    agent, info = group.agent, group.agent.info
+    total = holding_total(_books(group, agent).total)
+    devices = tuple(agent.devices[uuid] for uuid in sorted(total.devices) if uuid in agent.devices)
+    facts = AgentFacts(info.hostname, info.attributes, total.amounts(), devices)
+    settings = group.framework.settings.get(group.client.role)
+    for predicates in () if settings is None else settings.groups:
+        wrong = [format_predicates([predicate]) for predicate in predicates if not matches(predicate, facts)]
         text = (
-            f"{kind}: {_format(kind, there)} free on {group.agent.info.hostname}, {_format(kind, least)} is the least"
+            f"{', '.join(wrong[:MAX_NAMES])} is not true of {info.hostname}"
+            if wrong
+            else "it is true of all of it alone"
         )
-        yield Obstacle(
-            ObstacleKind.MINIMUM, kind, text, agent_id=group.agent.agent_id, resource=kind, amount=there, of=least
-        )
+        name = format_predicates(predicates)
+        yield Obstacle(ObstacleKind.CONSTRAINT, name, f"the framework takes {name}: {text}", agent_id=agent.agent_id)
 
 
 def _filters(group: Group) -> Iterator[Obstacle]:
@@ -491,11 +516,12 @@ def _filter_hint(group: Group) -> str:
 
 
 def _region(group: Group) -> Iterator[Obstacle]:
-    for agent in list(group.agents.values())[:MAX_LOOKED_AT]:
-        region = str(agent.info.attributes.get("region", ""))
-        text = f"{agent.info.hostname} is in the region {region}"
-        yield Obstacle(ObstacleKind.STATE, region, text, agent_id=agent.agent_id)
-    yield Obstacle(ObstacleKind.CAPABILITY, "REGION_AWARE", "the framework lacks the capability REGION_AWARE")
+    regions = Counter(agent.facts.region for agent in group.agents.values())
+    for region, count in sorted(regions.items()):
+        examples = _names(agent.info.hostname for agent in group.agents.values() if agent.facts.region == region)
+        text = f"{examples}: in the region {region}, the master is in {group.cluster.region}"
+        yield Obstacle(ObstacleKind.STATE, region, text + (f" ({count} agents)" if count > 1 else ""))
+    yield Obstacle(ObstacleKind.CAPABILITY, REGION_AWARE, f"the framework lacks the capability {REGION_AWARE}")
 
 
 def _nothing(group: Group) -> Iterable[Obstacle]:
@@ -522,7 +548,7 @@ WORDS: dict[RefusalReason, Words] = {
     RefusalReason.OFFER_CONSTRAINTS: Words(
         lambda group: "no offer constraint of the framework is true of it",
         lambda group: "loosen the constraints, or add agents that they are true of; see `bursar agent show`",
-        _nothing,
+        _constraints,
     ),
     RefusalReason.EXCEEDS_AGENT: Words(_exceeds_says, _exceeds_hint, _shapes),
     RefusalReason.RESERVED_FOR_OTHERS: Words(
@@ -545,7 +571,9 @@ WORDS: dict[RefusalReason, Words] = {
     ),
     RefusalReason.TOO_SMALL: Words(
         lambda group: "what is free is less than the smallest offer",
-        lambda group: "wait for tasks to end; see `bursar agent show`",
+        lambda group: (
+            "wait for tasks to end, or lower the minimum: the framework's own, or `bursar flag set min-allocatable-resources`"
+        ),
         _minimum,
     ),
     RefusalReason.DECLINED: Words(lambda group: "the framework declined it a moment ago", _filter_hint, _filters),
