@@ -148,6 +148,33 @@ def not_free(book: Any) -> Refusal:
     return refusal
 
 
+@provokes(RefusalReason.QUOTA_LIMIT)
+def quota_limit(book: Any) -> Refusal:
+    book.agent(cpus=8)
+    book.set_quotas(book.quota("eng", limit="cpus:4"))
+    other = book.framework("other", roles=["eng/x"])
+    other.run(book.spec("t", cpus=3), offer=other.offer)
+    other.disconnect()
+    book.framework("f", roles=["eng/y"], demand=Demand(1, (book.shape(cpus=2, role="eng/y"),)))
+    refusal = the_refusal(book)
+    limit = only(refusal, ObstacleKind.LIMIT)
+    assert (limit.name, limit.resource, limit.amount, limit.of) == ("eng", "cpus", 3000, 4000)
+    assert "bursar quota set --role eng" in refusal.hint
+    return refusal
+
+
+@provokes(RefusalReason.HEADROOM)
+def headroom(book: Any) -> Refusal:
+    book.agent(cpus=8)
+    book.set_quotas(book.quota("kept", guarantee="cpus:6"))
+    book.framework("f", roles=["eng"], demand=Demand(1, (book.shape(cpus=4, role="eng"),)))
+    refusal = the_refusal(book)
+    guarantee = only(refusal, ObstacleKind.GUARANTEE)
+    assert (guarantee.name, guarantee.resource, guarantee.amount, guarantee.of) == ("kept", "cpus", 0, 6000)
+    assert "6 cpus kept free for the guarantee of kept" in guarantee.message
+    return refusal
+
+
 @provokes(RefusalReason.TOO_SMALL)
 def too_small(book: Any) -> Refusal:
     agent = book.agent(cpus=8, mem=16)
@@ -199,8 +226,6 @@ def others_first(book: Any) -> Refusal:
 OWED = {
     RefusalReason.CAPABILITY_MISSING,
     RefusalReason.STRIPPED_BY_RULE,
-    RefusalReason.QUOTA_LIMIT,
-    RefusalReason.HEADROOM,
 }
 
 

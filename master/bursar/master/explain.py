@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from bursar.core.clock import Instant
 from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import DeviceUuid
 from bursar.core.messages.operator import (
     AgentState,
     ExplainAgentResponse,
@@ -24,12 +25,12 @@ from bursar.core.messages.operator import (
     ServingPlace,
 )
 from bursar.core.predicates import format_predicates
-from bursar.core.resources import Holding, add_holdings
+from bursar.core.resources import GPUS, UNRESERVED, Holding, Resources, add_holdings
 from bursar.core.roles import covers
 from bursar.core.text import format_request
 from bursar.master.allocator.cycle import Proposal
 from bursar.master.allocator.shares import Client
-from bursar.master.obstacles import WORDS, Group, ask, name_some
+from bursar.master.obstacles import WORDS, Group, ask, in_order, name_some
 from bursar.master.state import Agent, Cluster, Framework
 
 T = TypeVar("T")
@@ -90,7 +91,8 @@ def standing(cluster: Cluster, agent: Agent, client: Client, framework: Framewor
         without = ask(cluster, agent, client, framework, others)
         if isinstance(without, Proposal):
             return RefusalReason.OTHERS_FIRST
-        if without is RefusalReason.DECLINED:
+        if without in (RefusalReason.DECLINED, RefusalReason.QUOTA_LIMIT):
+            # Others have it because the framework did not want it, or may not have it.
             return without
     return RefusalReason.NOT_FREE
 
@@ -207,7 +209,12 @@ def explain_agent(cluster: Cluster, now: Instant, agent: Agent) -> ExplainAgentR
 
 def serving_order(cluster: Cluster, clients: Iterable[Client]) -> tuple[ServingPlace, ...]:
     """When these are served, and some of those who come before the first of them."""
-    order = [node.client for node in cluster.shares.order()]
+    kinds = cluster.shares.quota_kinds
+    # Something of every kind: so that those come first whose guarantees are not met.
+    something = Resources(
+        dict.fromkeys(kinds - {GPUS}, 1), (), frozenset({DeviceUuid("any")}) if GPUS in kinds else frozenset()
+    )
+    order = [node.client for node in in_order(cluster, {UNRESERVED: something})]
     places = {client: place for place, client in enumerate(order, 1) if client is not None}
     asked = sorted(clients, key=lambda client: (places.get(client, len(order) + 1), client))[:MAX_PLACES]
     first = places.get(asked[0], 1) if asked else 1

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 from bursar.core.clock import Instant
@@ -35,6 +36,7 @@ from bursar.core.roles import covers
 from bursar.core.text import format_amount, format_duration, format_milli, format_request, format_resources
 from bursar.master.allocator.cycle import Proposal, consider
 from bursar.master.allocator.filters import AgentFilters
+from bursar.master.allocator.held_back import HeldBack, guaranteed_first
 from bursar.master.allocator.shares import Client, Node
 from bursar.master.allocator.visibility import Rule, deciding_rule
 from bursar.master.ledger import Books
@@ -101,7 +103,31 @@ def ask(
         copy = AgentFilters()
         copy.by_client = filters.by_client
         filters = copy
-    return consider(cluster, agent, client, framework, free, filters)
+    with undisturbed(cluster):
+        return consider(cluster, agent, client, framework, free, filters)
+
+
+@contextmanager
+def undisturbed(cluster: Cluster) -> Iterator[None]:
+    """What decisions note for the cycle that they are part of is noted elsewhere."""
+    held_back = cluster.held_back
+    cluster.held_back = HeldBack()
+    try:
+        yield
+    finally:
+        cluster.held_back = held_back
+
+
+def in_order(cluster: Cluster, free: Holding) -> Iterator[Node]:
+    """Who is served, each once, in the order of a cycle with this free on an agent."""
+    shares = cluster.shares
+    seen: set[Client] = set()
+    first = guaranteed_first(shares, free) if shares.quota_kinds else ()
+    for node in chain(first, shares.order()):
+        assert node.client is not None
+        if node.client not in seen:
+            seen.add(node.client)
+            yield node
 
 
 # --- the words ---
@@ -345,7 +371,7 @@ def _rivals(group: Group) -> Iterator[Obstacle]:
     if node is None or not node.active:
         return
     total = _books(group, agent).total
-    for asked, other in enumerate(cluster.shares.order()):
+    for asked, other in enumerate(in_order(cluster, total)):
         client = other.client
         assert client is not None
         if client == own or asked >= MAX_RIVALS_ASKED:
@@ -379,7 +405,7 @@ def _not_free_hint(group: Group) -> str:
 
 def _limits(group: Group) -> Iterator[Obstacle]:
     """Limits of the role and of those above it that leave less than is wanted; all of them where nothing is stated."""
-    node = _role_node(group)
+    node: Node | None = group.cluster.shares.nearest(group.client.role)
     wanted: dict[str, int] = {}
     for shape, _ in group.shapes:
         for kind, amount in _amounts(shape.resources):
@@ -404,16 +430,16 @@ def _limits(group: Group) -> Iterator[Obstacle]:
 def _limit_hint(group: Group) -> str:
     for obstacle in _limits(group):
         return (
-            f"wait for tasks of {obstacle.name} to end, ask for less {obstacle.resource}, or raise the limit with `bursar quota set "
-            f"{obstacle.name}`"
+            f"wait for tasks of {obstacle.name} to end, ask for less {obstacle.resource}, or raise the limit with "
+            f"`bursar quota set --role {obstacle.name}`"
         )
-    return "raise the limit with `bursar quota set`; see `bursar role tree`"
+    return "raise the limit with `bursar quota set`; see `bursar quota ls`"
 
 
 def _guarantees(group: Group) -> Iterator[Obstacle]:
     """Guarantees of others that are not met: what is kept free for them."""
     own = set()
-    node = _role_node(group)
+    node: Node | None = group.cluster.shares.nearest(group.client.role)
     while node is not None:
         own.add(node.path)
         node = node.parent
@@ -444,10 +470,10 @@ def _guarantees(group: Group) -> Iterator[Obstacle]:
 def _guarantee_hint(group: Group) -> str:
     for obstacle in _guarantees(group):
         return (
-            f"wait until {obstacle.name} uses it or more is free, lower its guarantee with `bursar quota set {obstacle.name}`, or "
+            f"wait until {obstacle.name} uses it or more is free, lower its guarantee with `bursar quota set --role {obstacle.name}`, or "
             f"give {group.client.role} a guarantee of its own"
         )
-    return "see `bursar role tree`; lower a guarantee with `bursar quota set`"
+    return "lower a guarantee with `bursar quota set`; see `bursar quota ls`"
 
 
 def _minimum(group: Group) -> Iterator[Obstacle]:
@@ -564,10 +590,12 @@ WORDS: dict[RefusalReason, Words] = {
         lambda group: "a rule keeps part of what is free from the framework", _rule_hint, _rules
     ),
     RefusalReason.QUOTA_LIMIT: Words(
-        lambda group: f"a limit of {group.client.role}, or of a role above it, leaves no more", _limit_hint, _limits
+        lambda group: "enough is free, but the limit of the role, or of a role above it, is reached",
+        _limit_hint,
+        _limits,
     ),
     RefusalReason.HEADROOM: Words(
-        lambda group: "what is free is kept for the guarantees of other roles", _guarantee_hint, _guarantees
+        lambda group: "enough is free, but it is kept for the guarantees of other roles", _guarantee_hint, _guarantees
     ),
     RefusalReason.TOO_SMALL: Words(
         lambda group: "what is free is less than the smallest offer",
@@ -596,14 +624,6 @@ def _books(group: Group, agent: Agent) -> Books:
 
 def _covers(cluster: Cluster, stack: Stack, role: str) -> bool:
     return covers(stack[-1].holder, role)
-
-
-def _role_node(group: Group) -> Node | None:
-    """The deepest node of the role, or of one above it, that is in use."""
-    role = group.client.role
-    while (node := group.cluster.shares.find(role)) is None and "/" in role:
-        role = role.rpartition("/")[0]
-    return node
 
 
 def _siblings(left: Node, right: Node) -> tuple[Node, Node]:
