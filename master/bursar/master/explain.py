@@ -50,12 +50,14 @@ _STRUCTURAL = (
     RefusalReason.CAPABILITY_MISSING,
     RefusalReason.NOT_FREE,
 )
+#: What is said even to who has an offer: more is free, and wanted.
+_HELD_BACK = (RefusalReason.STRIPPED_BY_RULE, RefusalReason.QUOTA_LIMIT, RefusalReason.HEADROOM)
 
 
 class Standing(Enum):
     """What a pair may be other than refused."""
 
-    #: It has an outstanding offer.
+    #: It has an outstanding offer, and nothing more is kept from it.
     OFFERED = 1
     #: Nothing stands in the way; the next cycle makes the offer.
     DUE = 2
@@ -74,7 +76,7 @@ def standing(cluster: Cluster, agent: Agent, client: Client, framework: Framewor
     others: Holding = books.free
     for entry in books.offered.values():
         if entry.client == client:
-            return Standing.OFFERED
+            return decision if decision in _HELD_BACK else Standing.OFFERED
         others = add_holdings(others, entry.holding)
     if decision is RefusalReason.DECLINED:
         # What was declined may be less than what is wanted.
