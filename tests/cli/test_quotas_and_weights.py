@@ -131,3 +131,47 @@ async def test_a_file_that_holds_no_quotas_is_refused(bursar: Any, asked: list[A
     path.write_text(text)
     refused = await bursar("quota", "set", "--file", str(path))
     assert refused.code == 2 and "--file" in refused.stderr and not asked
+
+
+# --- roles ---
+
+
+def role(name: str, **more: Any) -> Any:
+    return op.RoleView(name, **more)
+
+
+TREE = (
+    role("*"),
+    role("eng", limits={"gpus": 5000}, consumed={"gpus": 4000}, limit_left={"gpus": 1000}, unmet={"gpus": 1000}),
+    role("eng-x", framework_ids=("f",)),
+    role(
+        "eng/web", weight_milli=2500, guarantees={"gpus": 2000}, consumed={"gpus": 7000},
+        limit_left={"gpus": -2000}, own_weight_milli=500, framework_ids=("f", "g"),
+    ),
+    role("lone/child"),
+)  # fmt: skip
+
+
+async def test_roles_are_shown_as_a_tree(bursar: Any, asked: list[Any], master: Any) -> None:
+    master.operator["ListRoles"] = lambda request: op.ListRolesResponse(TREE)
+    lines = (await bursar("role", "tree")).stdout.splitlines()
+    assert lines[0].split("  ")[0] == "ROLE" and "KEPT FREE" in lines[0] and "LEFT" in lines[0]
+    assert [line.split("  ")[0] or line.strip().split()[0] for line in lines[1:]] == [
+        "*", "eng", "web", ".", "eng-x", "child"
+    ]  # fmt: skip
+    assert lines[2].split() == ["eng", "1", "0.00%", "-", "gpus:5", "gpus:4", "gpus:1", "gpus:1", "-", "0"]
+    assert lines[3].startswith("  web ")
+    assert lines[3].split() == ["web", "2.5", "0.00%", "gpus:2", "-", "gpus:7", "gpus:0", "-", "-", "2"]
+    assert lines[4].split()[:2] == [".", "0.5"]
+    names = (await bursar("role", "tree", "-o", "name")).stdout.split()
+    assert names == ["*", "eng", "eng/web", "eng-x", "lone/child"]
+
+
+async def test_the_tree_as_json_nests(bursar: Any, asked: list[Any], master: Any) -> None:
+    master.operator["ListRoles"] = lambda request: op.ListRolesResponse(TREE)
+    shown = json.loads((await bursar("role", "tree", "-o", "json")).stdout)
+    assert [entry["role"] for entry in shown] == ["*", "eng", "eng-x", "lone/child"]
+    (web,) = shown[1].pop("children")
+    assert web["children"] == [] and web["limit_left"] == {"gpus": -2000} and web["own_weight_milli"] == 500
+    flat = json.loads((await bursar("role", "ls", "-o", "json")).stdout)
+    assert shown[1] == next(entry for entry in flat if entry["role"] == "eng")

@@ -735,8 +735,10 @@ class Playbook:
     def unset_flag(self, name: str) -> Any:
         return self.ask(op.UnsetFlagRequest("", name))
 
-    def reserve(self, agent: str, role: str, asked: ResourceRequest, *, request_id: str = "", **labels: str) -> Any:
-        return self.ask(op.ReserveResourcesRequest(request_id, agent, role, asked, labels))
+    def reserve(
+        self, agent: str, role: str, asked: ResourceRequest, *, request_id: str = "", force: bool = False, **labels: str
+    ) -> Any:
+        return self.ask(op.ReserveResourcesRequest(request_id, agent, role, asked, labels, force=force))
 
     def unreserve(self, agent: str, role: str, asked: ResourceRequest, *, request_id: str = "", **labels: str) -> Any:
         return self.ask(op.UnreserveResourcesRequest(request_id, agent, role, asked, labels))

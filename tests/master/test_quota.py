@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages import operator as op
 from bursar.core.messages.framework import Rescind
 from bursar.core.messages.offers import Demand, Operation, Reserve, Unreserve
@@ -288,3 +289,49 @@ def test_reserving_what_was_offered_changes_nothing_that_counts(book: Any) -> No
     back = ReservedResources(part.stack, part.resources)
     assert ml.accept(ml.offer, Operation("u", Unreserve("a", back))).error is None
     assert gpus(ml) <= 2
+
+
+def test_an_operator_reserves_within_limits_unless_forced(book: Any) -> None:
+    """T21: in Mesos an operator's reservation passes limits without a word."""
+    book.agent(gpus=6)
+    set_quotas(book, book.quota("eng", limit="gpus:3"))
+    wanting(book, "f", "eng/web").run(book.spec("t", cpus=1, gpus=1))
+    web = wanting(book, "g", "eng/web")
+    assert gpus(web) == 1
+    refused = book.reserve("a", "eng/db", book.request(gpus=2))
+    assert isinstance(refused, ErrorDetail) and refused.reason is ErrorReason.RESOURCES_IN_USE
+    assert refused.message == "role 'eng' would have gpus: 4, more than its limit of 3" and "--force" in refused.hint
+    assert gpus(web) == 1 and not book.registry.agents["a"].reservations, "nothing changed"
+    assert isinstance(book.reserve("a", "eng/db", book.request(gpus=1)), op.ReserveResourcesResponse)
+    assert isinstance(book.reserve("a", "eng/db", book.request(gpus=2), force=True), op.ReserveResourcesResponse)
+    assert isinstance(book.reserve("a", "ml", book.request(gpus=1)), op.ReserveResourcesResponse)
+
+
+def test_offers_that_end_for_a_reservation_of_their_own_role_do_not_count_twice(book: Any) -> None:
+    book.agent(gpus=2)
+    set_quotas(book, book.quota("ml", limit="gpus:2"))
+    ml = wanting(book, "f", "ml/vision", 2)
+    assert gpus(ml) == 2
+    assert isinstance(book.reserve("a", "ml", book.request(gpus=2)), op.ReserveResourcesResponse)
+
+
+def test_tasks_that_come_back_leave_no_room_for_what_was_offered_meanwhile(book: Any) -> None:
+    """Limits hold when an offer is accepted, too: then it is refused, and what is offered next stays within the limit."""
+    agent = book.agent("a", gpus=2)
+    set_quotas(book, book.quota("ml", limit="gpus:2"))
+    ml = wanting(book, "f", "ml", 2)
+    ml.run(book.spec("t", cpus=1, gpus=1))
+    agent.disconnect()
+    book.advance(100_000)
+    book.agent("b", gpus=2)
+    ml.want(book.shape(2, role="ml", cpus=1, gpus=1), version=2)
+    assert gpus(ml) == 2
+    with book.batch():
+        agent.connect()
+        refused = ml.accept(
+            list(ml.offers.values()), book.launch(*(book.spec(name, cpus=1, gpus=1, agent_id="b") for name in "uv"))
+        )
+    assert refused.error is not None and refused.error.reason is ErrorReason.RESOURCES_IN_USE
+    assert "come back" in refused.error.message
+    assert gpus(ml) == 1 and ml.view.tasks == 1
+    ml.run(book.spec("w", cpus=1, gpus=1))

@@ -62,14 +62,17 @@ def _read_labels(ctx: click.Context, param: click.Parameter, values: tuple[str, 
 
 
 @click.command()
+@click.option("--force", is_flag=True, help="Also beyond a limit of the role.")
 @_what
-def reserve(role: str, agent: str, resources: ResourceRequest, labels: dict[str, str], output: str) -> None:
+def reserve(
+    role: str, agent: str, resources: ResourceRequest, labels: dict[str, str], force: bool, output: str
+) -> None:
     """Keep resources of one agent for a role.
 
     Takes what is free or offered (such offers are rescinded), never what a task holds. Prints what was reserved, with the
     devices that were picked.
     """
-    out.print_one(ask(lambda client: client.reserve(agent, role, resources, labels)), LISTING, output)
+    out.print_one(ask(lambda client: client.reserve(agent, role, resources, labels, force=force)), LISTING, output)
 
 
 @click.command()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from bursar.cli import output as out
@@ -17,10 +20,29 @@ LISTING = out.Listing(
         "ALLOCATED": lambda role: out.resources(role.allocated),
         "OFFERED": lambda role: out.resources(role.offered),
         "RESERVED": lambda role: out.resources(role.reserved),
+        "GUARANTEE": lambda role: out.amounts(role.guarantees),
+        "LIMIT": lambda role: out.amounts(role.limits),
+        "CONSUMED": lambda role: out.amounts(role.consumed),
+        "LEFT": lambda role: out.amounts({kind: max(0, left) for kind, left in role.limit_left.items()}),
     },
     name=lambda role: role.role,
     details={},
 )
+
+#: The same as a tree; `ROLE` is the last component then, below the role above.
+TREE_COLUMNS: dict[str, Callable[[Any], str]] = {
+    "WEIGHT": LISTING.columns["WEIGHT"],
+    "SHARE": LISTING.columns["SHARE"],
+    "GUARANTEE": LISTING.columns["GUARANTEE"],
+    "LIMIT": LISTING.columns["LIMIT"],
+    "CONSUMED": LISTING.columns["CONSUMED"],
+    "LEFT": LISTING.columns["LEFT"],
+    "KEPT FREE": lambda role: out.amounts(role.unmet),
+    "RESERVED": lambda role: out.main_resources(role.reserved),
+    "FRAMEWORKS": lambda role: str(len(role.framework_ids)),
+}
+
+DEFAULT_WEIGHT_MILLI = 1000
 
 
 @click.group()
@@ -34,3 +56,40 @@ def role() -> None:
 def list_roles(output: str) -> None:
     """List the roles that are in use."""
     out.print_list(ask(lambda client: client.roles()), LISTING, output)
+
+
+@role.command("tree")
+@output_option
+@master_option
+def show_tree(output: str) -> None:
+    """Show the roles as a tree: weights, shares, quotas with what is used and left, reservations, frameworks.
+
+    What a role holds, keeps and consumes includes the roles below it. LEFT is what the tightest limit of the role and of those above
+    it leaves; KEPT FREE is what is held back from others for guarantees. `.` is a role's own place among its children, where that has
+    a weight.
+    """
+    roles = {found.role: found for found in ask(lambda client: client.roles())}
+    order = sorted(roles, key=lambda name: name.split("/"))
+    if output == "json":
+        out.write(out.dump_json(_nested(roles, order)))
+    elif output == "name":
+        out.write("".join(f"{name}\n" for name in order))
+    else:
+        rows = []
+        for name in order:
+            depth, last = name.count("/"), name.rsplit("/", 1)[-1]
+            rows.append(["  " * depth + last, *(show(roles[name]) for show in TREE_COLUMNS.values())])
+            if roles[name].own_weight_milli != DEFAULT_WEIGHT_MILLI:
+                own = [format_milli(roles[name].own_weight_milli), *["-"] * (len(TREE_COLUMNS) - 1)]
+                rows.append(["  " * (depth + 1) + ".", *own])
+        out.write_table(["ROLE", *TREE_COLUMNS], rows)
+
+
+def _nested(roles: dict[str, Any], order: list[str]) -> list[dict[str, Any]]:
+    """As `role ls`, with `children` in each role; those without a role above them that is known are at the top."""
+    entries = {name: out.to_json(roles[name]) | {"children": []} for name in order}
+    top: list[dict[str, Any]] = []
+    for name in order:
+        above = entries.get(name.rpartition("/")[0])
+        (top if above is None else above["children"]).append(entries[name])
+    return top

@@ -138,11 +138,22 @@ class OperatorClient:
         return (await self._call("KillTask", request)).task  # type: ignore[no-any-return]
 
     async def reserve(
-        self, agent: str, role: str, resources: ResourceRequest, labels: Mapping[str, str] | None = None
+        self,
+        agent: str,
+        role: str,
+        resources: ResourceRequest,
+        labels: Mapping[str, str] | None = None,
+        *,
+        force: bool = False,
     ) -> operator_service_pb2.ReservationView:
-        """Keep resources of an agent for a role; the answer names the devices that were picked."""
+        """Keep resources of an agent for a role; the answer names the devices that were picked. `force`: also beyond a limit."""
         request = operator_service_pb2.ReserveResourcesRequest(
-            request_id=_fresh_id(), agent=agent, role=role, resources=encode_request(resources), labels=labels or {}
+            request_id=_fresh_id(),
+            agent=agent,
+            role=role,
+            resources=encode_request(resources),
+            labels=labels or {},
+            force=force,
         )
         return (await self._call("ReserveResources", request)).reservation  # type: ignore[no-any-return]
 

@@ -6,6 +6,7 @@ call is refused with a reason per operation and the resources come back, damped.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from bursar.core.errors import ErrorDetail, ErrorReason
@@ -29,8 +30,10 @@ from bursar.core.text import format_shortfall
 from bursar.master import reservations
 from bursar.master.allocator.carve import carve
 from bursar.master.allocator.demand import shape_of_task
+from bursar.master.allocator.held_back import is_loose, loose_amounts
 from bursar.master.ledger import TaskKey
 from bursar.master.offers import damp, end_offers, refuse_until_ms
+from bursar.master.quotas import accept_problem
 from bursar.master.records import CallDone, TaskRecorded
 from bursar.master.state import Cluster, Framework, Task, Turn
 from bursar.master.tasks import add_task, send_launches
@@ -92,6 +95,10 @@ def accept(cluster: Cluster, turn: Turn, framework: Framework, call: Accept) -> 
         first = next(result.error for result in plan.results if result.error)
         _refuse(cluster, turn, framework, call, first, plan.results)
         return
+    if cluster.shares.quota_kinds and (passed := _limit_problem(cluster, plan)) is not None:
+        _give_back(cluster, framework, call.offer_ids, until_ms)
+        _refuse(cluster, turn, framework, call, passed, [])
+        return
     _carry_out(cluster, turn, framework, call, plan, until_ms)
 
 
@@ -119,6 +126,25 @@ def _offers_problem(cluster: Cluster, framework: Framework, call: Accept) -> Err
             "offer_ids",
         )
     return None
+
+
+def _limit_problem(cluster: Cluster, plan: _Plan) -> ErrorDetail | None:
+    """Say which limit would be passed by what the operations use; what is left over is given back."""
+    offered: Counter[str] = Counter()
+    for holding in plan.offered.values():
+        offered.update(loose_amounts(holding))
+    used: Counter[str] = Counter()
+    for step in plan.steps:
+        match step:
+            case _Restack(_, source, target, resources):
+                # A reservation counts for as long as it is there.
+                if is_loose(source) and not is_loose(target):
+                    used.update(resources.amounts())
+                elif is_loose(target) and not is_loose(source):
+                    used.subtract(resources.amounts())
+            case _Start(_, _, holding):
+                used.update(loose_amounts(holding))
+    return accept_problem(cluster, plan.role, offered, used)
 
 
 def _plan(cluster: Cluster, framework: Framework, call: Accept) -> _Plan:

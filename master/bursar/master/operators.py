@@ -9,7 +9,7 @@ from bursar.core.messages import operator as op
 from bursar.core.messages.operator import FlagView, OperatorRequest, OperatorResponse
 from bursar.core.tasks import StatusReason
 from bursar.core.text import parse_minimum
-from bursar.master import frameworks, quotas, reservations, views, weights
+from bursar.master import frameworks, quotas, reservations, role_views, views, weights
 from bursar.master.agents import tell_ping_settings
 from bursar.master.allocator.visibility import compile_gpu_filter
 from bursar.master.explain import explain_agent, explain_framework, explain_role
@@ -58,8 +58,8 @@ def answer(
                 return framework
             return op.GetFrameworkResponse(views.framework_view(cluster, framework))
         case op.ListRolesRequest(page):
-            roles, token = views.page_of(views.role_names(cluster), lambda role: role, page)
-            return op.ListRolesResponse(tuple(views.role_view(cluster, role) for role in roles), token)
+            roles, token = views.page_of(role_views.role_names(cluster), lambda role: role, page)
+            return op.ListRolesResponse(role_views.role_views(cluster, roles), token)
         case op.ListOffersRequest(page):
             offers = sorted(cluster.offers.values(), key=lambda outstanding: outstanding.offer.offer_id)
             listed, token = views.page_of(offers, lambda outstanding: outstanding.offer.offer_id, page)

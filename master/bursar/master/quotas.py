@@ -13,9 +13,10 @@ from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.flags import closest
 from bursar.core.ids import OfferId
 from bursar.core.messages.operator import Quota, QuotaView, SetQuotasRequest, SetQuotasResponse
-from bursar.core.resources import GPUS, MAX_AMOUNT, MILLI, PORTS
-from bursar.core.roles import ancestors, covers, plain_role, role_problem
+from bursar.core.resources import GPUS, MAX_AMOUNT, MILLI, PORTS, UNRESERVED, ResourceRequest, to_holding
+from bursar.core.roles import ancestors, covers, role_problem
 from bursar.core.text import format_amount
+from bursar.master.allocator.held_back import is_loose, loose_amounts
 from bursar.master.allocator.quota import settle, unmet
 from bursar.master.offers import rescind
 from bursar.master.records import QuotasRecorded
@@ -174,13 +175,9 @@ def _offers(cluster: Cluster, tree: Mapping[str, TrialRole]) -> list[_Offered]:
     for offer_id, outstanding in cluster.offers.items():
         role = outstanding.offer.role
         node = next((tree[path] for path in (role, *ancestors(role)) if path in tree), tree[""])
-        counted: dict[str, int] = {}
-        unreserved: dict[str, int] = {}
-        for part in outstanding.offer.resources:
-            if not part.stack:
-                _add(unreserved, part.resources.amounts())
-            if not part.stack or plain_role(part.stack[-1].holder) is None:
-                _add(counted, part.resources.amounts())
+        holding = to_holding(outstanding.offer.resources)
+        counted = loose_amounts(holding)
+        unreserved = holding[UNRESERVED].amounts() if UNRESERVED in holding else {}
         if counted:
             found.append(_Offered(offer_id, node, counted, unreserved))
     return found
@@ -297,7 +294,7 @@ def _reserved_to_expressions(cluster: Cluster) -> dict[str, int]:
     found: dict[str, int] = {}
     for books in cluster.ledger.books.values():
         for stack, part in books.total.items():
-            if books.counted and stack and plain_role(stack[-1].holder) is None:
+            if books.counted and stack and is_loose(stack):
                 _add(found, part.amounts())
     return found
 
@@ -324,6 +321,61 @@ def _passed_problem(
 
 def _invalid(message: str, hint: str, field: str) -> ErrorDetail:
     return ErrorDetail(ErrorReason.INVALID_ARGUMENT, message, hint, field)
+
+
+# --- what else would pass a limit ---
+
+
+def reserve_problem(
+    cluster: Cluster, role: str, resources: ResourceRequest, going: Iterable[OfferId]
+) -> ErrorDetail | None:
+    """An operator's reservation would pass a limit of the role or of one above it (T21); `going` are offers that end for it."""
+    if not cluster.shares.quota_kinds:
+        return None
+    amounts = dict(resources.scalars)
+    if resources.gpu_count:
+        amounts[GPUS] = MILLI * resources.gpu_count
+    freed: dict[str, dict[str, int]] = {}
+    for offer_id in going:
+        offer = cluster.offers[offer_id].offer
+        _add(freed.setdefault(offer.role, {}), loose_amounts(to_holding(offer.resources)))
+    for path in (role, *ancestors(role)):
+        for kind, limit in sorted(_limits(cluster, path).items()):
+            given_back = sum(parts.get(kind, 0) for below, parts in freed.items() if covers(path, below))
+            then = _consumed(cluster, path).get(kind, 0) - given_back + amounts.get(kind, 0)
+            if amounts.get(kind, 0) and then > limit:
+                return ErrorDetail(
+                    ErrorReason.RESOURCES_IN_USE,
+                    f"role {path!r} would have {kind}: {format_amount(kind, then)}, more than its limit of "
+                    f"{format_amount(kind, limit)}",
+                    "reserve less, raise the limit (`bursar quota set`), or --force",
+                    "resources",
+                )
+    return None
+
+
+def accept_problem(cluster: Cluster, role: str, offered: Amounts, used: Amounts) -> ErrorDetail | None:
+    """What an accept uses would leave a limit passed. Offers are cut to limits, so this is rare: tasks came back with an agent.
+
+    `offered` and `used`: what counts of the offers and of the operations.
+    """
+    for path in (role, *ancestors(role)):
+        for kind, limit in sorted(_limits(cluster, path).items()):
+            then = _consumed(cluster, path).get(kind, 0) - offered.get(kind, 0) + used.get(kind, 0)
+            if used.get(kind, 0) > 0 and then > limit:
+                return ErrorDetail(
+                    ErrorReason.RESOURCES_IN_USE,
+                    f"role {path!r} would have {kind}: {format_amount(kind, then)}, more than its limit of "
+                    f"{format_amount(kind, limit)}: others of the role have come back since this was offered",
+                    "wait for tasks of the role to end; new offers stay within the limit",
+                    "operations",
+                )
+    return None
+
+
+def _limits(cluster: Cluster, role: str) -> Amounts:
+    quota = cluster.durable.quotas.get(role)
+    return {} if quota is None else quota.limits
 
 
 # --- which offers go ---

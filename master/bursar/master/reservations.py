@@ -32,6 +32,7 @@ from bursar.core.text import format_request, format_resources, format_shortfall
 from bursar.master.allocator.carve import carve
 from bursar.master.ledger import Books
 from bursar.master.offers import rescind
+from bursar.master.quotas import reserve_problem
 from bursar.master.records import ReservationsRecorded
 from bursar.master.state import Agent, Cluster, Turn
 
@@ -80,6 +81,8 @@ def reserve(
     in_the_way = _offers_to_rescind(cluster, agent, request.resources, UNRESERVED, free)
     if isinstance(in_the_way, ErrorDetail):
         return in_the_way
+    if not request.force and (error := reserve_problem(cluster, request.role, request.resources, in_the_way)):
+        return error
     rescind(cluster, turn, in_the_way, f"resources of {agent.info.hostname} were reserved to {request.role}")
     part = carve({UNRESERVED: books.free.get(UNRESERVED, EMPTY)}, request.resources, agent.devices)
     assert part is not None and UNRESERVED in part, request

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import DeviceUuid
 from bursar.core.messages.operator import (
     AgentView,
     DeviceView,
@@ -15,11 +16,9 @@ from bursar.core.messages.operator import (
     OfferView,
     Page,
     ReservationView,
-    RoleView,
     TaskView,
 )
 from bursar.core.resources import Resources, holding_total, sum_resources, to_reserved
-from bursar.core.roles import covers
 from bursar.core.tasks import StatusReason
 from bursar.master.ledger import TaskKey
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Task
@@ -84,16 +83,22 @@ def agent_view(cluster: Cluster, agent: Agent) -> AgentView:
 
 
 def _amounts_of_offers(cluster: Cluster, framework: Framework, role: str | None = None) -> Resources:
-    return _sum_anywhere(
+    return sum_anywhere(
         holding_total(cluster.ledger.offer_holding(cluster.offers[offer_id].offer.agent_id, offer_id))
         for offer_id in framework.offers
         if role is None or cluster.offers[offer_id].offer.role == role
     )
 
 
-def _sum_anywhere(parts: object) -> Resources:
+def sum_anywhere(parts: Iterable[Resources]) -> Resources:
     """Sum over agents: ports of different agents are different ports and are left out."""
-    return sum_resources(Resources(part.scalars, (), part.devices) for part in parts)  # type: ignore[attr-defined]
+    scalars: dict[str, int] = {}
+    devices: set[DeviceUuid] = set()
+    for part in parts:
+        devices |= part.devices
+        for kind, amount in part.scalars.items():
+            scalars[kind] = scalars.get(kind, 0) + amount
+    return Resources(scalars, (), frozenset(devices))
 
 
 def framework_view(cluster: Cluster, framework: Framework) -> FrameworkView:
@@ -105,51 +110,11 @@ def framework_view(cluster: Cluster, framework: Framework) -> FrameworkView:
         tuple(sorted(framework.suppressed)),
         framework.demand,
         offered=_amounts_of_offers(cluster, framework),
-        allocated=_sum_anywhere(holding_total(cluster.ledger.task_holding(task.key)) for task in live),
+        allocated=sum_anywhere(holding_total(cluster.ledger.task_holding(task.key)) for task in live),
         offers=len(framework.offers),
         tasks=len(live),
         subscribed_at_ms=framework.subscribed_at_ms,
         failover_deadline_ms=framework.failover_deadline_ms,
-    )
-
-
-def role_names(cluster: Cluster) -> list[str]:
-    """Every role in use: by frameworks, tasks or reservations, and `*`."""
-    names = set(cluster.shares.roles()) | {"*"}
-    for framework in cluster.frameworks.values():
-        names.update(framework.info.roles)
-    for books in cluster.ledger.books.values():
-        names.update(stack[-1].holder for stack in books.total if stack)
-    return sorted(names)
-
-
-def role_view(cluster: Cluster, role: str) -> RoleView:
-    """One role; what it holds includes its descendants."""
-    offered = [
-        holding_total(cluster.ledger.offer_holding(outstanding.offer.agent_id, offer_id))
-        for offer_id, outstanding in cluster.offers.items()
-        if covers(role, outstanding.offer.role)
-    ]
-    allocated = [
-        holding_total(cluster.ledger.task_holding(key))
-        for agent in cluster.agents.values()
-        for key in agent.tasks
-        if covers(role, cluster.tasks[key].assigned.role)
-    ]
-    reserved = [
-        part
-        for books in cluster.ledger.books.values()
-        for stack, part in books.total.items()
-        if stack and covers(role, stack[-1].holder)
-    ]
-    return RoleView(
-        role,
-        cluster.shares.weight_milli(role),
-        cluster.shares.share_millionths(role),
-        offered=_sum_anywhere(offered),
-        allocated=_sum_anywhere(allocated),
-        reserved=_sum_anywhere(reserved),
-        framework_ids=tuple(sorted(f.framework_id for f in cluster.frameworks.values() if role in f.info.roles)),
     )
 
 

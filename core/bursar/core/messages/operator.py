@@ -130,6 +130,12 @@ class RoleView:
     allocated: Resources = EMPTY
     reserved: Resources = EMPTY
     framework_ids: tuple[FrameworkId, ...] = ()
+    guarantees: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[str, int] = field(default_factory=dict)
+    consumed: Mapping[str, int] = field(default_factory=dict)
+    limit_left: Mapping[str, int] = field(default_factory=dict)
+    unmet: Mapping[str, int] = field(default_factory=dict)
+    own_weight_milli: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,6 +468,7 @@ class ReserveResourcesRequest:
     role: str
     resources: ResourceRequest
     labels: Mapping[str, str] = field(default_factory=dict)
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)

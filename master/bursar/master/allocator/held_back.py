@@ -39,7 +39,7 @@ def cut_to_quota(
     What is reserved to a plain role is not cut: it counts whether it is used or not (RSV-15). What is reserved to an expression
     counts once it is used, and so within limits, but it is not taken from the headroom; it is used first, as in an accept.
     """
-    loose = [stack for stack in available if not stack or plain_role(stack[-1].holder) is None]
+    loose = [stack for stack in available if is_loose(stack)]
     if not loose:
         return None
     left: dict[Stack, dict[str, int]] = {}
@@ -79,6 +79,21 @@ def cut_to_quota(
         if (part := _cut(whole, left[stack], devices) if stack in left else whole)
     }
     return Within(holding, list(dict.fromkeys(cut_kinds)), min(reasons))
+
+
+def is_loose(stack: Stack) -> bool:
+    """Whether what is held of a bucket counts as consumed for being held: what is reserved to a plain role counts in any case."""
+    return not stack or plain_role(stack[-1].holder) is None
+
+
+def loose_amounts(holding: Holding) -> dict[str, int]:
+    """What counts of a holding for being held, kind by kind."""
+    found: dict[str, int] = {}
+    for stack, part in holding.items():
+        if is_loose(stack):
+            for kind, amount in part.amounts().items():
+                found[kind] = found.get(kind, 0) + amount
+    return found
 
 
 def _whole(kind: str, amount: int) -> int:
