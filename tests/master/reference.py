@@ -152,6 +152,8 @@ class Reference:
         self.excluded: frozenset[str] = frozenset()
         #: Role → thousandths; `role/.` is the place of a role's own frameworks among its children (T24).
         self.weights: dict[str, int] = {}
+        #: Role → (guarantees, limits), kind → amount as `Resources.amounts`.
+        self.quotas: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {}
         self.agents: dict[str, Agent] = {}
         self.frameworks: dict[str, Framework] = {}
         #: Oldest first.
@@ -276,13 +278,14 @@ class Reference:
 
     def forget(self, anew: Agent | None = None) -> None:
         """Who neither holds nor may get anything is forgotten with its count, and a role that has neither anybody nor a
-        reservation (ROL-1). The reservations of an agent that is told anew come anew.
+        reservation or quota (ROL-1). The reservations of an agent that is told anew come anew.
         """
         known = {node for client in self.clients() for node in _line(*client)}
         for agent in self.agents.values():
             for stack, part in agent.buckets.items():
                 if stack and part.amounts() and agent.counts and agent is not anew:
-                    known |= set(_line(stack[-1].holder, "")[:-2])
+                    known |= set(_path(stack[-1].holder))
+        known |= {node for role in self.quotas for node in _path(role)}
         self.given = {node: count for node, count in self.given.items() if node in known}
 
     # --- What a client may have of an agent, as a list of steps ---
@@ -302,6 +305,7 @@ class Reference:
             return None
         # RSV-7: what is unreserved, or reserved to the role or to one above it.
         offerable = {stack: part for stack, part in free.items() if not stack or covers(stack[-1].holder, role)}
+        offerable = self.within_quota(agent, role, offerable)
         promised: dict[int, int] = {}
         if framework.version:
             offerable, promised = self.cut(agent, role, framework, self.open(framework), offerable)
@@ -373,6 +377,97 @@ class Reference:
             for refusal in self.filters
         )
 
+    # --- Quota (mesos.md §3.3; design.md §5: limits hold down the tree) ---
+
+    def consumed(self, roles: Iterable[str], kind: str) -> dict[str, int]:
+        """What counts against the quota of each role: what is reserved to it and to those below it, used or not, and what they hold
+        of anything else. What is offered counts. So does an agent that is away, until it is given up.
+        """
+        used = dict.fromkeys(roles, 0)
+
+        def count(payer: str, amount: int) -> None:
+            for role in used:
+                if covers(role, payer):
+                    used[role] += amount
+
+        for agent in self.agents.values():
+            for stack, part in agent.buckets.items():
+                if agent.counts and stack:
+                    count(stack[-1].holder, part.amount(kind))
+        for holder in (*self.offers, *self.tasks):
+            if self.agents[holder.agent_id].counts:
+                count(holder.role, holder.holding.get((), EMPTY).amount(kind))
+        return used
+
+    def unmet(self, role: str, kind: str, used: Mapping[str, int]) -> int:
+        """What is kept free for a role and those below it: what they consume less than they are guaranteed, or what their parts
+        hope for where that is more; but not more than the limits let them have. The empty role is all roles together.
+        """
+        below = sum(self.unmet(child, kind, used) for child in used if child.rpartition("/")[0] == role and child)
+        guarantees, limits = self.quotas.get(role, ({}, {}))
+        unmet = max(0, guarantees.get(kind, 0) - used.get(role, 0), below)
+        return max(0, min(unmet, limits[kind] - used[role])) if kind in limits else unmet
+
+    def quota_roles(self, role: str) -> list[str]:
+        """All roles with quota, those above them, and the path of one role."""
+        return sorted({node for known in (*self.quotas, role) for node in _path(known)})
+
+    def allowed(self, role: str, kind: str, wanted: int) -> int:
+        """The most of what is unreserved that may be given to a role, at most `wanted`: no limit is passed, up the tree; and a
+        guarantee that can be kept still can be, from what is free in the cluster, or what a limit leaves to those below it.
+        """
+        before = self.consumed(self.quota_roles(role), kind)
+        free = sum(self.free(agent).get((), EMPTY).amount(kind) for agent in self.agents.values() if agent.connected)
+
+        def rooms(given: int) -> list[tuple[int, int]]:
+            """Of all places where something is kept for guarantees below: (what is left there, what is missing)."""
+            used = {path: amount + given * covers(path, role) for path, amount in before.items()}
+            found = []
+            for place in ("", *_path(role)):
+                limits = self.quotas.get(place, ({}, {}))[1]
+                if place and kind not in limits:
+                    continue
+                left = limits[kind] - used[place] if place else free - given
+                below = sum(self.unmet(child, kind, used) for child in used if child.rpartition("/")[0] == place)
+                found.append((left, max(0, below - max(0, left))))
+            return found
+
+        at_first = rooms(0)
+        least, most = 0, wanted
+        while least < most:
+            middle = (least + most + 1) // 2
+            fits = all(
+                left >= 0 and missing <= was for (left, missing), (_, was) in zip(rooms(middle), at_first, strict=True)
+            )
+            least, most = (middle, most) if fits else (least, middle - 1)
+        return least
+
+    def within_quota(self, agent: Agent, role: str, offerable: Holding) -> dict[Stack, Resources]:
+        """Unreserved resources are cut to what is allowed of each kind, GPUs whole; what is reserved to the role or to one above it
+        flows regardless (RSV-15). Ports are in no quota.
+        """
+        part = offerable.get((), EMPTY)
+        if not part or not self.quotas:
+            return dict(offerable)
+        left = {kind: self.allowed(role, kind, amount) for kind, amount in part.amounts().items()}
+        scalars = {kind: left[kind] for kind in part.scalars if left[kind]}
+        devices = frozenset(pick_connected(part.devices, left.get("gpus", 0) // 1000, agent.devices))
+        cut = {**offerable, (): Resources(scalars, part.ports, devices)}
+        return {stack: rest for stack, rest in cut.items() if rest}
+
+    def fulfils(self, role: str, free: Holding) -> bool:
+        """Whether some of what is free would fulfil a guarantee of the role or of one above it, beyond what roles below that one
+        hope for: such clients are served first (mesos.md §3.2, stage 1).
+        """
+        roles = self.quota_roles(role)
+        for path in _path(role) if self.quotas else ():
+            for kind, guarantee in self.quotas.get(path, ({}, {}))[0].items():
+                used = self.consumed(roles, kind)
+                below = sum(self.unmet(child, kind, used) for child in used if child.rpartition("/")[0] == path)
+                if guarantee - used[path] > below and any(part.amount(kind) for part in free.values()):
+                    return True
+        return False
+
     # --- The cycle (design.md §7) ---
 
     def cycle(self, agent_ids: Iterable[str]) -> None:
@@ -387,7 +482,9 @@ class Reference:
         free = self.free(agent)
         if not free:
             return False
-        for role, framework_id in self.order():
+        order = self.order()
+        first = [client for client in order if self.fulfils(client[0], free)]
+        for role, framework_id in [*first, *order]:
             framework = self.frameworks[framework_id]
             proposal = self.consider(agent, role, framework, free)
             if proposal is not None:
@@ -417,7 +514,8 @@ class Reference:
             if not self.changed:
                 return
             agents, self.changed = self.changed, set()
-            self.cycle(agents)
+            # What anybody consumes or frees changes what limits and headroom leave elsewhere.
+            self.cycle(self.agents if self.quotas else agents)
 
     def look_for(self, framework: Framework) -> None:
         """A stated demand is another one than agents were looked at for. Where more is open, any agent may serve it; where less
@@ -750,6 +848,12 @@ class Reference:
         """
         self.weights |= weights
 
+    def quotas_set(self, quotas: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]]) -> None:
+        """QTA-1: the quotas of these roles are replaced; empty ones are removed."""
+        self.quotas = {role: quota for role, quota in (self.quotas | quotas).items() if any(quota)}
+        self.forget()
+        self.changed |= set(self.agents)
+
     def excluded_set(self, kinds: Iterable[str]) -> None:
         """GPU-6: from now on these do not count; nothing else happens."""
         self.excluded = frozenset(kinds)
@@ -815,10 +919,15 @@ def fulfilled_shape(framework: Framework, role: str, request: ResourceRequest) -
     return None
 
 
+def _path(role: str) -> list[str]:
+    """The role and those above it, from the top: `a`, `a/b`."""
+    parts = role.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
 def _line(role: str, framework_id: str) -> list[str]:
     """The nodes from the top of the tree down to a framework in a role: `a`, `a/b`, `a/b/.`, `a/b/. f`."""
-    parts = [*role.split("/"), "."]
-    nodes = ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    nodes = _path(f"{role}/.")
     return [*nodes, f"{nodes[-1]} {framework_id}"]
 
 

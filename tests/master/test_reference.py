@@ -26,9 +26,10 @@ from bursar.core.errors import ErrorDetail
 from bursar.core.messages.agent import DevicesChanged
 from bursar.core.messages.framework import OfferSettings
 from bursar.core.messages.offers import Shape
+from bursar.core.messages.operator import Quota
 from bursar.core.resources import Holding, ReservedResources, Resources, to_holding
 from bursar.core.tasks import TaskState
-from bursar.core.text import format_duration, format_request, format_resources
+from bursar.core.text import format_amount, format_duration, format_request, format_resources
 
 _NAME = "bursar_tests_reference"
 if _NAME not in sys.modules:
@@ -289,13 +290,9 @@ class Duet:
         """Which devices are reserved, and which offers are rescinded for it, is not the allocator's to say: taken as it comes."""
         verb = "unreserves" if undo else "reserves"
         with self.doing(f"an operator {verb} {format_request(request)} on {agent_id} for {role}"):
-            before = {offer_id for peer in self.book.frameworks.values() for offer_id in peer.offers}
             act = self.book.unreserve if undo else self.book.reserve
-            answer = act(agent_id, role, request, **labels)
-            after = {offer_id for peer in self.book.frameworks.values() for offer_id in peer.offers}
-            gone = [offer for offer, offer_id in self.ids.items() if offer_id in before - after]
+            answer, gone = self.ask(lambda: act(agent_id, role, request, **labels))
             if isinstance(answer, ErrorDetail):
-                assert not gone, "refused, and yet offers were rescinded"
                 self.history[-1] += f": {answer.reason.name}"
                 return
             assert all(offer.agent_id == agent_id for offer in gone)
@@ -310,6 +307,28 @@ class Duet:
         with self.doing(f"filter-gpu-resources is {str(on).lower()}"):
             self.book.set_flag("filter-gpu-resources", str(on).lower())
             self.model.gpu_filter_set(on)
+
+    def set_quotas(self, quotas: dict[str, tuple[dict[str, int], dict[str, int]]], force: bool) -> None:
+        """Which quotas are refused, and which offers go for one, is not the allocator's to say: taken as it comes."""
+        words = "; ".join(f"{role}: {amounts_text(g)} to {amounts_text(m)}" for role, (g, m) in quotas.items())
+        with self.doing(f"quotas of {words}{', forced' if force else ''}"):
+            asked = [Quota(role, *quota) for role, quota in quotas.items()]
+            answer, gone = self.ask(lambda: self.book.set_quotas(*asked, force=force))
+            if isinstance(answer, ErrorDetail):
+                self.history[-1] += f": {answer.reason.name}"
+                return
+            self.history[-1] += f": {len(gone)} offers rescinded"
+            self.model.rescinded(gone)
+            self.model.quotas_set(quotas)
+
+    def ask(self, act: Any) -> tuple[Any, list[Any]]:
+        """The answer to an operator, and the offers that were rescinded for it: none where it is a refusal."""
+        before = {offer_id for peer in self.book.frameworks.values() for offer_id in peer.offers}
+        answer = act()
+        after = {offer_id for peer in self.book.frameworks.values() for offer_id in peer.offers}
+        gone = [offer for offer, offer_id in self.ids.items() if offer_id in before - after]
+        assert not gone or not isinstance(answer, ErrorDetail), "refused, and yet offers were rescinded"
+        return answer, gone
 
     def set_region(self, region: str) -> None:
         with self.doing(f"the master's region is {region or 'not told'}"):
@@ -374,6 +393,10 @@ def said_of(
     return "; ".join(parts)
 
 
+def amounts_text(amounts: dict[str, int]) -> str:
+    return ";".join(f"{kind}:{format_amount(kind, amount)}" for kind, amount in amounts.items()) or "any"
+
+
 def describe(key: Any) -> str:
     framework_id, role, agent_id, resources = key
     return f"{framework_id} in {role}: {text(to_holding(resources))} on {agent_id}"
@@ -387,7 +410,7 @@ def format_time(ms: int) -> str:
     return f"{ms / 1000:9.3f} s"
 
 
-ROLES = ["*", "a", "a/b", "a/c", "a/b/d", "e"]
+SOME_ROLES = ["*", "a", "a/b", "a/c", "a/b/d", "e"]
 KINDS = ["cpus", "mem", "gpus"]
 CONSTRAINTS = [
     "rack=r1",
@@ -405,10 +428,21 @@ CONSTRAINTS = [
 MINIMA = ["", "cpus:2", "cpus:4;mem:1GiB|gpus:1", "mem:16MiB"]
 
 
+quota_amounts = st.fixed_dictionaries(
+    {},
+    optional={
+        "cpus": st.sampled_from([1000, 0, 500, 3000, 6000]),
+        "mem": st.sampled_from([1 << 30, 0, 4 << 30]),
+        "gpus": st.sampled_from([1000, 0, 2000, 3000]),
+    },
+)
+
+
 class SideBySide(RuleBasedStateMachine):
     """Small clusters, in which much happens."""
 
     new_book: Any
+    ROLES = SOME_ROLES
 
     def __init__(self) -> None:
         super().__init__()
@@ -455,7 +489,8 @@ class SideBySide(RuleBasedStateMachine):
             devices = book.devices(name, gpus)
         uuids = [device.uuid for device in devices]
         parts = []
-        role = data.draw(st.sampled_from([None, *ROLES[1:]]))
+        role = data.draw(st.sampled_from([None, *self.ROLES]))
+        role = None if role == "*" else role
         if role is not None:
             kept = data.draw(st.integers(0, gpus))
             parts.append(ReservedResources(book.static(role), self.some(data, uuids[:kept])))
@@ -505,7 +540,7 @@ class SideBySide(RuleBasedStateMachine):
     def framework_comes(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from("fgh"))
         gone = len([removed for removed in self.gone() if removed.startswith(name)])
-        roles = data.draw(st.lists(st.sampled_from(ROLES), min_size=1, max_size=3, unique=True))
+        roles = self.some_roles(data)
         self.duet.framework(
             name + "'" * gone,
             roles,
@@ -531,16 +566,19 @@ class SideBySide(RuleBasedStateMachine):
         """Frameworks that can never come back."""
         return {name for name in self.duet.book.frameworks if name not in self.model.frameworks}
 
+    def some_roles(self, data: st.DataObject) -> list[str]:
+        found: list[str] = data.draw(st.lists(st.sampled_from(self.ROLES), min_size=1, max_size=3, unique=True))
+        return found
+
     @precondition(lambda self: self.connected())
     @rule(data=st.data())
     def framework_leaves(self, data: st.DataObject) -> None:
         self.duet.framework_leaves(data.draw(st.sampled_from(self.connected())))
 
     @precondition(lambda self: self.connected())
-    @rule(
-        data=st.data(), roles=st.lists(st.sampled_from(ROLES), min_size=1, max_size=3, unique=True), gpu=st.booleans()
-    )
-    def update(self, data: st.DataObject, roles: list[str], gpu: bool) -> None:
+    @rule(data=st.data(), gpu=st.booleans())
+    def update(self, data: st.DataObject, gpu: bool) -> None:
+        roles = self.some_roles(data)
         name = data.draw(st.sampled_from(self.connected()))
         suppressed = data.draw(st.sampled_from([[], [], roles[:1], sorted(self.model.frameworks[name].suppressed)]))
         self.duet.update(
@@ -553,10 +591,10 @@ class SideBySide(RuleBasedStateMachine):
         )
 
     @precondition(lambda self: self.connected())
-    @rule(data=st.data(), revive=st.booleans(), roles=st.sets(st.sampled_from(ROLES), max_size=2))
-    def suppress_or_revive(self, data: st.DataObject, revive: bool, roles: set[str]) -> None:
+    @rule(data=st.data(), revive=st.booleans())
+    def suppress_or_revive(self, data: st.DataObject, revive: bool) -> None:
         name = data.draw(st.sampled_from(self.connected()))
-        mine = sorted(roles & set(self.model.frameworks[name].roles))
+        mine = sorted(data.draw(st.sets(st.sampled_from(self.model.frameworks[name].roles), max_size=2)))
         (self.duet.revive if revive else self.duet.suppress)(name, mine)
 
     @precondition(lambda self: self.connected())
@@ -613,15 +651,25 @@ class SideBySide(RuleBasedStateMachine):
         self.duet.accept(name, offers, chosen, refuse_ms)
 
     @precondition(lambda self: self.agents())
-    @rule(data=st.data(), role=st.sampled_from(ROLES[1:]), undo=st.booleans(), label=st.sampled_from(["", "x"]))
-    def reserve(self, data: st.DataObject, role: str, undo: bool, label: str) -> None:
+    @rule(data=st.data(), undo=st.booleans(), label=st.sampled_from(["", "x"]))
+    def reserve(self, data: st.DataObject, undo: bool, label: str) -> None:
         name = data.draw(st.sampled_from(self.agents()))
+        role = data.draw(st.sampled_from([role for role in self.ROLES if role != "*"]))
         labels = {"project": label} if label else {}
         self.duet.reserve(name, role, self.a_request(data), undo=undo, **labels)
 
     @rule(on=st.booleans())
     def toggle(self, on: bool) -> None:
         self.duet.set_gpu_filter(on)
+
+    @rule(
+        quotas=st.dictionaries(
+            st.sampled_from([*SOME_ROLES, "a/z"]), st.tuples(quota_amounts, quota_amounts), min_size=1, max_size=3
+        ),
+        force=st.booleans(),
+    )
+    def set_quotas(self, quotas: dict[str, tuple[dict[str, int], dict[str, int]]], force: bool) -> None:
+        self.duet.set_quotas(quotas, force)
 
     @rule(region=st.sampled_from(["", "eu", "us"]))
     def move_master(self, region: str) -> None:
@@ -633,7 +681,7 @@ class SideBySide(RuleBasedStateMachine):
 
     @rule(
         weights=st.dictionaries(
-            st.sampled_from([*ROLES, "a/.", "a/b/."]),
+            st.sampled_from([*SOME_ROLES, "a/.", "a/b/."]),
             st.sampled_from([1000, 1, 500, 3000, 10**9]),
             min_size=1,
             max_size=4,
@@ -659,18 +707,53 @@ class SideBySide(RuleBasedStateMachine):
             self.duet.end_batch()
 
 
+class UnderQuota(SideBySide):
+    """The same, with quotas from the beginning, in few roles and on agents that have little more than CPUs."""
+
+    ROLES = SOME_ROLES[1:3] + SOME_ROLES[5:]
+    #: Rules that are left out here.
+    toggle = move_master = set_minimum = exclude = set_quotas = devices_change = None
+
+    @initialize(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        super().begin(data)
+        self.tighten(data)
+
+    @rule(data=st.data())
+    def tighten(self, data: st.DataObject) -> None:
+        amounts = st.fixed_dictionaries({"cpus": st.sampled_from([2000, 0, 1000, 4000, 6000])})
+        quotas = st.tuples(st.one_of(st.just({}), amounts), st.one_of(st.just({}), amounts))
+        self.duet.set_quotas(
+            data.draw(st.dictionaries(st.sampled_from(self.ROLES), quotas, min_size=1, max_size=3)), force=True
+        )
+
+    def some(self, data: st.DataObject, uuids: Sequence[str], ports: str = "") -> Resources:
+        found: Resources = self.duet.book.resources(data.draw(st.sampled_from([4, 1, 2, 3])), 1, uuids, ports)
+        return found
+
+
 @pytest.fixture(autouse=True)
 def _book(new_book: Any) -> None:
     SideBySide.new_book = new_book
 
 
-@pytest.mark.timeout(900)  # Of a failure, Hypothesis looks for the shortest story: that takes minutes.
-class TestSideBySide(SideBySide.TestCase):  # type: ignore[misc, valid-type]
-    settings = settings(
-        max_examples=RUNS or 150,
+def how(runs: int) -> settings:
+    return settings(
+        max_examples=RUNS or runs,
         stateful_step_count=25,
         deadline=None,
         derandomize=not RUNS,
         suppress_health_check=list(HealthCheck),
         phases=[phase for phase in Phase if SHORTEN or phase is not Phase.shrink],
     )
+
+
+# Of a failure, Hypothesis looks for the shortest story: that takes minutes.
+@pytest.mark.timeout(900)
+class TestSideBySide(SideBySide.TestCase):  # type: ignore[misc, valid-type]
+    settings = how(120)
+
+
+@pytest.mark.timeout(900)
+class TestUnderQuota(UnderQuota.TestCase):  # type: ignore[misc, valid-type]
+    settings = how(80)
