@@ -11,7 +11,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from bursar.core.devices import Device
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId
-from bursar.core.messages.framework import GPU_RESOURCES
 from bursar.core.messages.offers import Demand, Shape
 from bursar.core.resources import (
     PortRange,
@@ -30,7 +29,6 @@ from bursar.master.allocator.carve import carve, fitting_count
 from bursar.master.allocator.demand import cut_to_demand, open_shapes, shape_of_task
 from bursar.master.allocator.filters import RefuseFilters
 from bursar.master.allocator.shares import Client
-from bursar.master.allocator.visibility import Rule, RuleAction, compile_gpu_filter, deciding_rule, is_hidden
 
 STATIC: Stack = (Reservation(ReservationType.STATIC, "ml"),)
 REFINED: Stack = (*STATIC, Reservation(ReservationType.DYNAMIC, "ml/train"))
@@ -259,24 +257,3 @@ class FiltersMachine(RuleBasedStateMachine):
 
 TestFilters = FiltersMachine.TestCase
 TestFilters.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
-
-
-# --- visibility ---
-
-
-@pytest.mark.parametrize("capabilities", [(), (GPU_RESOURCES,), ("SOMETHING_ELSE",)])
-@pytest.mark.parametrize("has_gpus", [True, False])
-@pytest.mark.parametrize("value", ["true", "false"])
-def test_the_filter_is_one_rule(value: str, has_gpus: bool, capabilities: tuple[str, ...]) -> None:
-    """GPU-3: `filterGpuResources && !capable && hasGpu`."""
-    hidden = is_hidden(compile_gpu_filter(value), capabilities, has_gpus)
-    assert (hidden is not None) == (value == "true" and GPU_RESOURCES not in capabilities and has_gpus)
-    assert hidden is None or (hidden.name == "filter-gpu-resources" and hidden.reason)
-
-
-def test_the_first_rule_that_matches_decides() -> None:
-    allow = Rule("mine", RuleAction.ALLOW, "an exception", lacks_capability="LEGACY_OK")
-    rules = (allow, *compile_gpu_filter("true"))
-    assert deciding_rule(rules, (), True) is allow and is_hidden(rules, (), True) is None
-    assert is_hidden(rules, ("LEGACY_OK",), True) is not None
-    assert deciding_rule(rules, ("LEGACY_OK",), False) is None

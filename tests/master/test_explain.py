@@ -88,6 +88,17 @@ def hidden(book: Any) -> Refusal:
     return refusal
 
 
+@provokes(RefusalReason.STRIPPED_BY_RULE, filter_gpu_resources="strip")
+def stripped(book: Any) -> Refusal:
+    book.agent(gpus=2)
+    book.framework(gpu=False, demand=Demand(1, (book.shape(gpus=1),)))
+    refusal = the_refusal(book)
+    rule = only(refusal, ObstacleKind.RULE)
+    assert rule.name == "filter-gpu-resources" and "lacks the capability GPU_RESOURCES" in rule.message
+    assert "what is kept for them" in refusal.message and "add the capability" in refusal.hint
+    return refusal
+
+
 @provokes(RefusalReason.OTHER_REGION, region="eu")
 def other_region(book: Any) -> Refusal:
     book.agent(attributes={"region": "us"})
@@ -225,7 +236,6 @@ def others_first(book: Any) -> Refusal:
 #: Reasons of steps that the allocator does not have yet. Take one out when its dialogue is written; never add one.
 OWED = {
     RefusalReason.CAPABILITY_MISSING,
-    RefusalReason.STRIPPED_BY_RULE,
 }
 
 

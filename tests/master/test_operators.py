@@ -188,7 +188,9 @@ def test_an_unknown_flag_is_answered_with_near_ones(book: Any) -> None:
     ("name", "value"),
     [
         ("filter-gpu-resources", "perhaps"),
-        ("filter-gpu-resources", "strip"),
+        ("gpu-headroom", "gpus:1"),
+        ("gpu-headroom", "101%"),
+        ("gpu-headroom", ""),
         ("offer-timeout", "soon"),
         ("offer-timeout", "0s"),
         ("offer-timeout", "-1s"),

@@ -20,9 +20,10 @@ from bursar.agent.events import ContainerExited
 from bursar.core.machine import Persist
 from bursar.core.messages.framework import StatusUpdates
 from bursar.core.tasks import TaskState
-from bursar.master import ledger, operators
+from bursar.master import ledger, rules
 from bursar.master.allocator import cycle
 from bursar.master.allocator.constraints import RoleSettings
+from bursar.master.allocator.visibility import Visibility
 from bursar.master.machine import MasterMachine
 from bursar.master.records import Durable, TaskRecorded
 from bursar.master.state import Cluster, Turn
@@ -121,14 +122,14 @@ def test_a_launch_that_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_own_checks")
 def test_a_cycle_without_the_gpu_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cycle, "is_hidden", lambda *_: None)
-    assert "which lacks GPU_RESOURCES" in fails()
+    monkeypatch.setattr(Visibility, "verdict", lambda *_: None)
+    assert "by the rules" in fails()
 
 
 @pytest.mark.usefixtures("without_own_checks")
 def test_a_toggle_that_rescinds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "rescind_forbidden", lambda *_: 0)
-    assert "which lacks GPU_RESOURCES" in fails(faults=replace(LIVELY, operator_acts_per_minute=200))
+    monkeypatch.setattr(rules, "rescind_forbidden", lambda *_: 0)
+    assert "by the rules" in fails(faults=replace(LIVELY, operator_acts_per_minute=200))
 
 
 @pytest.mark.usefixtures("without_own_checks")
@@ -140,7 +141,7 @@ def test_a_role_given_up_whose_offers_stand(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("without_own_checks")
 def test_a_capability_given_up_without_consequences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(master_frameworks, "rescind_forbidden", lambda *_: 0)
-    assert "which lacks GPU_RESOURCES" in fails(steps=6_000)
+    assert "by the rules" in fails(steps=6_000)
 
 
 @pytest.mark.usefixtures("without_own_checks")

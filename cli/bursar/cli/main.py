@@ -32,6 +32,7 @@ COMMANDS = {
     "reservation": "reservations:reservation",
     "flag": "flags:flag",
     "explain": "explain:explain",
+    "rule": "rules:rule",
     "master": "master:master",
     "dev": "dev:dev",
     "simulate": "simulate:simulate",

@@ -181,6 +181,11 @@ def format_predicates(predicates: Iterable[Predicate]) -> str:
     return ",".join(map(_format_one, predicates))
 
 
+def split_predicates(text: str, what: str = "predicates") -> list[str]:
+    """The parts between commas outside double quotes. Raises InvalidText where a quote is not closed."""
+    return list(_split(text, ",", what))
+
+
 def matches_glob(pattern: str, text: str) -> bool:
     """Whether a pattern of literals, `*` and `?` (a backslash makes the next character literal) is all of a text.
 

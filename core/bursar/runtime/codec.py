@@ -36,6 +36,7 @@ from bursar.v1 import (
     offers_pb2,
     operator_service_pb2,
     resources_pb2,
+    rules_pb2,
     tasks_pb2,
 )
 
@@ -50,6 +51,7 @@ _MODULES = (
     framework_service_pb2,
     agent_service_pb2,
     operator_service_pb2,
+    rules_pb2,
 )
 
 #: Messages that wrap one of several: field name by dataclass.

@@ -19,7 +19,7 @@ from bursar.core.resources import ResourceRequest
 from bursar.runtime.client import MasterUnreachable, connect, to_bursar_error, unreachable
 from bursar.runtime.codec import encode, encode_request
 from bursar.sdk.session import masters
-from bursar.v1 import agent_service_pb2, operator_service_pb2, operator_service_pb2_grpc
+from bursar.v1 import agent_service_pb2, operator_service_pb2, operator_service_pb2_grpc, rules_pb2
 
 #: Between two attempts.
 _RETRY_S = 0.1
@@ -200,6 +200,42 @@ class OperatorClient:
             request_id=_fresh_id(), quotas=[encode(quota) for quota in quotas], force=force
         )
         return await self._call("SetQuotas", request)  # type: ignore[no-any-return]
+
+    async def rules(self) -> list[rules_pb2.RuleView]:
+        """The visibility rules in the order in which they are asked, the built-in one last."""
+        return await self._all("Rules", "rules")
+
+    async def try_rules(self, framework: str = "", agent: str = "") -> list[rules_pb2.RuleVerdict]:
+        """Which rule decides, for every framework in each of its roles on every agent, or for those that are named."""
+        items: list[rules_pb2.RuleVerdict] = []
+        token = ""
+        while True:
+            page = operator_service_pb2.Page(page_size=_PAGE_SIZE, page_token=token)
+            request = operator_service_pb2.TryRulesRequest(framework=framework, agent=agent, page=page)
+            response = await self._call("TryRules", request)
+            items += response.verdicts
+            token = response.next_page_token
+            if not token:
+                return items
+
+    async def audit_rules(self) -> list[rules_pb2.RuleAudit]:
+        """What the rules in audit mode would do now if they were enforced."""
+        response = await self._call("AuditRules", operator_service_pb2.AuditRulesRequest())
+        return list(response.audits)
+
+    async def add_rule(
+        self, rule: rules_pb2.Rule, *, before: str = "", replace: bool = False, force: bool = False
+    ) -> operator_service_pb2.AddRuleResponse:
+        """Add a visibility rule, or replace the one of its name; offers that it forbids are rescinded before this returns."""
+        request = operator_service_pb2.AddRuleRequest(
+            request_id=_fresh_id(), rule=rule, before=before, replace=replace, force=force
+        )
+        return await self._call("AddRule", request)  # type: ignore[no-any-return]
+
+    async def remove_rule(self, name: str) -> operator_service_pb2.RemoveRuleResponse:
+        """Forget a visibility rule."""
+        request = operator_service_pb2.RemoveRuleRequest(request_id=_fresh_id(), name=name)
+        return await self._call("RemoveRule", request)  # type: ignore[no-any-return]
 
     # --- streams ---------------------------------------------------------------------------------------------------
 

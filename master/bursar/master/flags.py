@@ -12,6 +12,7 @@ from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.flags import Flag, FlagType, FlagValue, canonical_name, closest, format_flag, parse_flag
 from bursar.core.messages.operator import FlagView
 from bursar.core.text import parse_minimum
+from bursar.master.allocator.rules import parse_headroom
 
 
 def _kinds_problem(value: FlagValue) -> str | None:
@@ -26,6 +27,14 @@ def _minimum_problem(value: FlagValue) -> str | None:
         parse_minimum(str(value))
     except InvalidText as error:
         return str(error)
+    return None
+
+
+def _headroom_problem(value: FlagValue) -> str | None:
+    try:
+        parse_headroom(str(value))
+    except InvalidText as error:
+        return str(error).removeprefix("gpu-headroom: ")
     return None
 
 
@@ -57,10 +66,19 @@ MASTER_FLAGS: tuple[Flag, ...] = (
         "filter-gpu-resources",
         FlagType.CHOICE,
         "true",
-        "Hide agents that have GPUs from frameworks without the capability GPU_RESOURCES.",
-        choices=("true", "false"),
+        "Hide agents that have GPUs from frameworks without the capability GPU_RESOURCES; strip: hide only their GPUs.",
+        choices=("true", "false", "strip"),
         runtime_settable=True,
-        hints=(("strip", "'strip' is not built yet"),),
+    ),
+    Flag(
+        "gpu-headroom",
+        FlagType.TEXT,
+        "50%",
+        "What strip keeps for each healthy GPU: a share of the agent's CPUs and memory divided by its GPUs, or amounts"
+        " such as cpus:2;mem:8GiB.",
+        runtime_settable=True,
+        problem=_headroom_problem,
+        metavar="SHARE%|AMOUNTS",
     ),
     Flag(
         "allocation-interval",
@@ -187,7 +205,7 @@ class FlagValues:
 
     @property
     def filter_gpu_resources(self) -> str:
-        """`true` or `false`."""
+        """`true`, `false` or `strip`."""
         return str(self.value("filter-gpu-resources"))
 
     @property

@@ -1,7 +1,7 @@
 """The master's machine: a table of contents. Events in, effects out; everything is decided in the modules named here.
 
 Deadlines are keyed by (kind, id): `offers` that expire together, `ping` of an agent, `unreachable` and `reregister` (an agent is given up),
-`failover` (a framework is removed), `silent` (a framework is cut off), `retry` (unacknowledged updates), `heartbeat`, `cycle`
+`failover` (a framework is removed), `rule` (one expires), `silent` (a framework is cut off), `retry` (unacknowledged updates), `heartbeat`, `cycle`
 (full allocation) and `allocate` (what changed).
 """
 
@@ -20,7 +20,7 @@ from bursar.core.messages.offers import Accept, Decline
 from bursar.core.messages.operator import AgentState, FrameworkState, OperatorResponse
 from bursar.core.resources import to_holding, to_reserved
 from bursar.core.tasks import StatusReason, TaskState
-from bursar.master import agents, frameworks, offers, operations, operators, registration, tasks
+from bursar.master import agents, frameworks, offers, operations, operators, registration, rules, tasks
 from bursar.master.allocator.constraints import settings_by_role
 from bursar.master.effects import MasterEffect, Reply, SendToFramework
 from bursar.master.events import (
@@ -169,6 +169,7 @@ class MasterMachine:
     def _recover(self, now: Instant) -> None:
         """Rebuild the state from the registry: agents are awaited, frameworks have what is left of their time."""
         cluster, durable = self.cluster, self.cluster.durable
+        rules.recover_rules(cluster, now.monotonic_ms, now.wall_ms)
         for agent_id, known in sorted(durable.agents.items()):
             state = AgentState.UNREACHABLE if known.unreachable else AgentState.RECOVERING
             agent = Agent(known.info, state, known.registered_at_ms, known.description_version)
@@ -310,6 +311,8 @@ class MasterMachine:
                     agents.ping(cluster, turn, cluster.agents[AgentId(name)])
                 case "unreachable" | "reregister":
                     agents.give_up(cluster, turn, cluster.agents[AgentId(name)])
+                case "rule":
+                    rules.expire(cluster, turn, name)
                 case "heartbeat":
                     frameworks.heartbeat(cluster, turn)
                     cluster.deadlines.set(("heartbeat", ""), now_ms + frameworks.HEARTBEAT_INTERVAL_MS)

@@ -37,9 +37,10 @@ from bursar.core.text import format_amount, format_duration, format_milli, forma
 from bursar.master.allocator.cycle import Proposal, consider
 from bursar.master.allocator.filters import AgentFilters
 from bursar.master.allocator.held_back import HeldBack, guaranteed_first
+from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.shares import Client, Node
-from bursar.master.allocator.visibility import Rule, deciding_rule
 from bursar.master.ledger import Books
+from bursar.master.rules import describe, why_hidden
 from bursar.master.state import Agent, Cluster, Framework
 
 #: Names in one sentence; the rest is counted.
@@ -113,7 +114,8 @@ def undisturbed(cluster: Cluster) -> Iterator[None]:
     held_back = cluster.held_back
     cluster.held_back = HeldBack()
     try:
-        yield
+        with cluster.visibility.uncounted():
+            yield
     finally:
         cluster.held_back = held_back
 
@@ -195,13 +197,13 @@ def _wish_hint(group: Group) -> str:
     return hints[next(_wishes(group)).name]
 
 
-def _rule_of(group: Group, agent: Agent, client: Client) -> Rule | None:
+def _rule_of(group: Group, agent: Agent, client: Client) -> CompiledRule | None:
     framework = group.frameworks[client.framework_id]
-    return deciding_rule(group.cluster.rules, framework.info.capabilities, agent.has_gpus)
+    return group.cluster.visibility.judge(agent.info, client.role, framework.info).winner
 
 
 def _rules(group: Group) -> Iterator[Obstacle]:
-    found: dict[str, tuple[Rule, list[Agent]]] = {}
+    found: dict[str, tuple[CompiledRule, list[Agent]]] = {}
     for agent in group.agents.values():
         rule = _rule_of(group, agent, group.client)
         if rule is not None:
@@ -209,8 +211,12 @@ def _rules(group: Group) -> Iterator[Obstacle]:
     for name, (rule, agents) in sorted(found.items(), key=lambda item: (-len(item[1][1]), item[0])):
         examples = _names(agent.info.hostname for agent in agents)
         yield Obstacle(
-            ObstacleKind.RULE, name, f"the rule {name} decides for {examples}: {rule.reason or 'no reason given'}"
+            ObstacleKind.RULE,
+            name,
+            f"the rule {name} decides for {examples}: {rule.rule.reason or describe(rule.rule)}",
         )
+    if group.reason is not RefusalReason.HIDDEN_BY_RULE:
+        return
     # An agent that is hidden is hidden with what is kept there for the framework's own role.
     for agent in group.agents.values():
         for stack, part in _books(group, agent).total.items():
@@ -224,16 +230,12 @@ def _rules(group: Group) -> Iterator[Obstacle]:
 
 def _rule_says(group: Group) -> str:
     rule = _rule_of(group, group.agent, group.client)
-    if rule is None or rule.name == "filter-gpu-resources":
-        return "has GPUs, and the framework lacks the capability GPU_RESOURCES"
-    return f"the rule {rule.name} hides it: {rule.reason or 'no reason given'}"
+    return "hidden by a rule" if rule is None else why_hidden(rule)[0]
 
 
 def _rule_hint(group: Group) -> str:
     rule = _rule_of(group, group.agent, group.client)
-    if rule is None or rule.name == "filter-gpu-resources":
-        return "add the capability, or `bursar flag set filter-gpu-resources false`"
-    return f"see `bursar rule ls`; let a rule that allows it come before {rule.name}, or `bursar rule rm {rule.name}`"
+    return "see `bursar rule test`" if rule is None else why_hidden(rule)[1]
 
 
 def _shapes(group: Group) -> Iterator[Obstacle]:
@@ -586,9 +588,7 @@ WORDS: dict[RefusalReason, Words] = {
         _nothing,
     ),
     RefusalReason.NOT_FREE: Words(lambda group: "large enough, but in use", _not_free_hint, _holders),
-    RefusalReason.STRIPPED_BY_RULE: Words(
-        lambda group: "a rule keeps part of what is free from the framework", _rule_hint, _rules
-    ),
+    RefusalReason.STRIPPED_BY_RULE: Words(_rule_says, _rule_hint, _rules),
     RefusalReason.QUOTA_LIMIT: Words(
         lambda group: "enough is free, but the limit of the role, or of a role above it, is reached",
         _limit_hint,

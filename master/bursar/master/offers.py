@@ -8,12 +8,14 @@ from dataclasses import replace
 from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.framework import Offers, Rescind
 from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, Decline, Filters, Offer
-from bursar.core.resources import Holding
+from bursar.core.messages.rules import RuleAction
+from bursar.core.resources import Holding, Resources, holding_total
 from bursar.master.allocator.constraints import is_foreign
 from bursar.master.allocator.cycle import run_cycle
+from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.shares import Client
-from bursar.master.allocator.visibility import is_hidden
-from bursar.master.state import Cluster, Framework, OutstandingOffer, Turn
+from bursar.master.allocator.visibility import Visibility
+from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Turn
 
 #: The longest pause of a framework that never answers.
 MAX_SILENCE_PAUSE_MS = 300_000
@@ -165,14 +167,58 @@ def offers_on(cluster: Cluster, agent_id: AgentId) -> list[OfferId]:
 
 def rescind_forbidden(cluster: Cluster, turn: Turn, reason: str, only: Framework | None = None) -> int:
     """Rescind exactly the offers (of one framework, or of all) that rules and regions no longer permit; return how many."""
-    forbidden = []
-    for offer_id in cluster.offers if only is None else only.offers:
-        outstanding = cluster.offers[offer_id]
-        framework = cluster.frameworks[outstanding.offer.framework_id]
-        agent = cluster.agents[outstanding.offer.agent_id]
-        capabilities = framework.info.capabilities
-        if is_hidden(cluster.rules, capabilities, agent.has_gpus) or is_foreign(
-            cluster.region, capabilities, agent.facts
-        ):
-            forbidden.append(offer_id)
+    forbidden = set(forbidden_offers(cluster, cluster.visibility, only))
+    for offer_id in (cluster.offers if only is None else only.offers) if cluster.region else ():
+        offer = cluster.offers[offer_id].offer
+        capabilities = cluster.frameworks[offer.framework_id].info.capabilities
+        if is_foreign(cluster.region, capabilities, cluster.agents[offer.agent_id].facts):
+            forbidden.add(offer_id)
     return rescind(cluster, turn, forbidden, reason)
+
+
+def forbidden_offers(cluster: Cluster, visibility: Visibility, only: Framework | None = None) -> list[OfferId]:
+    """The offers (of one framework, or of all) that rules do not permit.
+
+    Those on hidden agents, those that contain what is stripped, and of those that hold what is to be kept for GPUs the newest,
+    until enough is kept.
+    """
+    forbidden: list[OfferId] = []
+    restricted: dict[AgentId, list[tuple[OfferId, CompiledRule]]] = {}
+    for offer_id in cluster.offers if only is None else only.offers:
+        offer = cluster.offers[offer_id].offer
+        framework = cluster.frameworks[offer.framework_id]
+        judgement = visibility.judge(cluster.agents[offer.agent_id].info, offer.role, framework.info)
+        rule = judgement.winner
+        if rule is None or rule.action is RuleAction.ALLOW:
+            continue
+        stripped = any(_contains_kind(part.resources, rule.stripped) for part in offer.resources)
+        if rule.action is RuleAction.HIDE_AGENT or stripped:
+            forbidden.append(offer_id)
+        else:
+            restricted.setdefault(offer.agent_id, []).append((offer_id, rule))
+    for agent_id, candidates in restricted.items():
+        forbidden += _offers_in_headroom(cluster, visibility, cluster.agents[agent_id], candidates)
+    return forbidden
+
+
+def _contains_kind(resources: Resources, kinds: frozenset[str]) -> bool:
+    return any(resources.amount(kind) for kind in kinds)
+
+
+def _offers_in_headroom(
+    cluster: Cluster, visibility: Visibility, agent: Agent, candidates: list[tuple[OfferId, CompiledRule]]
+) -> list[OfferId]:
+    """The newest of some offers that hold what should be kept for the GPUs of their agent."""
+    books = cluster.ledger.books[agent.agent_id]
+    chosen: list[OfferId] = []
+    returned: dict[str, int] = {}
+    for offer_id, rule in sorted(candidates, key=lambda item: (len(item[0]), item[0]), reverse=True):
+        lacking = visibility.kept_for_gpus(rule, agent.info, books, books.free, frozenset()).lacking
+        holding = holding_total(cluster.ledger.offer_holding(agent.agent_id, offer_id))
+        if not holding.devices and any(
+            amount > returned.get(kind, 0) and holding.scalars.get(kind, 0) for kind, amount in lacking.items()
+        ):
+            chosen.append(offer_id)
+            for kind, amount in holding.scalars.items():
+                returned[kind] = returned.get(kind, 0) + amount
+    return chosen

@@ -9,9 +9,8 @@ from bursar.core.messages import operator as op
 from bursar.core.messages.operator import FlagView, OperatorRequest, OperatorResponse
 from bursar.core.tasks import StatusReason
 from bursar.core.text import parse_minimum
-from bursar.master import frameworks, quotas, reservations, role_views, views, weights
+from bursar.master import frameworks, quotas, reservations, role_views, rules, views, weights
 from bursar.master.agents import tell_ping_settings
-from bursar.master.allocator.visibility import compile_gpu_filter
 from bursar.master.explain import explain_agent, explain_framework, explain_role
 from bursar.master.flags import find_flag, read_run_time_value
 from bursar.master.offers import rescind_forbidden
@@ -31,6 +30,8 @@ MUTATING = (
     op.UnsetFlagRequest,
     op.SetWeightsRequest,
     op.SetQuotasRequest,
+    op.AddRuleRequest,
+    op.RemoveRuleRequest,
 )
 
 
@@ -86,6 +87,12 @@ def answer(
         case op.GetFlagRequest(name):
             flag = find_flag(name)
             return flag if isinstance(flag, ErrorDetail) else op.GetFlagResponse(cluster.flags.view(flag))
+        case op.ListRulesRequest(page):
+            return rules.list_rules(cluster, page)
+        case op.TryRulesRequest():
+            return rules.try_rules(cluster, request)
+        case op.AuditRulesRequest():
+            return rules.audit_rules(cluster)
         case op.ExplainFrameworkRequest(name, agent_name, role):
             return _explain_framework(cluster, turn, name, agent_name, role)
         case op.ExplainRoleRequest(role):
@@ -108,6 +115,8 @@ def answer(
             | op.UnsetFlagRequest()
             | op.SetWeightsRequest()
             | op.SetQuotasRequest()
+            | op.AddRuleRequest()
+            | op.RemoveRuleRequest()
         ):
             result = _change(cluster, turn, request, principal)
             if not isinstance(result, ErrorDetail):
@@ -128,7 +137,9 @@ def _change(
     | op.SetFlagRequest
     | op.UnsetFlagRequest
     | op.SetWeightsRequest
-    | op.SetQuotasRequest,
+    | op.SetQuotasRequest
+    | op.AddRuleRequest
+    | op.RemoveRuleRequest,
     principal: str,
 ) -> Answer:
     match request:
@@ -159,6 +170,10 @@ def _change(
             return weights.set_weights(cluster, turn, request)
         case op.SetQuotasRequest():
             return quotas.set_quotas(cluster, turn, request)
+        case op.AddRuleRequest():
+            return rules.add_rule(cluster, turn, request)
+        case op.RemoveRuleRequest():
+            return rules.remove_rule(cluster, turn, request)
         case _:
             assert_never(request)
 
@@ -192,10 +207,8 @@ def _set_flag(cluster: Cluster, turn: Turn, name: str, value: str | None) -> Ans
 def apply_flag(cluster: Cluster, turn: Turn, name: str) -> int:
     """Make a changed value felt; return how many offers were rescinded because of it."""
     match name:
-        case "filter-gpu-resources":
-            cluster.rules = compile_gpu_filter(cluster.flags.filter_gpu_resources)
-            cluster.touch_all()
-            return rescind_forbidden(cluster, turn, f"filter-gpu-resources is {cluster.flags.filter_gpu_resources} now")
+        case "filter-gpu-resources" | "gpu-headroom":
+            return rules.changed(cluster, turn, f"{name} is {cluster.flags.view(name).value} now")
         case "min-allocatable-resources":
             cluster.minimum = parse_minimum(cluster.flags.min_allocatable)
             cluster.touch_all()

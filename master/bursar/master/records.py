@@ -15,6 +15,7 @@ from bursar.core.messages.agent import AgentInfo
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult
 from bursar.core.messages.operator import Quota, RoleWeight
+from bursar.core.messages.rules import Rule
 from bursar.core.resources import ReservedResources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskStatus
 from bursar.master.allocator.shares import DEFAULT_WEIGHT_MILLI
@@ -146,6 +147,13 @@ class FlagRecorded:
 
 
 @dataclass(frozen=True, slots=True)
+class RulesRecorded:
+    """All visibility rules of operators, in their order, after a change."""
+
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RequestDone:
     """A mutating operator call was answered: a repeat of its id gets the same answer."""
 
@@ -194,6 +202,7 @@ Record = (
     | CallDone
     | ReservationsRecorded
     | FlagRecorded
+    | RulesRecorded
     | RequestDone
     | Audited
     | WeightsRecorded
@@ -254,6 +263,7 @@ class Durable:
     tasks: dict[DurableTaskKey, DurableTask] = field(default_factory=dict)
     calls: dict[tuple[FrameworkId, str], CallResult] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
     requests: dict[str, tuple[str, str]] = field(default_factory=dict)
     #: Those that are not 1, in thousandths.
     weights: dict[str, int] = field(default_factory=dict)
@@ -325,6 +335,8 @@ class Durable:
                 self.flags.pop(name, None)
             case FlagRecorded(name, str(value)):
                 self.flags[name] = value
+            case RulesRecorded(rules):
+                self.rules = rules
             case RequestDone(request_id, response_type, response):
                 self.requests[request_id] = (response_type, response)
                 _trim(self.requests, MAX_REQUESTS)

@@ -29,7 +29,7 @@ from bursar.master.allocator.constraints import RoleSettings
 from bursar.master.allocator.filters import RefuseFilters
 from bursar.master.allocator.held_back import HeldBack
 from bursar.master.allocator.shares import Shares
-from bursar.master.allocator.visibility import Rule, compile_gpu_filter
+from bursar.master.allocator.visibility import Visibility
 from bursar.master.effects import CloseStream, MasterEffect, Publish, SendToAgent, SendToFramework
 from bursar.master.flags import FlagValues
 from bursar.master.ledger import Ledger, TaskKey
@@ -275,7 +275,8 @@ class Cluster:
         #: The least that is worth an offer, and where the master is; made ready from flags.
         self.minimum: Minimum = parse_minimum(flags.min_allocatable)
         self.region: str = flags.region
-        self.rules: tuple[Rule, ...] = compile_gpu_filter(flags.filter_gpu_resources)
+        #: Who may see what; kept up to date by `rules.compile_rules`.
+        self.visibility = Visibility()
         self.agent_connections: dict[ConnectionId, AgentId] = {}
         self.framework_connections: dict[ConnectionId, FrameworkId] = {}
         #: What is due when: (kind, id); the kinds are listed in `machine`.

@@ -6,7 +6,7 @@ leave). Of the machines' insides only `check()` and the views needed to name a c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ from bursar.core.messages.framework import (
     UpdateFramework,
 )
 from bursar.core.messages.offers import Accept, CallResult, Launch, Offer
+from bursar.core.messages.rules import Rule, RuleAction, RuleMode
 from bursar.core.resources import ReservedResources, ResourceRequest, Resources, Stack, sum_resources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState, TaskStatus
 from bursar.master.effects import Reply, SendToFramework
@@ -44,6 +45,7 @@ from bursar.master.records import (
     FrameworkRecorded,
     FrameworkRemoved,
     ReservationsRecorded,
+    RulesRecorded,
     TaskEnded,
     TaskRecorded,
 )
@@ -78,6 +80,8 @@ class Facts:
     reservations: dict[AgentId, tuple[ReservedResources, ...]] = field(default_factory=dict)
     frameworks: dict[FrameworkId, FrameworkInfo] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
+    #: Names of the rules in force, in their order; what they say is in `RULE_BOOK`.
+    rules: tuple[str, ...] = ()
     #: Tasks that have not ended.
     tasks: dict[Key, tuple[AgentId, AssignedTask]] = field(default_factory=dict)
 
@@ -89,6 +93,7 @@ class Facts:
             {agent_id: agent.reservations for agent_id, agent in durable.agents.items()},
             {framework_id: framework.info for framework_id, framework in durable.frameworks.items()},
             dict(durable.flags),
+            tuple(rule.name for rule in durable.rules if rule.mode is RuleMode.ENFORCE),
             {key: (task.agent_id, task.task) for key, task in durable.tasks.items() if task.end is None},
         )
 
@@ -108,10 +113,23 @@ class Facts:
                     self.flags.pop(name, None)
                 else:
                     self.flags[name] = value
+            case RulesRecorded(rules):
+                self.rules = tuple(rule.name for rule in rules if rule.mode is RuleMode.ENFORCE)
             case TaskRecorded(agent_id, task):
                 self.tasks[task.framework_id, task.spec.task_id] = (agent_id, task)
             case TaskEnded(status):
                 self.tasks.pop((status.framework_id, status.task_id), None)
+
+    def view_of(self, framework: FrameworkInfo, role: str, info: AgentInfo, filter_value: str) -> str:
+        """What a framework may see of an agent, by the rules and the flag: `all`, `nothing` or `stripped` of GPUs."""
+        for name in self.rules:
+            words = RULE_BOOK[name.partition(".")[0]]
+            if words.speaks_of(framework, role, info):
+                return words.view
+        filter_value = self.flags.get("filter-gpu-resources", filter_value)
+        if filter_value == "false" or GPU_RESOURCES in framework.capabilities or not info.devices:
+            return "all"
+        return "nothing" if filter_value == "true" else "stripped"
 
     def owner_of(self, agent_id: AgentId, uuid: DeviceUuid) -> Stack | None:
         """The bucket of a device: of the most refined reservation that names it, else as declared; None: not there."""
@@ -133,12 +151,70 @@ class Facts:
         return amounts
 
 
+@dataclass(frozen=True, slots=True)
+class RuleWords:
+    """A rule that the simulated operator may add, and what it means in words of the judge's own."""
+
+    rule: Rule
+    #: `all`, `nothing` or `stripped`.
+    view: str
+    #: (framework, role, agent) → whether the rule speaks of them.
+    speaks_of: Callable[[FrameworkInfo, str, AgentInfo], bool]
+
+
+def _words(
+    name: str, view: str, framework: str, agent: str, speaks_of: Callable[[FrameworkInfo, str, AgentInfo], bool]
+) -> RuleWords:
+    action = {"all": RuleAction.ALLOW, "nothing": RuleAction.HIDE_AGENT, "stripped": RuleAction.STRIP}[view]
+    return RuleWords(Rule(name, action, RuleMode.ENFORCE, framework, agent), view, speaks_of)
+
+
+#: By name; the operator may put a dot and a number behind it.
+RULE_BOOK: dict[str, RuleWords] = {
+    words.rule.name: words
+    for words in (
+        _words(
+            "no-gpus-for-eng",
+            "nothing",
+            "role=eng",
+            "gpus>=1",
+            lambda _, role, info: (role == "eng" or role.startswith("eng/")) and len(info.devices) >= 1,
+        ),
+        _words(
+            "strip-from-everybody",
+            "stripped",
+            "",
+            "gpus>0,hostname=agent-1*",
+            lambda _, role, info: bool(info.devices) and info.hostname.startswith("agent-1"),
+        ),
+        _words(
+            "show-the-default-role",
+            "all",
+            "role=*,lacks=GPU_RESOURCES",
+            "",
+            lambda framework, role, _: role == "*" and GPU_RESOURCES not in framework.capabilities,
+        ),
+        _words(
+            "hide-large-from-capable",
+            "nothing",
+            "has=GPU_RESOURCES",
+            "gpus>3",
+            lambda framework, _, info: GPU_RESOURCES in framework.capabilities and len(info.devices) > 3,
+        ),
+    )
+}
+
+
 class Wants(Protocol):
     """A framework that wants tasks of one shape."""
 
     role: str
     capabilities: tuple[str, ...]
     request: ResourceRequest
+
+    @property
+    def framework_id(self) -> FrameworkId:
+        """Its id."""
 
 
 def _covers(holder: str, role: str) -> bool:
@@ -308,11 +384,16 @@ class Checkers:
         require(framework is not None, f"{offer.offer_id} was made to {offer.framework_id}, which nobody knows")
         assert framework is not None
         info = facts.agents[offer.agent_id]
-        filtering = facts.flags.get("filter-gpu-resources", self._filter) == "true"
-        blind = GPU_RESOURCES not in framework.capabilities
+        view = facts.view_of(framework, offer.role, info, self._filter)
+        what = f"{offer.offer_id} shows {offer.agent_id}, which has {len(info.devices)} GPUs, to {offer.framework_id}"
+        lacking = "" if GPU_RESOURCES in framework.capabilities else f", which lacks {GPU_RESOURCES}"
         require(
-            not (filtering and blind and info.devices),
-            f"{offer.offer_id} shows {offer.agent_id}, which has GPUs, to {offer.framework_id}, which lacks {GPU_RESOURCES}",
+            view != "nothing", f"{what}{lacking}; by the rules {facts.rules} and the flag it must see nothing of it"
+        )
+        gpus = any(part.resources.devices for part in offer.resources)
+        require(
+            view != "stripped" or not gpus,
+            f"{what}{lacking}; by the rules {facts.rules} and the flag its GPUs are stripped",
         )
         require(offer.role in framework.roles, f"{offer.offer_id} is for the role {offer.role} of {offer.framework_id}")
         for part in offer.resources:
@@ -559,8 +640,8 @@ class Checkers:
         info = facts.agents.get(agent_id)
         if info is None:
             return False
-        filtering = facts.flags.get("filter-gpu-resources", self._filter) == "true"
-        if filtering and GPU_RESOURCES not in framework.capabilities and info.devices:
+        known = facts.frameworks.get(framework.framework_id)
+        if known is None or facts.view_of(known, framework.role, info, self._filter) != "all":
             return False
         stacks = {part.stack for part in info.resources} | {part.stack for part in facts.reservations.get(agent_id, ())}
         free: dict[str, int] = {}
@@ -636,6 +717,7 @@ def _picture(machine: MasterMachine) -> dict[str, Any]:
     """What a master must not forget, read from what it works with rather than from what it recorded."""
     cluster = machine.cluster
     return {
+        "rules": [compiled.rule for compiled in cluster.visibility.rules if not compiled.built_in],
         "agents": {agent.agent_id: agent.info for agent in cluster.agents.values()},
         "reservations": {agent.agent_id: dict(agent.reservations) for agent in cluster.agents.values()},
         "frameworks": {framework.framework_id: framework.info for framework in cluster.frameworks.values()},

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from bursar.core.errors import ErrorDetail
 from bursar.core.messages import operator as op
+from bursar.core.messages.rules import RuleMode
 from bursar.core.resources import ResourceRequest
+from bursar.simulation.checkers import RULE_BOOK
 
 if TYPE_CHECKING:
     from bursar.simulation.world import World
 
 #: Values to set flags to, good and bad.
 FLAG_VALUES = {
-    "filter-gpu-resources": ("true", "false", "true", "false", "maybe"),
+    "filter-gpu-resources": ("true", "false", "strip", "true", "false", "maybe"),
+    "gpu-headroom": ("50%", "0%", "cpus:0.5", "cpus:1;mem:1GiB", "200%"),
     "allocation-interval": ("1s", "200ms", "5s", "-1s"),
     "offer-timeout": ("30s", "2s", "100ms"),
     "agent-ping-timeout": ("1s", "5s"),
@@ -39,6 +43,8 @@ class Operator:
         self._answers: dict[str, op.OperatorResponse] = {}
         #: Reservations that were made: what to undo.
         self._kept: list[tuple[str, str, ResourceRequest]] = []
+        #: Names of rules that were added, or were to be.
+        self._rules: list[str] = []
 
     def act(self) -> None:
         """Do something."""
@@ -73,7 +79,7 @@ class Operator:
         random, world = self._random, self._world
         agent = random.choice(world.agents).name
         role = random.choice(self._roles)
-        match random.randrange(12):
+        match random.randrange(14):
             case 0 | 1:
                 gpus = random.randint(0, 2)
                 scalars = {} if gpus and random.random() < 0.5 else {"cpus": random.choice((100, 1_000, 1_500))}
@@ -100,8 +106,24 @@ class Operator:
                 )
             case 8 if random.random() < 0.1:
                 return op.TeardownFrameworkRequest(self._id(), random.choice(world.frameworks).framework_id)
+            case 9 | 10:
+                return self._choose_rule()
             case _:
                 return self._look(agent)
+
+    def _choose_rule(self) -> op.OperatorRequest:
+        random, world = self._random, self._world
+        words = random.choice(list(RULE_BOOK.values()))
+        if self._rules and random.random() < 0.5:
+            return op.RemoveRuleRequest(random.choice(self._rules), self._id())
+        name = f"{words.rule.name}.{random.randrange(3)}"
+        mode = RuleMode.AUDIT if random.random() < 0.2 else RuleMode.ENFORCE
+        expires_at_ms = world.wall_ms + random.randint(-100, 60_000) if random.random() < 0.3 else 0
+        rule = replace(words.rule, name=name, mode=mode, expires_at_ms=expires_at_ms, reason="simulation")
+        before = random.choice([*self._rules, "", "nowhere"])
+        self._rules = [*self._rules[-5:], name]
+        force, instead = random.random() < 0.5, random.random() < 0.5
+        return op.AddRuleRequest(rule, before, instead, force, self._id())
 
     def _look(self, agent: str) -> op.OperatorRequest:
         random, world = self._random, self._world
@@ -124,5 +146,8 @@ class Operator:
             op.ExplainFrameworkRequest(framework, agent),
             op.ExplainAgentRequest(agent),
             op.ExplainRoleRequest(random.choice(self._roles)),
+            op.ListRulesRequest(page),
+            op.TryRulesRequest(random.choice(("", framework)), random.choice(("", agent)), page),
+            op.AuditRulesRequest(),
         )
         return random.choice(looks)

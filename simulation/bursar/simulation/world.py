@@ -423,7 +423,7 @@ def _patience_ms(random: Random) -> int:
 def _draw_flags(random: Random) -> dict[str, str]:
     """How the master is started; shorter times than by default make more happen."""
     flags = {
-        "filter_gpu_resources": random.choice(("true", "true", "false")),
+        "filter_gpu_resources": random.choice(("true", "true", "false", "strip")),
         "allocation_interval": random.choice(("1s", "1s", "200ms", "5s")),
         "offer_timeout": random.choice(("30s", "5s", "1s")),
         "agent_ping_timeout": random.choice(("15s", "2s", "1s")),

@@ -10,6 +10,7 @@ from bursar.core.devices import Device
 from bursar.core.ids import AgentId, FrameworkId, TaskId
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import Attributes, Demand, Offer
+from bursar.core.messages.rules import Rule, RuleAudit, RuleVerdict, RuleView
 from bursar.core.resources import EMPTY, Reservation, ReservedResources, ResourceRequest, Resources
 from bursar.core.tasks import StatusReason, TaskSpec, TaskState
 
@@ -574,6 +575,87 @@ class UnsetFlagResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class ListRulesRequest:
+    """The visibility rules in the order in which they are asked."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListRulesResponse:
+    """One page."""
+
+    rules: tuple[RuleView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AddRuleRequest:
+    """Adds a visibility rule, or puts it in the place of the one of the same name."""
+
+    rule: Rule
+    #: Name of the rule that it is put before; empty: after all others.
+    before: str = ""
+    replace: bool = False
+    #: Also if nobody would see anything any more.
+    force: bool = False
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AddRuleResponse:
+    """The rule as it is now."""
+
+    rule: RuleView
+    rescinded_offers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRuleRequest:
+    """Forgets a visibility rule."""
+
+    name: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRuleResponse:
+    """The rule as it was."""
+
+    rule: RuleView
+    rescinded_offers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TryRulesRequest:
+    """Which rule decides for which framework on which agent? Empty: for all."""
+
+    framework: str = ""
+    agent: str = ""
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class TryRulesResponse:
+    """One page, in the order of frameworks, roles and agents."""
+
+    verdicts: tuple[RuleVerdict, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRulesRequest:
+    """What would rules in audit mode do if they were enforced?"""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRulesResponse:
+    """One for each rule in audit mode, in their order."""
+
+    audits: tuple[RuleAudit, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ExplainFrameworkRequest:
     """Why is this framework not offered what it wants?"""
 
@@ -750,6 +832,11 @@ OperatorRequest = (
     | GetFlagRequest
     | SetFlagRequest
     | UnsetFlagRequest
+    | ListRulesRequest
+    | AddRuleRequest
+    | RemoveRuleRequest
+    | TryRulesRequest
+    | AuditRulesRequest
     | ExplainFrameworkRequest
     | ListWeightsRequest
     | SetWeightsRequest
@@ -778,6 +865,11 @@ OperatorResponse = (
     | GetFlagResponse
     | SetFlagResponse
     | UnsetFlagResponse
+    | ListRulesResponse
+    | AddRuleResponse
+    | RemoveRuleResponse
+    | TryRulesResponse
+    | AuditRulesResponse
     | ExplainFrameworkResponse
     | ListWeightsResponse
     | SetWeightsResponse

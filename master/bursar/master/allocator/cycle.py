@@ -17,14 +17,15 @@ from typing import NamedTuple
 from bursar.core.ids import AgentId, OfferId
 from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
+from bursar.core.messages.rules import RuleAction
 from bursar.core.resources import UNRESERVED, Holding, to_reserved
 from bursar.core.roles import covers
 from bursar.master.allocator.constraints import is_allocatable, is_foreign
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
 from bursar.master.allocator.filters import AgentFilters
 from bursar.master.allocator.held_back import Within, cut_to_quota, guaranteed_first
+from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.shares import Client
-from bursar.master.allocator.visibility import is_hidden
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
 
 
@@ -122,7 +123,8 @@ def consider(
     The cheap steps come first. The framework is active and the role not suppressed: the order of shares holds no others.
     """
     role = client.role
-    if cluster.rules and is_hidden(cluster.rules, framework.info.capabilities, agent.has_gpus):
+    rule = cluster.visibility.verdict(agent.info, role, framework.info) if cluster.visibility.rules else None
+    if rule is not None and rule.action is RuleAction.HIDE_AGENT:
         return RefusalReason.HIDDEN_BY_RULE
     if cluster.region and is_foreign(cluster.region, framework.info.capabilities, agent.facts):
         return RefusalReason.OTHER_REGION
@@ -132,6 +134,10 @@ def consider(
     available = offerable(free, role)
     if not available:
         return RefusalReason.RESERVED_FOR_OTHERS if free else RefusalReason.NOT_FREE
+    if rule is not None:
+        available = _restrict(cluster, rule, agent, role, framework, available, free)
+        if not available:
+            return RefusalReason.STRIPPED_BY_RULE
     if filters is not None and filters.blocks(client, available):
         # Whatever is cut out of it was refused, too; for as long as no more is free.
         filters.known_hidden(free).add(client)
@@ -155,6 +161,8 @@ def consider(
                 return RefusalReason.EXCEEDS_AGENT
             if cut_to_demand(offerable(total, role), shapes, agent.devices) is None:
                 return RefusalReason.RESERVED_FOR_OTHERS
+            if rule is not None and cut_to_demand(offerable(free, role), shapes, agent.devices) is not None:
+                return RefusalReason.STRIPPED_BY_RULE
             return RefusalReason.NOT_FREE
         available, promised = cut.holding, cut.promised
         if filters is not None and filters.blocks(client, available):
@@ -174,7 +182,8 @@ def consider(
     if minimum and not is_allocatable(available, minimum):
         if within is not None and is_allocatable(everything, minimum):
             return within.reason
-        return RefusalReason.TOO_SMALL
+        stripped = rule is not None and is_allocatable(offerable(free, role), minimum)
+        return RefusalReason.STRIPPED_BY_RULE if stripped else RefusalReason.TOO_SMALL
     if within is not None and not available:
         return within.reason
     return _make_proposal(Proposal, (available, promised))
@@ -186,6 +195,24 @@ def _within_quota(cluster: Cluster, client: Client, available: Holding, agent: A
     node = shares.client_node(client) or shares.nearest(client.role)
     free = cluster.ledger.free_unreserved()
     return cut_to_quota(node, shares.quota_kinds, available, free, shares.root, agent.devices)
+
+
+def _restrict(
+    cluster: Cluster,
+    rule: CompiledRule,
+    agent: Agent,
+    role: str,
+    framework: Framework,
+    available: Holding,
+    free: Holding,
+) -> Holding:
+    """What a rule that strips or keeps headroom leaves of what is available."""
+    demand = framework.demand
+    takes_gpus = not demand.version or any(
+        request.gpu_count for _, request, _ in open_shapes(demand, framework.wanted, framework.promised, role)
+    )
+    books = cluster.ledger.books[agent.agent_id]
+    return cluster.visibility.restrict(rule, agent.info, books, available, free, takes_gpus)
 
 
 def offerable(free: Holding, role: str) -> Holding:

@@ -24,6 +24,7 @@ from bursar.core.messages.agent import AgentInfo
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult
 from bursar.core.messages.operator import Quota
+from bursar.core.messages.rules import Rule
 from bursar.core.resources import ReservedResources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskStatus
 from bursar.master import records as r
@@ -137,6 +138,7 @@ class Registry:
                 durable.calls[FrameworkId(row.framework_id), row.call_id] = from_json(CallResult, row.result)
             for row in connection.execute(sa.select(schema.flags)):
                 durable.flags[row.name] = row.value
+            durable.rules = tuple(from_json(Rule, row.rule) for row in connection.execute(_ordered(schema.rules)))
             for row in connection.execute(_ordered(schema.requests)):
                 durable.requests[row.request_id] = (row.response_type, row.response)
             for row in connection.execute(sa.select(schema.weights)):
@@ -362,6 +364,16 @@ def _write_flags(connection: Connection, batch: list[r.FlagRecorded]) -> None:
             _upsert(connection, schema.flags, ["name"], [{"name": record.name, "value": record.value}])
 
 
+def _write_rules(connection: Connection, batch: list[r.RulesRecorded]) -> None:
+    connection.execute(sa.delete(schema.rules))
+    rows = [
+        {"name": rule.name, "position": position, "rule": write_json(rule)}
+        for position, rule in enumerate(batch[-1].rules)
+    ]
+    if rows:
+        connection.execute(sa.insert(schema.rules), rows)
+
+
 def _write_requests(connection: Connection, batch: list[r.RequestDone]) -> None:
     rows = [{"request_id": k.request_id, "response_type": k.response_type, "response": k.response} for k in batch]
     _upsert(connection, schema.requests, ["request_id"], rows)
@@ -416,6 +428,7 @@ _WRITERS: dict[type, Callable[[Connection, list[Any]], None]] = {
     r.CallDone: _write_calls,
     r.ReservationsRecorded: _write_reservations,
     r.FlagRecorded: _write_flags,
+    r.RulesRecorded: _write_rules,
     r.RequestDone: _write_requests,
     r.Audited: _write_audit,
     r.WeightsRecorded: _write_weights,
