@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 ROOT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 _MASTER_KEY = "bursar.master"
 _CLIENT_KEY = "bursar.client"
+_CLOCK_KEY = "bursar.clock"
 
 
 if TYPE_CHECKING:
@@ -113,9 +115,16 @@ def master_address() -> str:
         raise click.UsageError(f"BURSAR_MASTER: {error}") from None
 
 
-def use_client(ctx: click.Context, make: Callable[[str], OperatorClient]) -> None:
-    """Let the commands below a context ask somebody else than the master at an address."""
+def use_client(ctx: click.Context, make: Callable[[str], OperatorClient], wall_ms: int) -> None:
+    """Let the commands below a context ask somebody else than the master at an address, at another time."""
     ctx.meta[_CLIENT_KEY] = make
+    ctx.meta[_CLOCK_KEY] = wall_ms
+
+
+def wall_ms() -> int:
+    """The time of day, in milliseconds since 1970."""
+    given: int | None = click.get_current_context().meta.get(_CLOCK_KEY)
+    return int(time.time() * 1000) if given is None else given
 
 
 def ask(question: Callable[[OperatorClient], Awaitable[T]]) -> T:

@@ -55,7 +55,7 @@ class CommandLine:
             command = found
             path.append(name)
 
-    def __call__(self, words: Sequence[str], ask: Ask) -> Operated:
+    def __call__(self, words: Sequence[str], ask: Ask, wall_ms: int) -> Operated:
         """Carry a command out. Raises InvalidText where the words are none of the command's."""
         output = io.StringIO()
         try:
@@ -64,7 +64,7 @@ class CommandLine:
                 contextlib.redirect_stderr(io.StringIO()),
                 click.Context(cli) as parent,
             ):
-                use_client(parent, lambda address: StageClient(ask))
+                use_client(parent, lambda address: StageClient(ask), wall_ms)
                 cli.main(args=list(words), prog_name="bursar", standalone_mode=False, parent=parent)
         except click.BadParameter as error:
             if isinstance(error, click.MissingParameter):

@@ -43,8 +43,8 @@ class Operate(Protocol):
     def check(self, words: Sequence[str]) -> None:
         """Raise InvalidText for what is no command of operators, before anything is carried out."""
 
-    def __call__(self, words: Sequence[str], ask: Ask) -> Operated:
-        """Carry it out with a master that answers `ask`. Raises InvalidText where the words are none of the command's."""
+    def __call__(self, words: Sequence[str], ask: Ask, wall_ms: int) -> Operated:
+        """Carry it out with a master that answers `ask`, at that time of day. Raises InvalidText where the words are none of the command's."""
 
 
 @dataclass(slots=True)
@@ -199,7 +199,7 @@ def _parse(entry: Entry, names: Names, operate: Operate) -> Action:
 
     def carry_out(stage: Stage) -> None:
         before = stage.records
-        done = operate(order, stage.ask)
+        done = operate(order, stage.ask, stage.now.wall_ms)
         if done.refusal is not None:
             stage.note(refused(stage.at_ms, done.refusal))
         elif stage.records == before:
