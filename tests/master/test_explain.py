@@ -421,3 +421,15 @@ def test_an_answer_is_bounded(book: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert refusal.role == "" and refusal.pairs == 40 and refusal.agents == 30, "evenly spread over roles and agents"
     assert len(refusal.message) < 300 and len(refusal.obstacles) <= explain.MAX_OBSTACLES
     assert len(answer.order) <= explain.MAX_PLACES + explain.MAX_PLACES_BEFORE
+
+
+def test_refusals_are_counted_by_role_and_reason(book: Any) -> None:
+    for index in range(20):
+        book.agent(f"a{index:02}", cpus=2)
+    for name in ("f", "g"):
+        book.framework(name, roles=["x"], demand=Demand(1, (book.shape(cpus=99, role="x"),)))
+    book.framework("h", roles=["y"])
+    cluster = book.machine.cluster
+    assert explain.count_refusals(cluster, 60) == {("x", RefusalReason.EXCEEDS_AGENT): 40}, "h has offers of all"
+    assert explain.count_refusals(cluster, 12) == {("x", RefusalReason.EXCEEDS_AGENT): 40}, "scaled up"
+    assert explain.count_refusals(cluster, 1) in ({}, {("x", RefusalReason.EXCEEDS_AGENT): 60})

@@ -23,8 +23,8 @@ from bursar.v1.operator_service_pb2 import REFUSAL_REASON_DECLINED
 
 #: A master must be found within this time.
 CONNECT_S = 10
-#: From when on waiting is explained, and how often it is looked at again.
-EXPLAIN_AFTER_S, EXPLAIN_EVERY_S = 2.0, 2.0
+#: From when on waiting is explained; it is looked at again after as long, then twice as long, up to a bound: asking costs the master.
+EXPLAIN_AFTER_S, EXPLAIN_EVERY_S = 2.0, 30.0
 #: How long a killed task may take to be reported, beyond its grace.
 KILL_S = 10.0
 #: After its end, how long output may stand still before it is given up.
@@ -119,6 +119,7 @@ class _Run:
         loop = asyncio.get_running_loop()
         begin = loop.time()
         until = None if self._wait_ms is None else begin + self._wait_ms / 1000
+        pause = EXPLAIN_AFTER_S / 2
         look_at = begin + EXPLAIN_AFTER_S
         while True:
             if self._over or self._signal is not None:
@@ -133,7 +134,8 @@ class _Run:
                 return WAIT_PASSED
             if loop.time() >= look_at:
                 await self._explain()
-                look_at = loop.time() + EXPLAIN_EVERY_S
+                pause = min(2 * pause, EXPLAIN_EVERY_S)
+                look_at = loop.time() + pause
                 continue
             await self._wait(min(look_at, until or look_at) - loop.time())
 

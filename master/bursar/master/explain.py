@@ -6,6 +6,7 @@ are counted together, and `obstacles` tells what stands in the way in particular
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from itertools import islice
@@ -232,6 +233,21 @@ def serving_order(cluster: Cluster, clients: Iterable[Client]) -> tuple[ServingP
         )
         for client in (*before, *asked)
     )
+
+
+def count_refusals(cluster: Cluster, at_most: int) -> dict[tuple[str, RefusalReason], int]:
+    """Pairs of clients and agents that are refused, by role and reason: exact where there are at most so many pairs, else scaled up
+    from so many, evenly spread.
+    """
+    clients, agents = _all_clients(cluster), cluster.agents_in_order
+    pairs, examined = len(clients) * len(agents), 0
+    found: Counter[tuple[str, RefusalReason]] = Counter()
+    for client, agent in _spread(clients, agents, at_most):
+        examined += 1
+        reason = standing(cluster, agent, client, cluster.frameworks[client.framework_id])
+        if isinstance(reason, RefusalReason):
+            found[client.role, reason] += 1
+    return {key: count * pairs // examined for key, count in found.items()}
 
 
 # --- inside ---

@@ -13,11 +13,14 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bursar.core.messages.operator import AgentState, FrameworkState
+from bursar.core.messages.operator import AgentState, FrameworkState, RefusalReason
 from bursar.core.resources import BYTE_KINDS, MILLI, holding_total
+from bursar.master.explain import count_refusals
 from bursar.master.machine import MasterMachine
 from bursar.runtime.driver import Driver
 
+#: Pairs of a framework and an agent that are asked for a reason at every so many snapshots: a few milliseconds.
+MAX_SAMPLED_PAIRS, REFUSALS_EVERY = 500, 5
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
@@ -32,6 +35,8 @@ class MasterMetrics(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._snapshot = _Snapshot()
+        self._taken = 0
+        self._refusals: dict[tuple[str, RefusalReason], int] = {}
         self.commit_seconds = Histogram(
             "bursar_master_registry_commit_seconds",
             "Time to make one batch durable",
@@ -97,6 +102,12 @@ class MasterMetrics(Collector):
                 scale = 1 if kind in BYTE_KINDS else MILLI
                 help_text = "Resources of reachable agents; bytes for mem and disk"
                 gauge("resources", help_text, amounts[kind] / scale, kind=kind, use=use)
+        if self._taken % REFUSALS_EVERY == 0:
+            self._refusals = count_refusals(cluster, MAX_SAMPLED_PAIRS)
+        self._taken += 1
+        for (role, reason), count in sorted(self._refusals.items()):
+            help_text = "Pairs of a framework in a role and an agent without an offer, by reason; an estimate where there are many"
+            gauge("offer_refusals", help_text, count, role=role, reason=reason.name.lower())
         counters = cluster.counters
         for outcome in ("made", "accepted", "declined", "rescinded", "expired"):
             counter("offers", "Offers by outcome", getattr(counters, f"offers_{outcome}"), outcome=outcome)
