@@ -303,6 +303,8 @@ def _without_roles(groups: Iterable[Group]) -> list[Group]:
 
 def _refusal(group: Group) -> Refusal:
     words = WORDS[group.reason]
+    if group.reason is RefusalReason.NOT_FREE:
+        group.choose_example()
     obstacles = iter(words.obstacles(group))
     shown = tuple(islice(obstacles, MAX_OBSTACLES))
     return Refusal(

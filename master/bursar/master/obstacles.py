@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from heapq import nsmallest
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -74,6 +75,20 @@ class Group:
         self.agents[agent.agent_id] = agent
         self.clients[client] = None
         self.frameworks[framework.framework_id] = framework
+
+    def choose_example(self) -> None:
+        """Let the agent stand for the others of which the least is lacking: fewest kinds of what is wanted are not free."""
+        shapes = self.shapes
+        if len(self.agents) < 2 or not shapes or len(self.frameworks) > 1:
+            return
+        request = shapes[0][0].resources
+        amounts = _amounts(request)
+
+        def lacking(agent: Agent) -> int:
+            free = holding_total(self.cluster.ledger.books[agent.agent_id].free)
+            return sum(_there(request, kind, free) < wanted for kind, wanted in amounts)
+
+        self.agent = min(self.agents.values(), key=lacking)
 
     @property
     def framework(self) -> Framework:
@@ -150,7 +165,7 @@ def _inactive(group: Group) -> Iterator[Obstacle]:
     states = Counter(agent.state for agent in group.agents.values())
     for state, count in sorted(states.items()):
         name = state.name.lower()
-        examples = _names(agent.info.hostname for agent in group.agents.values() if agent.state is state)
+        examples = name_some(agent.info.hostname for agent in group.agents.values() if agent.state is state)
         message = f"{examples}: {name}" + (f" ({count} agents)" if count > 1 else "")
         yield Obstacle(ObstacleKind.STATE, name, message)
 
@@ -209,7 +224,7 @@ def _rules(group: Group) -> Iterator[Obstacle]:
         if rule is not None:
             found.setdefault(rule.name, (rule, []))[1].append(agent)
     for name, (rule, agents) in sorted(found.items(), key=lambda item: (-len(item[1][1]), item[0])):
-        examples = _names(agent.info.hostname for agent in agents)
+        examples = name_some(agent.info.hostname for agent in agents)
         yield Obstacle(
             ObstacleKind.RULE,
             name,
@@ -330,8 +345,10 @@ def _reservation_hint(group: Group) -> str:
 
 
 def _holders(group: Group) -> Iterator[Obstacle]:
-    """Who holds what is not free on the first agent: those first that hold most of what is wanted."""
+    """What is not free on the agent that lacks least, and who holds it: those first that hold most of what is wanted."""
     books, agent = _books(group, group.agent), group.agent
+    if group.reason is RefusalReason.NOT_FREE:
+        yield from _not_free(group)
     kinds = list(dict.fromkeys(kind for shape, _ in group.shapes for kind, _ in _amounts(shape.resources)))
     found: list[tuple[int, int, Obstacle]] = []
     by_framework: dict[FrameworkId, tuple[int, str, Holding]] = {}
@@ -364,6 +381,27 @@ def _holders(group: Group) -> Iterator[Obstacle]:
     for _, _, obstacle in sorted(found, key=lambda entry: (entry[0], entry[1], entry[2].name)):
         yield obstacle
     yield from _rivals(group)
+
+
+def _not_free(group: Group) -> Iterator[Obstacle]:
+    free = holding_total(_books(group, group.agent).free)
+    for shape, _ in group.shapes[:1]:
+        for kind, wanted in _amounts(shape.resources):
+            there = _there(shape.resources, kind, free)
+            if there < wanted:
+                name = group.agent.info.hostname
+                text = f"{kind}: {_format(kind, wanted)} wanted, {_format(kind, there)} free on {name}"
+                if len(group.agents) > 1:
+                    text += ", which lacks least"
+                yield Obstacle(
+                    ObstacleKind.SHAPE,
+                    format_request(shape.resources),
+                    text,
+                    agent_id=group.agent.agent_id,
+                    resource=kind,
+                    amount=wanted,
+                    of=there,
+                )
 
 
 def _rivals(group: Group) -> Iterator[Obstacle]:
@@ -546,7 +584,7 @@ def _filter_hint(group: Group) -> str:
 def _region(group: Group) -> Iterator[Obstacle]:
     regions = Counter(agent.facts.region for agent in group.agents.values())
     for region, count in sorted(regions.items()):
-        examples = _names(agent.info.hostname for agent in group.agents.values() if agent.facts.region == region)
+        examples = name_some(agent.info.hostname for agent in group.agents.values() if agent.facts.region == region)
         text = f"{examples}: in the region {region}, the master is in {group.cluster.region}"
         yield Obstacle(ObstacleKind.STATE, region, text + (f" ({count} agents)" if count > 1 else ""))
     yield Obstacle(ObstacleKind.CAPABILITY, REGION_AWARE, f"the framework lacks the capability {REGION_AWARE}")
@@ -706,5 +744,5 @@ def _names(names: Iterable[str]) -> str:
 
 
 def name_some(names: Iterable[str]) -> str:
-    """The first few names, and a mark where there are more."""
-    return _names(names)
+    """The first few names in order, and a mark where there are more."""
+    return _names(nsmallest(MAX_NAMES + 1, names))
