@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,7 +183,7 @@ def headroom(book: Any) -> Refusal:
     refusal = the_refusal(book)
     guarantee = only(refusal, ObstacleKind.GUARANTEE)
     assert (guarantee.name, guarantee.resource, guarantee.amount, guarantee.of) == ("kept", "cpus", 0, 6000)
-    assert "6 cpus kept free for the guarantee of kept" in guarantee.message
+    assert "cpus: 6 kept free for kept, which is guaranteed 6" in guarantee.message
     return refusal
 
 
@@ -237,6 +238,12 @@ def others_first(book: Any) -> Refusal:
 OWED = {
     RefusalReason.CAPABILITY_MISSING,
 }
+
+
+def test_every_reason_that_is_given_has_a_section_in_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
+    sections = [line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")]
+    assert sections == [reason.name for reason in sorted(DIALOGUES)]
 
 
 def test_every_reason_has_words_and_a_dialogue() -> None:

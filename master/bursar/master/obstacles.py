@@ -489,7 +489,7 @@ def _guarantees(group: Group) -> Iterator[Obstacle]:
         for kind, guarantee in node.guarantee.items():
             left = guarantee - node.consumed(kind)
             if left > 0 and node.path not in own and (not kinds or kind in kinds):
-                text = f"{_format(kind, left)} {kind} kept free for the guarantee of {node.path}, {_format(kind, guarantee)}"
+                text = f"{kind}: {_format(kind, left)} kept free for {node.path}, which is guaranteed {_format(kind, guarantee)}"
                 found.append(
                     (
                         -left,
