@@ -31,7 +31,7 @@ from bursar.core.roles import covers
 from bursar.core.text import format_request
 from bursar.master.allocator.cycle import Proposal
 from bursar.master.allocator.shares import Client
-from bursar.master.obstacles import WORDS, Group, ask, in_order, name_some
+from bursar.master.obstacles import WORDS, Group, ask, in_order, name_some, undisturbed
 from bursar.master.state import Agent, Cluster, Framework
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class Standing(Enum):
 
 
 def standing(cluster: Cluster, agent: Agent, client: Client, framework: Framework) -> RefusalReason | Standing:
-    """How a framework in a role stands with an agent."""
+    """How a framework in a role stands with an agent; asked inside `undisturbed`."""
     if agent.state is not AgentState.ACTIVE:
         return RefusalReason.AGENT_INACTIVE
     if framework.state is not FrameworkState.ACTIVE or client.role in framework.suppressed:
@@ -101,7 +101,7 @@ def standing(cluster: Cluster, agent: Agent, client: Client, framework: Framewor
 
 
 class Survey:
-    """Pairs of clients and agents, looked at and counted by role and reason."""
+    """Pairs of clients and agents, looked at and counted by role and reason; made inside `undisturbed`."""
 
     def __init__(self, cluster: Cluster, now: Instant, clients: Sequence[Client], agents: Sequence[Agent]) -> None:
         self.cluster = cluster
@@ -126,10 +126,8 @@ class Survey:
         if len(self.groups) > MAX_REFUSALS:
             self.groups = _without_roles(self.groups)
         self.groups.sort(key=lambda group: (group.role, group.reason))
-
-    def refusals(self) -> tuple[Refusal, ...]:
-        """One for each group; within a role the reason nearest to success last."""
-        return tuple(_refusal(group) for group in self.groups)
+        #: One for each group; within a role the reason nearest to success last.
+        self.refusals = tuple(_refusal(group) for group in self.groups)
 
 
 def explain_framework(
@@ -146,9 +144,10 @@ def explain_framework(
         )
     clients = [Client(name, framework.framework_id) for name in ([role] if role else roles)]
     agents = _all_agents(cluster) if agent is None else [agent]
-    survey = Survey(cluster, now, clients, agents)
+    with undisturbed(cluster):
+        survey = Survey(cluster, now, clients, agents)
     return ExplainFrameworkResponse(
-        survey.refusals(),
+        survey.refusals,
         len(agents),
         len(framework.offers),
         survey.pairs,
@@ -171,7 +170,8 @@ def explain_role(cluster: Cluster, now: Instant, role: str) -> ExplainRoleRespon
             "role",
         )
     agents = _all_agents(cluster)
-    survey = Survey(cluster, now, clients, agents)
+    with undisturbed(cluster):
+        survey = Survey(cluster, now, clients, agents)
     asked = set(clients)
     frameworks = {client.framework_id for client in clients}
     outstanding = sum(
@@ -180,7 +180,7 @@ def explain_role(cluster: Cluster, now: Instant, role: str) -> ExplainRoleRespon
         for offer_id in cluster.frameworks[framework_id].offers
     )
     return ExplainRoleResponse(
-        survey.refusals(),
+        survey.refusals,
         len(agents),
         outstanding,
         survey.pairs,
@@ -195,9 +195,10 @@ def explain_role(cluster: Cluster, now: Instant, role: str) -> ExplainRoleRespon
 def explain_agent(cluster: Cluster, now: Instant, agent: Agent) -> ExplainAgentResponse:
     """All frameworks in all their roles on one agent."""
     clients = _all_clients(cluster)
-    survey = Survey(cluster, now, clients, [agent])
+    with undisturbed(cluster):
+        survey = Survey(cluster, now, clients, [agent])
     return ExplainAgentResponse(
-        survey.refusals(),
+        survey.refusals,
         agent.agent_id,
         len(cluster.ledger.books[agent.agent_id].offered),
         survey.pairs,
@@ -242,11 +243,12 @@ def count_refusals(cluster: Cluster, at_most: int) -> dict[tuple[str, RefusalRea
     clients, agents = _all_clients(cluster), cluster.agents_in_order
     pairs, examined = len(clients) * len(agents), 0
     found: Counter[tuple[str, RefusalReason]] = Counter()
-    for client, agent in _spread(clients, agents, at_most):
-        examined += 1
-        reason = standing(cluster, agent, client, cluster.frameworks[client.framework_id])
-        if isinstance(reason, RefusalReason):
-            found[client.role, reason] += 1
+    with undisturbed(cluster):
+        for client, agent in _spread(clients, agents, at_most):
+            examined += 1
+            reason = standing(cluster, agent, client, cluster.frameworks[client.framework_id])
+            if isinstance(reason, RefusalReason):
+                found[client.role, reason] += 1
     return {key: count * pairs // examined for key, count in found.items()}
 
 

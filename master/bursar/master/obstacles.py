@@ -111,7 +111,7 @@ def ask(
 ) -> Proposal | RefusalReason:
     """What the allocator would decide if `free` were free on an agent; `filtered`: as if nothing had been declined where False.
 
-    Decides nothing, and leaves nothing behind.
+    Decides nothing, and inside `undisturbed` leaves nothing behind.
     """
     filters = cluster.filters.on(agent.agent_id) if filtered else None
     if filters is not None:
@@ -119,8 +119,7 @@ def ask(
         copy = AgentFilters()
         copy.by_client = filters.by_client
         filters = copy
-    with undisturbed(cluster):
-        return consider(cluster, agent, client, framework, free, filters)
+    return consider(cluster, agent, client, framework, free, filters)
 
 
 @contextmanager
