@@ -219,7 +219,7 @@ class Reference:
 
     def clients(self) -> dict[Client, dict[str, int]]:
         """Everybody who holds something or may get something, with what they hold: offered and allocated, reserved and
-        unreserved; reservations that lie idle are nobody's (RSV-16).
+        unreserved; reservations that lie idle are nobody's (RSV-16), and ports are in no share.
         """
         found: dict[Client, dict[str, int]] = {}
         for framework in self.frameworks.values():
@@ -227,9 +227,9 @@ class Reference:
                 if self.may_get(role, framework.framework_id):
                     found[role, framework.framework_id] = {}
         for holder in (*self.offers, *self.tasks):
-            if self.agents[holder.agent_id].counts:
-                held = found.setdefault((holder.role, holder.framework_id), {})
-                _add(held, sum_resources(holder.holding.values()).amounts())
+            amounts = sum_resources(holder.holding.values()).amounts()
+            if amounts and self.agents[holder.agent_id].counts:
+                _add(found.setdefault((holder.role, holder.framework_id), {}), amounts)
         return found
 
     def order(self) -> list[Client]:
@@ -271,10 +271,11 @@ class Reference:
 
         return walk(0, [client for client in clients if self.may_get(*client)])
 
-    def give(self, role: str, framework_id: str) -> None:
+    def give(self, holder: Offer | Task) -> None:
         """Something was given: an offer, a task's resources. Counts only grow."""
-        for node in _line(role, framework_id):
-            self.given[node] = self.given.get(node, 0) + 1
+        if sum_resources(holder.holding.values()).amounts():
+            for node in _line(holder.role, holder.framework_id):
+                self.given[node] = self.given.get(node, 0) + 1
 
     def forget(self, anew: Agent | None = None) -> None:
         """Who neither holds nor may get anything is forgotten with its count, and a role that has neither anybody nor a
@@ -489,20 +490,18 @@ class Reference:
             proposal = self.consider(agent, role, framework, free)
             if proposal is not None:
                 holding, promised = proposal
-                expires_ms = self.now_ms + self.timeout_ms
-                self.offers.append(
-                    Offer(
-                        framework_id,
-                        role,
-                        agent.agent_id,
-                        holding,
-                        self.now_ms,
-                        expires_ms,
-                        framework.version,
-                        promised,
-                    )
+                offer = Offer(
+                    framework_id,
+                    role,
+                    agent.agent_id,
+                    holding,
+                    self.now_ms,
+                    self.now_ms + self.timeout_ms,
+                    framework.version,
+                    promised,
                 )
-                self.give(role, framework_id)
+                self.offers.append(offer)
+                self.give(offer)
                 return True
         return False
 
@@ -633,7 +632,7 @@ class Reference:
             self.void(offer)
         for task, (_, _, request) in zip(tasks, launches, strict=True):
             self.tasks.append(task)
-            self.give(task.role, framework_id)
+            self.give(task)
             fulfilled = fulfilled_shape(framework, task.role, request)
             if fulfilled is not None:
                 framework.wanted[fulfilled] -= 1
@@ -670,7 +669,7 @@ class Reference:
             for task in self.tasks:
                 if task.agent_id == agent_id:
                     # Its tasks count again: they were given what they hold once more.
-                    self.give(task.role, task.framework_id)
+                    self.give(task)
         agent.connected, agent.given_up_ms = True, None
         self.changed.add(agent_id)
 

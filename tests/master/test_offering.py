@@ -504,3 +504,12 @@ def test_a_newer_demand_is_covered_by_the_oldest_offers(book: Any) -> None:
     assert "z" not in framework.agents, "covered by what is on offer"
     framework.decline(oldest, refuse_ms=HOUR_MS)
     assert "z" in framework.agents
+
+
+def test_a_suppressed_framework_may_hold_nothing_but_ports(book: Any) -> None:
+    """Ports are in no share; giving them back is not the end of the master."""
+    book.agent(ports="1-2")
+    framework = book.framework(demand=Demand(1, (book.shape(ports="1"),)))
+    framework.suppress()
+    framework.decline(framework.offer)
+    quiet(book)

@@ -391,3 +391,9 @@ def test_everything_that_changes_is_audited(book: Any) -> None:
     book.reserve("a", "*", book.request(cpus=1))
     audited = [(r.principal, r.action) for r in book.records if type(r).__name__ == "Audited"]
     assert audited == [("operator", "ReserveResources"), ("operator", "SetFlag")]
+
+
+def test_ports_alone_can_be_reserved(book: Any) -> None:
+    book.agent(ports="1-2")
+    assert book.reserve("a", "x/y", book.request(ports="1")).reservation.resources == book.resources(ports="1")
+    assert "x/y" not in book.machine.cluster.shares.roles(), "what is in no share keeps no place in the tree"

@@ -615,7 +615,7 @@ class SideBySide(RuleBasedStateMachine):
                 gpus=data.draw(st.sampled_from([0, 0, 1, 2])),
                 ports=data.draw(st.sampled_from(["", "", "", "1-1"])),
             )
-            if found.scalars or found.gpus:
+            if found:
                 return found
 
     def some_offers(self, data: st.DataObject) -> tuple[str, list[Any]]:

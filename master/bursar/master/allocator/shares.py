@@ -132,6 +132,9 @@ class Shares:
 
     def charge(self, client: Client, amounts: Amounts, reserved: Amounts = _NOTHING) -> None:
         """A client was given something; `reserved` is what of it comes out of reservations to plain roles."""
+        if not amounts:
+            # Ports are in no share.
+            return
         leaf = node = self._clients.get(client) or self._enter(client)
         if reserved:
             _change_up(node, "held_reserved", reserved, 1)
@@ -157,6 +160,8 @@ class Shares:
 
     def discharge(self, client: Client, amounts: Amounts, reserved: Amounts = _NOTHING) -> None:
         """A client gave something back."""
+        if not amounts:
+            return
         leaf = node = self._clients[client]
         if reserved:
             _change_up(node, "held_reserved", reserved, -1)
@@ -184,12 +189,16 @@ class Shares:
 
     def keep(self, role: str, amounts: Amounts) -> None:
         """Resources were reserved to a plain role."""
+        if not amounts:
+            return
         node = self._role(role)
         _change_up(node, "reserved", amounts, 1)
         self._settle(node, amounts)
 
     def release(self, role: str, amounts: Amounts) -> None:
         """A plain role's reservation ended."""
+        if not amounts:
+            return
         node = self._role(role)
         _change_up(node, "reserved", amounts, -1)
         self._settle(node, amounts)
