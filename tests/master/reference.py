@@ -8,12 +8,13 @@ events is over, `advance` that time passes. Values are those of `bursar.core`; s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bursar.core.devices import Device, DeviceHealth, pick_connected
 from bursar.core.messages.framework import OfferSettings
 from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, Attributes, Shape
+from bursar.core.messages.rules import RuleAction
 from bursar.core.predicates import AgentFacts, matches_all, parse_predicates
 from bursar.core.resources import (
     EMPTY,
@@ -31,7 +32,7 @@ from bursar.core.resources import (
     to_holding,
 )
 from bursar.core.roles import covers
-from bursar.core.text import parse_minimum
+from bursar.core.text import parse_minimum, parse_resources
 
 #: An agent that is away is given up after so long: five pings of fifteen seconds (mesos.md §0).
 PATIENCE_MS = 75_000
@@ -129,6 +130,24 @@ class Filter:
     until_ms: int
 
 
+@dataclass(frozen=True)
+class Rule:
+    """One rule about who may see what (design.md §6, M-08)."""
+
+    #: HIDE_AGENT, STRIP, HEADROOM or ALLOW.
+    action: RuleAction
+    #: Whether it speaks of a framework in a role.
+    speaks_of: Callable[[Framework, str], bool] = lambda framework, role: True
+    #: Predicates on an agent's total.
+    agents: str = ""
+    #: Only agents that have any of these; what `strip` takes away.
+    kinds: tuple[str, ...] = ()
+    #: What is kept for each GPU, `50%` or amounts; empty: as the flag says.
+    headroom: str = ""
+    #: Otherwise it decides nothing.
+    enforced: bool = True
+
+
 Client = tuple[str, str]
 """(role, framework): who is offered something."""
 
@@ -144,7 +163,12 @@ class Reference:
         self.now_ms = now_ms
         self.interval_ms = interval_ms
         self.timeout_ms = timeout_ms
-        self.gpu_filter = True
+        #: `true`, `false` or `strip`.
+        self.gpu_filter = "true"
+        #: What is kept for each GPU where a rule does not say.
+        self.headroom = "50%"
+        #: Name → rule, in their order.
+        self.rules: dict[str, Rule] = {}
         self.minimum = PLAIN_MINIMUM
         #: Where the master is; empty: nowhere in particular.
         self.region = ""
@@ -291,21 +315,120 @@ class Reference:
 
     # --- What a client may have of an agent, as a list of steps ---
 
-    def may_see(self, framework: Framework, agent: Agent) -> bool:
-        """GPU-3: an agent that has a GPU is hidden from frameworks without the capability, all of it, unless the flag is off.
-        FD-3: so is one in another region than the master, where both say where they are.
+    def deciding_rule(self, framework: Framework, role: str, agent: Agent) -> Rule | None:
+        """The first rule that speaks of both; the last of all is the flag: agents that have a GPU are hidden from frameworks without
+        the capability (GPU-3), or only their GPUs (M-06), or nothing is.
         """
+        rules = [rule for rule in self.rules.values() if rule.enforced]
+        if self.gpu_filter != "false":
+            hide = self.gpu_filter == "true"
+            action = RuleAction.HIDE_AGENT if hide else RuleAction.STRIP
+            rules.append(Rule(action, lambda framework, _: not framework.capable, "gpus>0", () if hide else ("gpus",)))
+        whole = sum_resources(agent.buckets.values())
+        devices = tuple(agent.devices[uuid] for uuid in sorted(whole.devices))
+        facts = AgentFacts(agent.hostname, agent.attributes, whole.amounts(), devices)
+        for rule in rules:
+            has_any = any(whole.amount(kind) for kind in rule.kinds) or not rule.kinds
+            if rule.speaks_of(framework, role) and has_any and matches_all(parse_predicates(rule.agents), facts):
+                return rule
+        return None
+
+    def is_hidden(self, framework: Framework, role: str, agent: Agent) -> bool:
+        """Whether nothing of an agent may be offered: a rule hides it, or it is in another region than the master, where both say
+        where they are, and the framework does not understand that (FD-3).
+        """
+        rule = self.deciding_rule(framework, role, agent)
         near = self.region in ("", agent.attributes.get("region", self.region))
-        return (framework.capable or not agent.has_gpus or not self.gpu_filter) and (framework.travels or near)
+        return (rule is not None and rule.action is RuleAction.HIDE_AGENT) or not (framework.travels or near)
+
+    def stripped_kinds(self, framework: Framework, role: str, agent: Agent) -> tuple[str, ...]:
+        """What a rule takes out of offers; GPUs, unless it says something else."""
+        rule = self.deciding_rule(framework, role, agent)
+        return (rule.kinds or ("gpus",)) if rule is not None and rule.action is RuleAction.STRIP else ()
+
+    def shown(
+        self, framework: Framework, role: str, agent: Agent, offerable: Holding, free: Holding
+    ) -> dict[Stack, Resources]:
+        """What a rule leaves that strips, or keeps headroom for GPUs: the kinds that it takes away are not shown, and of CPUs,
+        memory and the like so much is kept as the agent's GPUs need, but not for those that would be in the offer. A rule that
+        strips something else than GPUs keeps headroom only if it says how much.
+        """
+        rule = self.deciding_rule(framework, role, agent)
+        if rule is None or rule.action not in (RuleAction.STRIP, RuleAction.HEADROOM):
+            return dict(offerable)
+        gone = self.stripped_kinds(framework, role, agent)
+        rest = {
+            stack: Resources(
+                {kind: amount for kind, amount in part.scalars.items() if kind not in gone},
+                () if "ports" in gone else part.ports,
+                frozenset() if "gpus" in gone else part.devices,
+            )
+            for stack, part in offerable.items()
+        }
+        if rule.action is RuleAction.HEADROOM or "gpus" in gone or rule.headroom:
+            uses_gpus = not framework.version or any(
+                count and shape.role == role and shape.resources.gpu_count
+                for shape, count in zip(framework.shapes, self.open(framework), strict=True)
+            )
+            going = sum_resources(rest.values()).devices if uses_gpus else frozenset()
+            kept = self.kept_for_gpus(agent, rule.headroom or self.headroom, free, going)
+            rest = {stack: part.minus_saturating(kept.get(stack, EMPTY)) for stack, part in rest.items()}
+        return {stack: part for stack, part in rest.items() if part}
+
+    def kept_for_gpus(
+        self, agent: Agent, headroom: str, free: Holding, going: Collection[str]
+    ) -> dict[Stack, Resources]:
+        """M-06: for each healthy GPU, busy or idle, what it is to have less what its holder has, from the GPU's bucket first, then
+        from what is unreserved. A share is one of the agent's total, divided by its GPUs.
+        """
+        whole = sum_resources(agent.buckets.values())
+        if headroom.endswith("%"):
+            per_gpu = {
+                kind: whole.amount(kind) * int(headroom[:-1]) // (100 * max(1, len(whole.devices)))
+                for kind in ("cpus", "mem")
+            }
+        else:
+            per_gpu = {item.kind: item.amount for item in parse_resources(headroom)}
+        healthy = {uuid for uuid, device in agent.devices.items() if device.health is not DeviceHealth.UNHEALTHY}
+        busy: set[str] = set()
+        missing: dict[Stack, dict[str, int]] = {}
+        for holder in (*self.offers, *self.tasks):
+            if holder.agent_id == agent.agent_id:
+                held = sum_resources(holder.holding.values())
+                busy |= held.devices
+                by_bucket = {stack: len(part.devices & healthy) for stack, part in holder.holding.items()}
+                count = sum(by_bucket.values())
+                for kind, each in per_gpu.items():
+                    lacks, left = max(0, each * count - held.amount(kind)), count
+                    for stack, there in by_bucket.items():
+                        if there:
+                            part = -(-lacks * there // left)
+                            _add(missing.setdefault(stack, {}), {kind: part})
+                            lacks, left = lacks - part, left - there
+        for stack, bucket in agent.buckets.items():
+            idle = len((bucket.devices & healthy) - busy - set(going))
+            _add(missing.setdefault(stack, {}), {kind: each * idle for kind, each in per_gpu.items()})
+        kept: dict[Stack, Resources] = {}
+        elsewhere = missing.pop((), {})
+        for stack, amounts in missing.items():
+            there = free.get(stack, EMPTY).scalars
+            found = {kind: min(amount, there.get(kind, 0)) for kind, amount in amounts.items()}
+            kept[stack] = Resources({kind: amount for kind, amount in found.items() if amount})
+            _add(elsewhere, {kind: amount - found[kind] for kind, amount in amounts.items()})
+        there = free.get((), EMPTY).scalars
+        found = {kind: min(amount, there.get(kind, 0)) for kind, amount in elsewhere.items()}
+        kept[()] = Resources({kind: amount for kind, amount in found.items() if amount})
+        return kept
 
     def consider(
         self, agent: Agent, role: str, framework: Framework, free: Holding
     ) -> tuple[dict[Stack, Resources], dict[int, int]] | None:
         """What would be offered, and how many of which shapes that is for; None for nothing."""
-        if not self.may_see(framework, agent):
+        if self.is_hidden(framework, role, agent):
             return None
         # RSV-7: what is unreserved, or reserved to the role or to one above it.
         offerable = {stack: part for stack, part in free.items() if not stack or covers(stack[-1].holder, role)}
+        offerable = self.shown(framework, role, agent, offerable, free)
         offerable = self.within_quota(agent, role, offerable)
         promised: dict[int, int] = {}
         if framework.version:
@@ -628,6 +751,9 @@ class Reference:
                 return None
             remaining[agent_id] = subtract_holdings(remaining[agent_id], part)
             tasks.append(Task(framework_id, task_id, offers[0].role, agent_id, part))
+        if self.passes_a_limit(offers, tasks):
+            self.declined(framework_id, offers, refuse_ms)
+            return None
         for offer in offers:
             self.void(offer)
         for task, (_, _, request) in zip(tasks, launches, strict=True):
@@ -639,6 +765,18 @@ class Reference:
         for agent_id, left in remaining.items():
             self.refuse(framework_id, offers[0].role, agent_id, left, self.refuse_until_ms(refuse_ms))
         return tasks
+
+    def passes_a_limit(self, offers: Sequence[Offer], tasks: Sequence[Task]) -> bool:
+        """T21: whether a limit would be passed by what is used, after what is left over was given back. Offers are within limits when
+        they are made, but tasks come back with their agents.
+        """
+        for role in _path(offers[0].role):
+            for kind, limit in self.quotas.get(role, ({}, {}))[1].items():
+                offered = sum(offer.holding.get((), EMPTY).amount(kind) for offer in offers)
+                used = sum(task.holding.get((), EMPTY).amount(kind) for task in tasks)
+                if used and self.consumed([role], kind)[role] - offered + used > limit:
+                    return True
+        return False
 
     # --- Agents ---
 
@@ -746,6 +884,7 @@ class Reference:
         *,
         travels: bool = False,
         settings: Iterable[OfferSettings] = (),
+        rescinded: Iterable[Offer] = (),
     ) -> None:
         """M-04: other roles, capabilities, settings, and it goes on. What it may not be offered any more is rescinded, but not for
         its own settings; filters of roles that it gave up or revived are dropped (OFF-6, OFF-7).
@@ -757,11 +896,9 @@ class Reference:
         framework.travels, framework.settings = travels, {one.role: one for one in settings}
         self.drop_filters(framework, gone | revived)
         self.rescinded(
-            offer
-            for offer in list(self.offers)
-            if offer.framework_id == framework_id
-            and (offer.role in gone or not self.may_see(framework, self.agents[offer.agent_id]))
+            offer for offer in list(self.offers) if offer.framework_id == framework_id and offer.role in gone
         )
+        self.permissions_changed(rescinded)
         self.forget()
         self.changed |= set(self.agents)
 
@@ -817,24 +954,29 @@ class Reference:
         self.forget()
         self.changed.add(agent_id)
 
-    def gpu_filter_set(self, on: bool) -> None:
-        """The flag is on or off now."""
-        self.gpu_filter = on
-        self.permissions_changed()
-
-    def region_set(self, region: str) -> None:
-        """The master is somewhere else."""
-        self.region = region
-        self.permissions_changed()
-
-    def permissions_changed(self) -> None:
-        """Offers that are no longer permitted are rescinded; others stay (design.md §6)."""
-        self.rescinded(
-            offer
-            for offer in list(self.offers)
-            if not self.may_see(self.frameworks[offer.framework_id], self.agents[offer.agent_id])
-        )
+    def permissions_changed(self, rescinded: Iterable[Offer]) -> None:
+        """Rules, capabilities or the region are others now. Offers on agents that are hidden, and those of kinds that are stripped,
+        are rescinded (design.md §6); which others make room for what is kept for GPUs, is taken as it comes. The rest stays.
+        """
+        going = [offer for offer in rescinded if offer in self.offers]
+        for offer in self.offers:
+            framework, agent = self.frameworks[offer.framework_id], self.agents[offer.agent_id]
+            rule = self.deciding_rule(framework, offer.role, agent)
+            kinds = self.stripped_kinds(framework, offer.role, agent)
+            has = any(part.amount(kind) for part in offer.holding.values() for kind in kinds)
+            must = self.is_hidden(framework, offer.role, agent) or has
+            may = must or (rule is not None and rule.action in (RuleAction.STRIP, RuleAction.HEADROOM))
+            assert offer in going or not must, f"not rescinded: {offer}"
+            assert may or offer not in going, f"rescinded for nothing: {offer}"
+        self.rescinded(going)
         self.changed |= set(self.agents)
+
+    def rule_added(self, name: str, rule: Rule, before: str = "") -> None:
+        """A rule comes last, or before another one; in the place of the one of its name where there is one."""
+        names = [known for known in self.rules if known != name]
+        place = list(self.rules).index(name) if name in self.rules else len(names)
+        names.insert(names.index(before) if before else place, name)
+        self.rules = {known: rule if known == name else self.rules[known] for known in names}
 
     def minimum_set(self, text: str) -> None:
         """OFF-11: from now on offers are at least this large; what is offered stands."""

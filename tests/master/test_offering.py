@@ -513,3 +513,14 @@ def test_a_suppressed_framework_may_hold_nothing_but_ports(book: Any) -> None:
     framework.suppress()
     framework.decline(framework.offer)
     quiet(book)
+
+
+def test_a_filter_does_not_outlive_the_rule_that_made_offers_small(book: Any) -> None:
+    """What was refused was stripped; what is shown now is more."""
+    book.set_flag("filter-gpu-resources", "strip")
+    book.agent(gpus=2)
+    framework = book.framework(gpu=False)
+    framework.decline(framework.offer, refuse_ms=HOUR_MS)
+    quiet(book)
+    book.set_flag("filter-gpu-resources", "false")
+    assert len(framework.offered().devices) == 2

@@ -26,7 +26,8 @@ from bursar.core.errors import ErrorDetail
 from bursar.core.messages.agent import DevicesChanged
 from bursar.core.messages.framework import OfferSettings
 from bursar.core.messages.offers import Shape
-from bursar.core.messages.operator import Quota
+from bursar.core.messages.operator import AddRuleRequest, Quota, RemoveRuleRequest
+from bursar.core.messages.rules import Rule, RuleAction, RuleMode
 from bursar.core.resources import Holding, ReservedResources, Resources, to_holding
 from bursar.core.tasks import TaskState
 from bursar.core.text import format_amount, format_duration, format_request, format_resources
@@ -213,16 +214,21 @@ class Duet:
         settings: Sequence[OfferSettings] = (),
     ) -> None:
         with self.doing(f"framework {framework_id} changes: {said_of(roles, gpu, suppressed, travels, settings)}"):
-            result = self.book.frameworks[framework_id].update(
-                roles=tuple(roles),
-                capabilities=capabilities(gpu, travels),
-                offer_settings=tuple(settings),
-                suppressed=tuple(suppressed),
+            peer = self.book.frameworks[framework_id]
+            result, gone = self.ask(
+                lambda: peer.update(
+                    roles=tuple(roles),
+                    capabilities=capabilities(gpu, travels),
+                    offer_settings=tuple(settings),
+                    suppressed=tuple(suppressed),
+                )
             )
             allowed = all(shape.role in roles for shape in self.model.frameworks[framework_id].shapes)
             assert (result.error is None) == allowed, result.error or "shapes in roles that it gave up"
             if allowed:
-                self.model.framework_updated(framework_id, roles, gpu, suppressed, travels=travels, settings=settings)
+                self.model.framework_updated(
+                    framework_id, roles, gpu, suppressed, travels=travels, settings=settings, rescinded=gone
+                )
             else:
                 self.history[-1] += f": {result.error.reason.name}"
 
@@ -303,10 +309,14 @@ class Duet:
             source, target = (stack, stack[:-1]) if undo else (stack[:-1], stack)
             self.model.moved(agent_id, source, target, resources)
 
-    def set_gpu_filter(self, on: bool) -> None:
-        with self.doing(f"filter-gpu-resources is {str(on).lower()}"):
-            self.book.set_flag("filter-gpu-resources", str(on).lower())
-            self.model.gpu_filter_set(on)
+    def set_gpu_filter(self, mode: str, headroom: str) -> None:
+        with self.doing(f"filter-gpu-resources is {mode}, gpu-headroom {headroom}"):
+            _, first = self.ask(lambda: self.book.set_flag("gpu-headroom", headroom))
+            self.model.headroom = headroom
+            self.model.permissions_changed(first)
+            _, gone = self.ask(lambda: self.book.set_flag("filter-gpu-resources", mode))
+            self.model.gpu_filter = mode
+            self.model.permissions_changed(gone)
 
     def set_quotas(self, quotas: dict[str, tuple[dict[str, int], dict[str, int]]], force: bool) -> None:
         """Which quotas are refused, and which offers go for one, is not the allocator's to say: taken as it comes."""
@@ -332,8 +342,29 @@ class Duet:
 
     def set_region(self, region: str) -> None:
         with self.doing(f"the master's region is {region or 'not told'}"):
-            self.book.set_flag("region", region)
-            self.model.region_set(region)
+            _, gone = self.ask(lambda: self.book.set_flag("region", region))
+            self.model.region = region
+            self.model.permissions_changed(gone)
+
+    def add_rule(self, rule: Rule, speaks_of: Any, before: str = "") -> None:
+        """`speaks_of`: the framework's part of the rule, as the reference understands it."""
+        words = f"{rule.action.word} for {rule.framework or 'all'} on {rule.agent or 'all'}"
+        words += f" {','.join(rule.resources)} {rule.headroom} {rule.mode.name.lower()}"
+        with self.doing(f"rule {rule.name}{' before ' + before if before else ''}: {words}"):
+            answer, gone = self.ask(
+                lambda: self.book.ask(AddRuleRequest(rule, before=before, replace=True, force=True))
+            )
+            assert not isinstance(answer, ErrorDetail), answer
+            enforced = rule.mode is RuleMode.ENFORCE
+            mine = reference.Rule(rule.action, speaks_of, rule.agent, rule.resources, rule.headroom, enforced)
+            self.model.rule_added(rule.name, mine, before)
+            self.model.permissions_changed(gone)
+
+    def remove_rule(self, name: str) -> None:
+        with self.doing(f"rule {name} is removed"):
+            _, gone = self.ask(lambda: self.book.ask(RemoveRuleRequest(name)))
+            del self.model.rules[name]
+            self.model.permissions_changed(gone)
 
     def set_minimum(self, minimum: str) -> None:
         with self.doing(f"an offer is at least {minimum or 'anything'}"):
@@ -425,6 +456,16 @@ CONSTRAINTS = [
     "gpu.health=healthy",
     "rack=r1,gpus<1",
 ]
+#: The framework's part of a rule, and what it means.
+FRAMEWORKS: dict[str, Any] = {
+    "": lambda framework, role: True,
+    "lacks=GPU_RESOURCES": lambda framework, role: not framework.capable,
+    "has=REGION_AWARE|GPU_RESOURCES": lambda framework, role: framework.capable or framework.travels,
+    "role=a/**": lambda framework, role: role.startswith("a/"),
+    "role=*": lambda framework, role: role == "*",
+    "name=f|g": lambda framework, role: framework.framework_id in ("f", "g"),
+    "name=f*,role=e": lambda framework, role: framework.framework_id[0] == "f" and role == "e",
+}
 MINIMA = ["", "cpus:2", "cpus:4;mem:1GiB|gpus:1", "mem:16MiB"]
 
 
@@ -658,9 +699,43 @@ class SideBySide(RuleBasedStateMachine):
         labels = {"project": label} if label else {}
         self.duet.reserve(name, role, self.a_request(data), undo=undo, **labels)
 
-    @rule(on=st.booleans())
-    def toggle(self, on: bool) -> None:
-        self.duet.set_gpu_filter(on)
+    @rule(
+        mode=st.sampled_from(["true", "false", "strip", "strip"]), headroom=st.sampled_from(["50%", "100%", "cpus:1"])
+    )
+    def toggle(self, mode: str, headroom: str) -> None:
+        self.duet.set_gpu_filter(mode, headroom)
+
+    @rule(
+        data=st.data(),
+        name=st.sampled_from("uvw"),
+        action=st.sampled_from([RuleAction.STRIP, RuleAction.HIDE_AGENT, RuleAction.HEADROOM, RuleAction.ALLOW]),
+        whom=st.sampled_from(sorted(FRAMEWORKS)),
+        agents=st.sampled_from(["", "rack=r1", "gpus>=2", "cpus<4", "gpu.clique>=2"]),
+        kinds=st.sampled_from([(), (), ("gpus",), ("mem", "ports")]),
+        enforce=st.sampled_from([True, True, True, False]),
+    )
+    def add_rule(
+        self,
+        data: st.DataObject,
+        name: str,
+        action: RuleAction,
+        whom: str,
+        agents: str,
+        kinds: tuple[str, ...],
+        enforce: bool,
+    ) -> None:
+        keeps = action in (RuleAction.STRIP, RuleAction.HEADROOM)
+        headroom = data.draw(st.sampled_from(["", "25%", "cpus:0.5;mem:1GiB"])) if keeps else ""
+        others = [other for other in self.model.rules if other != name]
+        before = data.draw(st.sampled_from(["", *others]))
+        mode = RuleMode.ENFORCE if enforce else RuleMode.AUDIT
+        rule = Rule(name, action, mode, whom, agents, kinds, headroom)
+        self.duet.add_rule(rule, FRAMEWORKS[whom], before)
+
+    @precondition(lambda self: self.model.rules)
+    @rule(data=st.data())
+    def remove_rule(self, data: st.DataObject) -> None:
+        self.duet.remove_rule(data.draw(st.sampled_from(sorted(self.model.rules))))
 
     @rule(
         quotas=st.dictionaries(
@@ -712,7 +787,7 @@ class UnderQuota(SideBySide):
 
     ROLES = SOME_ROLES[1:3] + SOME_ROLES[5:]
     #: Rules that are left out here.
-    toggle = move_master = set_minimum = exclude = set_quotas = devices_change = None
+    toggle = add_rule = remove_rule = move_master = set_minimum = exclude = set_quotas = devices_change = None
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:

@@ -139,8 +139,9 @@ def consider(
         if not available:
             return RefusalReason.STRIPPED_BY_RULE
     if filters is not None and filters.blocks(client, available):
-        # Whatever is cut out of it was refused, too; for as long as no more is free.
-        filters.known_hidden(free).add(client)
+        if rule is None:
+            # Whatever is cut out of it was refused, too; for as long as no more is free. A rule may show more tomorrow.
+            filters.known_hidden(free).add(client)
         return RefusalReason.DECLINED
     everything = available
     within = _within_quota(cluster, client, available, agent) if cluster.shares.quota_kinds else None
