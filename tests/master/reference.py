@@ -581,14 +581,16 @@ class Reference:
 
     def fulfils(self, role: str, free: Holding) -> bool:
         """Whether some of what is free would fulfil a guarantee of the role or of one above it, beyond what roles below that one
-        hope for: such clients are served first (mesos.md §3.2, stage 1).
+        hope for, and no limit up the tree forbids it: such clients are served first (mesos.md §3.2, stage 1).
         """
         roles = self.quota_roles(role)
         for path in _path(role) if self.quotas else ():
             for kind, guarantee in self.quotas.get(path, ({}, {}))[0].items():
                 used = self.consumed(roles, kind)
                 below = sum(self.unmet(child, kind, used) for child in used if child.rpartition("/")[0] == path)
-                if guarantee - used[path] > below and any(part.amount(kind) for part in free.values()):
+                limits = {above: self.quotas.get(above, ({}, {}))[1] for above in _path(path)}
+                full = any(kind in limit and used[above] >= limit[kind] for above, limit in limits.items())
+                if guarantee - used[path] > below and not full and any(part.amount(kind) for part in free.values()):
                     return True
         return False
 

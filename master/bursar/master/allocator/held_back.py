@@ -124,10 +124,12 @@ def guaranteed_first(shares: Shares, free: Holding) -> Iterator[Node]:
 def _unfulfilled(node: Node, kinds: list[str]) -> Iterator[Node]:
     for entry in node.order:
         child = entry[3]
-        if any(is_own(child, kind) for kind in kinds):
+        # A role at its limit hopes for nothing, whatever those below it do.
+        hoped = [kind for kind in kinds if kind in child.unmet]
+        if any(is_own(child, kind) for kind in hoped):
             yield from _clients(child)
-        elif any(kind in child.unmet_below for kind in kinds):
-            yield from _unfulfilled(child, kinds)
+        elif any(kind in child.unmet_below for kind in hoped):
+            yield from _unfulfilled(child, hoped)
 
 
 def _clients(node: Node) -> Iterator[Node]:
