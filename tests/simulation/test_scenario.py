@@ -114,8 +114,8 @@ def test_a_transcript_needs_a_command_above_it() -> None:
 
 
 def test_what_an_operator_is_refused_is_part_of_the_transcript() -> None:
-    assert last(f"{START}flag set filter-gpu-resources maybe") == [
-        "refused: filter-gpu-resources: 'maybe' is not a choice (use one of: true, false)"
+    assert last(f"{START}flag set offer-timeout soon") == [
+        "refused: offer-timeout: 'soon' is not a duration (write a number and a unit, such as 500ms, 1s, 10m or 2h)"
     ]
     assert last(f"{START}reserve --agent nobody --role ml --resources gpus:1")[0].startswith(
         "refused: there is no agent"

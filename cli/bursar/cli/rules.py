@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import DURATION_MS, ask, master_option, output_option
+from bursar.cli.options import DURATION_MS, ask, master_option, output_option, wall_ms
 from bursar.cli.problems import say
 from bursar.core.messages.rules import RuleAction, RuleMode
 from bursar.v1 import rules_pb2
@@ -137,7 +135,7 @@ def add_rule(
         resources=[kind.strip() for kind in resources.split(",") if kind.strip()],
         headroom=headroom,
         reason=reason,
-        expires_at_ms=int(time.time() * 1000) + expires if expires is not None else 0,
+        expires_at_ms=wall_ms() + expires if expires is not None else 0,
     )
     response = ask(lambda client: client.add_rule(wanted, before=before, replace=replace, force=force))
     out.print_one(response.rule, LISTING, output)
