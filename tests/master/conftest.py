@@ -50,6 +50,7 @@ from bursar.core.messages.framework import (
     UpdateFramework,
     UpdateRef,
 )
+from bursar.core.messages.gangs import Bundle, GangGroup, GangTopology, GangUpdate, OnMemberLost, RequestGang
 from bursar.core.messages.offers import (
     Accept,
     AgentDescription,
@@ -313,6 +314,12 @@ class FrameworkPeer:
                 for offer in offers:
                     assert self.descriptions[offer.agent_id].version == offer.description_version
                     self.offers[offer.offer_id] = offer
+            case Bundle(bundle_id, _, offers):
+                assert len({offer.agent_id for offer in offers}) == len(offers), "one offer per agent"
+                for offer in offers:
+                    assert offer.bundle_id == bundle_id
+                    assert self.descriptions[offer.agent_id].version == offer.description_version
+                    self.offers[offer.offer_id] = offer
             case Rescind(offer_ids):
                 for offer_id in offer_ids:
                     assert self.offers.pop(offer_id, None) is not None, "rescinded, but not outstanding"
@@ -345,8 +352,7 @@ class FrameworkPeer:
         self._calls += 1
         several = [offers] if isinstance(offers, Offer) else list(offers)
         ids = tuple(OfferId(offer) if isinstance(offer, str) else offer.offer_id for offer in several)
-        for offer_id in ids:
-            self.offers.pop(offer_id, None)
+        self._answered(ids)
         self.heard(CallResult)
         call_id = call_id or f"call-{self._calls}"
         with self.book.batch():
@@ -355,6 +361,67 @@ class FrameworkPeer:
         assert result.call_id == call_id
         return result
 
+    def ask_for_gang(
+        self,
+        *groups: tuple[int, ResourceRequest],
+        gang_id: str = "g",
+        role: str = "",
+        same: str = "",
+        clique: bool = False,
+        ttl_ms: int = 3_600_000,
+        keep: bool = False,
+    ) -> None:
+        """Ask for a gang: groups of (count, resources)."""
+        self.call(
+            RequestGang(
+                gang_id,
+                role or self.info.roles[0],
+                tuple(GangGroup(resources, count) for count, resources in groups),
+                GangTopology(same, clique),
+                ttl_ms,
+                OnMemberLost.KEEP if keep else OnMemberLost.UNSPECIFIED,
+            )
+        )
+
+    def gang_states(self, gang_id: str = "g") -> list[str]:
+        """What it heard of a gang since last asked; `BUNDLE` for a bundle."""
+        found = [event for event in self.inbox if isinstance(event, Bundle | GangUpdate) and event.gang_id == gang_id]
+        self.inbox = [event for event in self.inbox if event not in found]
+        return ["BUNDLE" if isinstance(event, Bundle) else event.state.name for event in found]
+
+    def gang_error(self) -> ErrorDetail:
+        """The error of the last update on a gang."""
+        error = self.heard(GangUpdate)[-1].error
+        assert error is not None
+        return error
+
+    @property
+    def bundle(self) -> Bundle:
+        """The last bundle that it heard of."""
+        return [event for event in self.inbox if isinstance(event, Bundle)][-1]
+
+    def take(self, bundle: Bundle, gang: dict[int, ResourceRequest], prefix: str = "t", **more: Any) -> CallResult:
+        """Accept a bundle by its first offer, with all its tasks: `<prefix>0`…"""
+        specs = [
+            TaskSpec(
+                TaskId(f"{prefix}{index}"),
+                agent_id=member.agent_id,
+                command=("sleep", "1"),
+                resources=ResourceRequest(gang[member.group].scalars, (), 0, member.device_uuids)
+                if member.device_uuids
+                else gang[member.group],
+            )
+            for index, member in enumerate(bundle.members)
+        ]
+        return self.accept([bundle.offers[0]], launch(*specs), **more)
+
+    def _answered(self, offer_ids: Iterable[OfferId]) -> None:
+        """An answer to one offer of a bundle is the answer to all."""
+        for offer_id in offer_ids:
+            offer = self.offers.pop(offer_id, None)
+            if offer is not None and offer.bundle_id:
+                self.offers = {key: other for key, other in self.offers.items() if other.bundle_id != offer.bundle_id}
+
     def run(self, *specs: TaskSpec, offer: Offer | None = None, refuse_ms: int | None = None) -> None:
         """Launch tasks on the only offer that there is."""
         offer = offer or self.offer
@@ -362,8 +429,7 @@ class FrameworkPeer:
         assert result.error is None, result.error
 
     def decline(self, *offers: Offer, refuse_ms: int | None = None) -> None:
-        for offer in offers:
-            self.offers.pop(offer.offer_id, None)
+        self._answered(offer.offer_id for offer in offers)
         self.call(Decline(tuple(offer.offer_id for offer in offers), Filters(refuse_ms)))
 
     def want(self, *shapes: Shape, version: int = 1) -> None:

@@ -86,6 +86,7 @@ class StatusReason(IntEnum):
     INVALID_OFFERS = 16
     RECONCILIATION = 17
     AGENT_REFUSED = 18
+    GANG_MEMBER_LOST = 19
 
 
 @dataclass(frozen=True, slots=True)

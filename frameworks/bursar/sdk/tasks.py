@@ -22,6 +22,7 @@ _NOT_THE_COMMANDS_FAULT = frozenset(
         StatusReason.AGENT_UNREACHABLE,
         StatusReason.LAUNCH_TIMEOUT,
         StatusReason.INVALID_OFFERS,
+        StatusReason.GANG_MEMBER_LOST,
     }
 )
 _LOST_STATES = frozenset({TaskState.DROPPED, TaskState.GONE, TaskState.GONE_BY_OPERATOR, TaskState.UNKNOWN})

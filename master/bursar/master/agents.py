@@ -170,6 +170,8 @@ def stream_ended(cluster: Cluster, turn: Turn, agent: Agent) -> None:
     agent.connection = None
     agent.state = AgentState.DISCONNECTED
     cluster.ledger.set_present(agent.agent_id, False)
+    # Nobody is offered it; a gang that counted on it looks elsewhere.
+    cluster.touch(agent.agent_id)
     rescind(cluster, turn, offers_on(cluster, agent.agent_id), f"agent {agent.info.hostname} disconnected")
     cluster.deadlines.cancel(("ping", agent.agent_id))
     patience_ms = cluster.flags.duration_ms("agent-ping-timeout") * cluster.flags.max_agent_ping_timeouts

@@ -97,6 +97,14 @@ MASTER_FLAGS: tuple[Flag, ...] = (
         minimum=100,
     ),
     Flag(
+        "gang-hold-timeout",
+        FlagType.DURATION,
+        600_000,
+        "Time for which what becomes free may be withheld for one gang; it then rests for as long.",
+        runtime_settable=True,
+        minimum=1000,
+    ),
+    Flag(
         "agent-ping-timeout",
         FlagType.DURATION,
         15_000,

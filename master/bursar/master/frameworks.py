@@ -17,8 +17,10 @@ from bursar.core.messages.operator import FrameworkState
 from bursar.core.resources import to_holding
 from bursar.core.roles import role_problem
 from bursar.core.tasks import StatusReason
+from bursar.master import gangs
 from bursar.master.allocator.constraints import settings_by_role, settings_problem
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
+from bursar.master.bundles import forget_gangs_of
 from bursar.master.effects import SendToFramework
 from bursar.master.offers import end_offers, rescind, rescind_forbidden
 from bursar.master.records import CallDone, FailoverDeadlineRecorded, FrameworkRecorded, FrameworkRemoved
@@ -102,6 +104,7 @@ def update(cluster: Cluster, turn: Turn, framework: Framework, call: UpdateFrame
     if gone or revived:
         cluster.filters.drop_framework(framework.framework_id, gone | revived)
     turn.persist(FrameworkRecorded(info, framework.subscribed_at_ms))
+    gangs.end_in_roles(cluster, turn, framework, gone)
     in_roles_gone = [offer_id for offer_id in framework.offers if cluster.offers[offer_id].offer.role in gone]
     rescind(cluster, turn, in_roles_gone, "the framework gave up the role")
     rescind_forbidden(cluster, turn, "the framework lacks a capability now", framework)
@@ -251,6 +254,9 @@ def set_demand(cluster: Cluster, framework: Framework, demand: Demand) -> None:
     for offer_id in sorted(framework.offers, key=lambda offer_id: (len(offer_id), offer_id)):
         outstanding = cluster.offers[offer_id]
         offer = outstanding.offer
+        if offer.bundle_id:
+            # Asked for by itself.
+            continue
         shapes = open_shapes(demand, framework.wanted, framework.promised, offer.role)
         cut = cut_to_demand(to_holding(offer.resources), shapes, cluster.agents[offer.agent_id].devices)
         outstanding.demand_version, outstanding.promised = demand.version, {} if cut is None else cut.promised
@@ -334,6 +340,7 @@ def remove(cluster: Cluster, turn: Turn, framework: Framework, why: str) -> None
 def _drop_stream(cluster: Cluster, turn: Turn, framework: Framework, *, superseded_by: FrameworkInfo | None) -> None:
     """Forget the stream and everything that hangs on it: offers, filters, deadlines."""
     end_offers(cluster, sorted(framework.offers))
+    forget_gangs_of(cluster, framework.framework_id)
     cluster.filters.drop_framework(framework.framework_id)
     for kind in ("silent", "retry"):
         cluster.deadlines.cancel((kind, framework.framework_id))

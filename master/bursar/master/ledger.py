@@ -83,6 +83,8 @@ class Books:
     allocated: dict[TaskKey, _Entry] = field(default_factory=dict)
     #: Devices that must not be offered, and why.
     withheld_devices: dict[DeviceUuid, str] = field(default_factory=dict)
+    #: Withheld for the gang that fills; dropped with every change of what the agent has.
+    gang_hold: Holding = field(default_factory=dict)
     #: Whether the agent counts: its total in the cluster's, its tasks in shares (design.md §4).
     counted: bool = True
     #: Whether what is free can be offered: the agent is connected.
@@ -113,16 +115,16 @@ class Books:
         return self.allocated_sum.get(stack, EMPTY)
 
     def withheld(self) -> dict[Stack, Resources]:
-        """Neither free nor held, by bucket: withheld devices, and what is held under another bucket than its own."""
+        """Neither free nor held, by bucket: withheld devices, what is held under another bucket than its own, and the gang hold."""
         if not self.withheld_devices and not self.in_excess:
-            return {}
+            return add_holdings({}, self.gang_hold)
         held = self.held()
         result = {}
         for stack, total in self.total.items():
             rest = total.minus_saturating(held.get(stack, EMPTY))
             if left := rest.minus_saturating(self.offerable(stack, held)):
                 result[stack] = left
-        return result
+        return add_holdings(result, self.gang_hold)
 
     def offerable(self, stack: Stack, held: Holding) -> Resources:
         """What of a bucket may be free when so much is held.
@@ -152,6 +154,8 @@ class Ledger:
         self.books: dict[AgentId, Books] = {}
         #: Agents that are present and have anything free: the only ones that a cycle looks at.
         self.with_free: set[AgentId] = set()
+        #: Agents on which something is withheld for a gang.
+        self.gang_holds: set[AgentId] = set()
         self._task_agent: dict[TaskKey, AgentId] = {}
         #: What is free and unreserved on all agents that are present: what headroom is kept of. None: not kept, nobody asked.
         self._free_unreserved: dict[str, int] | None = None
@@ -169,6 +173,7 @@ class Ledger:
 
     def remove_agent(self, agent_id: AgentId) -> None:
         """Close the books; nothing may be held."""
+        self.hold_for_gang(agent_id, {})
         books = self.books[agent_id]
         assert not books.offered and not books.allocated, agent_id
         if books.counted:
@@ -208,10 +213,21 @@ class Ledger:
         """The agent is connected, or is not: what is free there can be offered or not."""
         books = self.books[agent_id]
         if books.present != present:
+            self.hold_for_gang(agent_id, {})
             free = books.free
             self._set_free(agent_id, books, {})
             books.present = present
             self._set_free(agent_id, books, free)
+
+    def hold_for_gang(self, agent_id: AgentId, holding: Holding) -> None:
+        """Exactly this is withheld for the gang that fills, out of what is free and what was withheld for it before."""
+        books = self.books[agent_id]
+        if books.gang_hold == holding:
+            return
+        free = subtract_holdings(add_holdings(books.free, books.gang_hold), holding)
+        books.gang_hold = holding
+        (self.gang_holds.add if holding else self.gang_holds.discard)(agent_id)
+        self._set_free(agent_id, books, free)
 
     # --- offers and tasks ---
 
@@ -352,6 +368,7 @@ class Ledger:
                 right[stack] = base + beyond if base else beyond
             assert left == right, (agent_id, left, right)
             assert bool(books.free and books.present) == (agent_id in self.with_free), agent_id
+            assert bool(books.gang_hold) == (agent_id in self.gang_holds) and (books.present or not books.gang_hold)
             devices = [uuid for uuid, _ in self.device_holders(agent_id)]
             assert len(devices) == len(set(devices)), (agent_id, devices)
             free_devices = holding_total(books.free).devices
@@ -401,7 +418,10 @@ class Ledger:
         return holding
 
     def _settle(self, agent_id: AgentId, books: Books) -> None:
-        """Derive what is free from everything else."""
+        """Derive what is free from everything else; the gang hold ends."""
+        if books.gang_hold:
+            books.gang_hold = {}
+            self.gang_holds.discard(agent_id)
         held = books.held()
         free = {}
         for stack in books.total:

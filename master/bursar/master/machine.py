@@ -2,7 +2,7 @@
 
 Deadlines are keyed by (kind, id): `offers` that expire together, `ping` of an agent, `unreachable` and `reregister` (an agent is given up),
 `failover` (a framework is removed), `rule` (one expires), `silent` (a framework is cut off), `retry` (unacknowledged updates), `heartbeat`, `cycle`
-(full allocation) and `allocate` (what changed).
+(full allocation), `allocate` (what changed), `gang` (it waited long enough) and `gang-hold` (it held for long enough, or rested).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from bursar.core.ids import AgentId, ConnectionId, FrameworkId
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages import framework as calls
 from bursar.core.messages.framework import FrameworkCall, LookupResults, StatusUpdates
+from bursar.core.messages.gangs import CancelGang, RequestGang
 from bursar.core.messages.offers import Accept, Decline
 from bursar.core.messages.operator import AgentState, FrameworkState, OperatorResponse
 from bursar.core.resources import to_holding, to_reserved
 from bursar.core.tasks import StatusReason, TaskState
-from bursar.master import agents, frameworks, offers, operations, operators, registration, rules, tasks
+from bursar.master import agents, frameworks, gangs, offers, operations, operators, registration, rules, tasks
 from bursar.master.allocator.constraints import settings_by_role
 from bursar.master.effects import MasterEffect, Reply, SendToFramework
 from bursar.master.events import (
@@ -107,6 +108,7 @@ class MasterMachine:
         cluster = self.cluster
         cluster.ledger.check()
         cluster.shares.check()
+        cluster.gangs.check(cluster)
         durable = cluster.durable
         assert durable.term == cluster.term
         assert durable.agents.keys() == cluster.agents.keys()
@@ -265,6 +267,10 @@ class MasterMachine:
                 turn.effects.append(SendToFramework(connection, LookupResults(tuple(found))))
             case calls.UpdateFramework():
                 frameworks.update(cluster, turn, framework, call, principal)
+            case RequestGang():
+                gangs.request(cluster, turn, framework, call)
+            case CancelGang(gang_id):
+                gangs.cancel(cluster, turn, framework, gang_id)
             case _:
                 assert_never(call)
 
@@ -316,8 +322,14 @@ class MasterMachine:
                 case "heartbeat":
                     frameworks.heartbeat(cluster, turn)
                     cluster.deadlines.set(("heartbeat", ""), now_ms + frameworks.HEARTBEAT_INTERVAL_MS)
+                case "gang":
+                    partial |= gangs.expire(cluster, turn, int(name))
+                case "gang-hold":
+                    partial |= gangs.turn_over(cluster, turn, int(name))
                 case _:
                     self._framework_time_passed(turn, kind, cluster.frameworks.get(FrameworkId(name)))
+        if cluster.gangs.by_key and (full or partial or cluster.is_dirty):
+            gangs.serve(cluster, turn, full=full)
         if full:
             tasks.prune(cluster, turn)
             cluster.deadlines.cancel(("allocate", ""))
@@ -325,6 +337,9 @@ class MasterMachine:
             cluster.deadlines.set(("cycle", ""), now_ms + cluster.flags.duration_ms("allocation-interval"))
         elif partial or cluster.is_dirty:
             offers.allocate(cluster, turn, full=False)
+        if any(gang.at_quota for gang in cluster.gangs.by_key.values()):
+            # What was given to others may have fulfilled their guarantees.
+            gangs.serve(cluster, turn, full=False)
 
     def _framework_time_passed(self, turn: Turn, kind: str, framework: Framework | None) -> None:
         if framework is None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.framework import Offers, Rescind
-from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, Decline, Filters, Offer
+from bursar.core.messages.gangs import GangState
+from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, AgentDescription, Decline, Filters, Offer
 from bursar.core.messages.rules import RuleAction
 from bursar.core.resources import Holding, Resources, holding_total
 from bursar.master.allocator.constraints import is_foreign
@@ -15,6 +17,7 @@ from bursar.master.allocator.cycle import run_cycle
 from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.shares import Client
 from bursar.master.allocator.visibility import Visibility
+from bursar.master.bundles import bundles_among, end_bundles, whole_bundles
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Turn
 
 #: The longest pause of a framework that never answers.
@@ -70,12 +73,17 @@ def _wake_for_quota(cluster: Cluster) -> None:
 
 def send_offers(cluster: Cluster, turn: Turn, framework: Framework, offers: list[Offer]) -> None:
     """Send offers, and before them the descriptions that the stream has not seen in this version."""
+    turn.to_framework(framework, Offers(new_descriptions(cluster, framework, offers), tuple(offers)))
+
+
+def new_descriptions(cluster: Cluster, framework: Framework, offers: list[Offer]) -> tuple[AgentDescription, ...]:
+    """The descriptions that offers refer to and the stream has not seen in this version; from now on it has."""
     descriptions = []
     for offer in offers:
         if framework.described.get(offer.agent_id) != offer.description_version:
             framework.described[offer.agent_id] = offer.description_version
             descriptions.append(cluster.agents[offer.agent_id].describe())
-    turn.to_framework(framework, Offers(tuple(descriptions), tuple(offers)))
+    return tuple(descriptions)
 
 
 def refuse_until_ms(cluster: Cluster, turn: Turn, filters: Filters) -> int:
@@ -115,9 +123,11 @@ def decline(cluster: Cluster, turn: Turn, framework: Framework, call: Decline) -
     until_ms = refuse_until_ms(cluster, turn, call.filters)
     cluster.filters.answered(framework.framework_id)
     mine = [offer_id for offer_id in dict.fromkeys(call.offer_ids) if offer_id in framework.offers]
+    mine, bundles = whole_bundles(cluster, mine), bundles_among(cluster, mine)
     for ended, holding in end_offers(cluster, mine):
         damp(cluster, ended.offer, holding, until_ms)
     cluster.counters.offers_declined += len(mine)
+    end_bundles(cluster, turn, bundles, GangState.CANCELLED)
 
 
 def expire_all(cluster: Cluster, turn: Turn, expires_at: str) -> None:
@@ -128,35 +138,48 @@ def expire_all(cluster: Cluster, turn: Turn, expires_at: str) -> None:
 
 
 def expire(cluster: Cluster, turn: Turn, offer_id: OfferId) -> None:
-    """The framework did not answer in time: in none of its roles is it offered the same for a while.
+    """The framework did not answer in time: in none of its roles is it offered the same for a while. A bundle expires as a whole.
 
     One allocation interval at first, twice as long with every further round in a row that it leaves unanswered: several silent
     frameworks, or one in several roles, would otherwise pass the parts of an agent to each other for ever, and whoever needs two
     parts at once would starve.
     """
-    outstanding, holding = end_offer(cluster, offer_id)
-    framework = cluster.frameworks[outstanding.offer.framework_id]
+    bundles, offer_ids = bundles_among(cluster, (offer_id,)), whole_bundles(cluster, (offer_id,))
+    all_ended = end_offers(cluster, offer_ids)
+    framework = cluster.frameworks[all_ended[0][0].offer.framework_id]
     now_ms = turn.now.monotonic_ms
     made_ms = now_ms - cluster.flags.duration_ms("offer-timeout")
     rounds = cluster.filters.left_unanswered(framework.framework_id, made_ms, now_ms)
     interval_ms = cluster.flags.duration_ms("allocation-interval")
     pause_ms = max(interval_ms, min(interval_ms << min(rounds - 1, 20), MAX_SILENCE_PAUSE_MS))
-    for role in framework.info.roles:
-        damp(cluster, replace(outstanding.offer, role=role), holding, now_ms + pause_ms)
-    cluster.counters.offers_expired += 1
-    turn.to_framework(framework, Rescind((offer_id,), "the offer was not answered in time"))
+    for ended, holding in all_ended:
+        for role in framework.info.roles:
+            damp(cluster, replace(ended.offer, role=role), holding, now_ms + pause_ms)
+    cluster.counters.offers_expired += len(all_ended)
+    why = "the offer was not answered in time"
+    turn.to_framework(framework, Rescind(tuple(offer_ids), why))
+    detail = ErrorDetail(
+        ErrorReason.INVALID_OFFERS, "its bundle was not answered in time", "ask again, and answer sooner"
+    )
+    end_bundles(cluster, turn, bundles, GangState.EXPIRED, detail)
 
 
 def rescind(cluster: Cluster, turn: Turn, offer_ids: Iterable[OfferId], reason: str) -> int:
-    """Withdraw offers: void in the ledger and the rescind queued in the same step; return how many."""
+    """Withdraw offers, bundles as a whole: void in the ledger and the rescind queued in the same step; return how many."""
     by_framework: dict[FrameworkId, list[OfferId]] = {}
     count = 0
-    for outstanding, _ in end_offers(cluster, sorted(offer_ids)):
+    void = sorted(offer_ids)
+    bundles = bundles_among(cluster, void)
+    if bundles:
+        void = sorted(whole_bundles(cluster, void))
+    for outstanding, _ in end_offers(cluster, void):
         by_framework.setdefault(outstanding.offer.framework_id, []).append(outstanding.offer.offer_id)
         count += 1
     for framework_id, ids in by_framework.items():
         turn.to_framework(cluster.frameworks[framework_id], Rescind(tuple(ids), reason))
     cluster.counters.offers_rescinded += count
+    detail = ErrorDetail(ErrorReason.INVALID_OFFERS, f"its bundle was rescinded: {reason}", "it waits for another one")
+    end_bundles(cluster, turn, bundles, GangState.WAITING, detail)
     return count
 
 

@@ -7,10 +7,11 @@ call is refused with a reason per operation and the resources come back, damped.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, OfferId
+from bursar.core.messages.gangs import GangState
 from bursar.core.messages.offers import Accept, CallResult, Launch, OperationResult, Reserve, Unreserve
 from bursar.core.resources import (
     EMPTY,
@@ -27,10 +28,11 @@ from bursar.core.resources import (
 )
 from bursar.core.tasks import AssignedTask, TaskSpec, spec_problem
 from bursar.core.text import format_shortfall
-from bursar.master import reservations
+from bursar.master import gangs, reservations
 from bursar.master.allocator.carve import carve
 from bursar.master.allocator.demand import shape_of_task
 from bursar.master.allocator.held_back import is_loose, loose_amounts
+from bursar.master.bundles import Gang, bundles_among, end_bundles, whole_bundles
 from bursar.master.ledger import TaskKey
 from bursar.master.offers import damp, end_offers, refuse_until_ms
 from bursar.master.quotas import accept_problem
@@ -86,20 +88,23 @@ def accept(cluster: Cluster, turn: Turn, framework: Framework, call: Accept) -> 
     until_ms = refuse_until_ms(cluster, turn, call.filters)
     refusal = _offers_problem(cluster, framework, call)
     if refusal is not None:
-        _give_back(cluster, framework, call.offer_ids, until_ms)
+        _give_back(cluster, turn, framework, call.offer_ids, until_ms)
         _refuse(cluster, turn, framework, call, refusal, [])
         return
+    if gang := gangs.gang_of(cluster, call.offer_ids):
+        # Whoever names one of them means all.
+        call = replace(call, offer_ids=gang.offer_ids)
     plan = _plan(cluster, framework, call)
     if plan.failed and not call.partial:
-        _give_back(cluster, framework, call.offer_ids, until_ms)
+        _give_back(cluster, turn, framework, call.offer_ids, until_ms)
         first = next(result.error for result in plan.results if result.error)
         _refuse(cluster, turn, framework, call, first, plan.results)
         return
     if cluster.shares.quota_kinds and (passed := _limit_problem(cluster, plan)) is not None:
-        _give_back(cluster, framework, call.offer_ids, until_ms)
+        _give_back(cluster, turn, framework, call.offer_ids, until_ms)
         _refuse(cluster, turn, framework, call, passed, [])
         return
-    _carry_out(cluster, turn, framework, call, plan, until_ms)
+    _carry_out(cluster, turn, framework, call, plan, until_ms, gang)
 
 
 def _offers_problem(cluster: Cluster, framework: Framework, call: Accept) -> ErrorDetail | None:
@@ -123,6 +128,16 @@ def _offers_problem(cluster: Cluster, framework: Framework, call: Accept) -> Err
             ErrorReason.INVALID_OFFERS,
             "the offers are of several roles",
             "accept each role's offers by themselves",
+            "offer_ids",
+        )
+    bundles = {cluster.offers[offer_id].offer.bundle_id for offer_id in call.offer_ids}
+    if bundles != {""} and (len(bundles) > 1 or call.partial):
+        return ErrorDetail(
+            ErrorReason.INVALID_OFFERS,
+            "a bundle cannot be accepted in part"
+            if call.partial
+            else "a bundle cannot be accepted together with other offers",
+            "accept it by itself, without `partial`; the other offers with another call",
             "offer_ids",
         )
     return None
@@ -314,7 +329,9 @@ def _plan_unreserve(plan: _Plan, unreserve: Unreserve, path: str) -> ErrorDetail
     return None
 
 
-def _carry_out(cluster: Cluster, turn: Turn, framework: Framework, call: Accept, plan: _Plan, until_ms: int) -> None:
+def _carry_out(
+    cluster: Cluster, turn: Turn, framework: Framework, call: Accept, plan: _Plan, until_ms: int, gang: Gang | None
+) -> None:
     offers = [ended.offer for ended, _ in end_offers(cluster, call.offer_ids)]
     launched: dict[AgentId, list[AssignedTask]] = {}
     changed: set[AgentId] = set()
@@ -338,8 +355,9 @@ def _carry_out(cluster: Cluster, turn: Turn, framework: Framework, call: Accept,
                     task_id=spec.task_id,
                 )
                 launched.setdefault(agent_id, []).append(assigned)
-                _fulfil_demand(framework, plan.role, spec)
-                cluster.reopened.add(framework.framework_id)
+                if gang is None:
+                    _fulfil_demand(framework, plan.role, spec)
+                    cluster.reopened.add(framework.framework_id)
                 cluster.counters.tasks_launched += 1
     for agent_id in sorted(changed):
         reservations.record(cluster, turn, agent_id)
@@ -356,6 +374,8 @@ def _carry_out(cluster: Cluster, turn: Turn, framework: Framework, call: Accept,
     for agent_id, tasks in launched.items():
         send_launches(cluster, turn, cluster.agents[agent_id], tasks)
     cluster.counters.offers_accepted += len(offers)
+    if gang is not None:
+        gangs.taken(cluster, gang, [step.spec.task_id for step in plan.steps if isinstance(step, _Start)])
 
 
 def _fulfil_demand(framework: Framework, role: str, spec: TaskSpec) -> None:
@@ -365,10 +385,17 @@ def _fulfil_demand(framework: Framework, role: str, spec: TaskSpec) -> None:
             framework.wanted[index] -= 1
 
 
-def _give_back(cluster: Cluster, framework: Framework, offer_ids: tuple[OfferId, ...], until_ms: int) -> None:
+def _give_back(
+    cluster: Cluster, turn: Turn, framework: Framework, offer_ids: tuple[OfferId, ...], until_ms: int
+) -> None:
     mine = [offer_id for offer_id in dict.fromkeys(offer_ids) if offer_id in framework.offers]
+    mine, bundles = whole_bundles(cluster, mine), bundles_among(cluster, mine)
     for ended, holding in end_offers(cluster, mine):
         damp(cluster, ended.offer, holding, until_ms)
+    detail = ErrorDetail(
+        ErrorReason.CALL_REFUSED, "the accept of its bundle was refused", "correct the call, and ask again"
+    )
+    end_bundles(cluster, turn, bundles, GangState.CANCELLED, detail)
 
 
 def _refuse(

@@ -30,6 +30,7 @@ from bursar.core.resources import (
 from bursar.core.roles import DEFAULT_ROLE, role_problem
 from bursar.core.text import format_request, format_resources, format_shortfall
 from bursar.master.allocator.carve import carve
+from bursar.master.bundles import let_go
 from bursar.master.ledger import Books
 from bursar.master.offers import rescind
 from bursar.master.quotas import reserve_problem
@@ -76,6 +77,7 @@ def reserve(
     """
     if error := holder_problem(request.role) or request_problem(request.resources):
         return error
+    let_go(cluster, agent.agent_id)
     books = cluster.ledger.books[agent.agent_id]
     free = books.free.get(UNRESERVED, EMPTY)
     in_the_way = _offers_to_rescind(cluster, agent, request.resources, UNRESERVED, free)
@@ -123,6 +125,7 @@ def unreserve(
             hint,
             "role",
         )
+    let_go(cluster, agent.agent_id)
     books = cluster.ledger.books[agent.agent_id]
     for stack in sorted(stacks):
         free = books.free.get(stack, EMPTY)

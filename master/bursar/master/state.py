@@ -30,6 +30,7 @@ from bursar.master.allocator.filters import RefuseFilters
 from bursar.master.allocator.held_back import HeldBack
 from bursar.master.allocator.shares import Shares
 from bursar.master.allocator.visibility import Visibility
+from bursar.master.bundles import Gangs
 from bursar.master.effects import CloseStream, MasterEffect, Publish, SendToAgent, SendToFramework
 from bursar.master.flags import FlagValues
 from bursar.master.ledger import Ledger, TaskKey
@@ -290,6 +291,7 @@ class Cluster:
         #: Frameworks of which less or more is open than agents were last woken for.
         self.reopened: set[FrameworkId] = set()
         self.offer_sequence = 0
+        self.gangs = Gangs()
         self.counters = Counters()
 
     def permuted(self, agent_id: AgentId) -> tuple[int, AgentId]:

@@ -12,6 +12,7 @@ from bursar.core.messages.operator import AgentState
 from bursar.core.resources import to_holding
 from bursar.core.tasks import AssignedTask, StatusReason, StatusSource, TaskState, TaskStatus, may_follow
 from bursar.master.allocator.shares import Client
+from bursar.master.bundles import others_of_lost_start
 from bursar.master.ledger import TaskKey
 from bursar.master.records import (
     MAX_ENDED_TASK_AGE_MS,
@@ -88,6 +89,8 @@ def apply_status(cluster: Cluster, turn: Turn, task: Task, status: TaskStatus) -
         cluster.touch(task.agent_id)
         ended = cluster.counters.tasks_ended
         ended[status.state] = ended.get(status.state, 0) + 1
+    if task.key in cluster.gangs.starting:
+        _start_gang_member(cluster, turn, task, status)
     if task.assigned.framework_id in cluster.frameworks:
         task.unacknowledged.append(status)
         _tell_framework(cluster, turn, task, status)
@@ -97,6 +100,20 @@ def apply_status(cluster: Cluster, turn: Turn, task: Task, status: TaskStatus) -
             _acknowledge_to_agent(cluster, turn, agent, status)
         if status.state.is_terminal:
             _end_is_known(cluster, turn, task)
+
+
+def _start_gang_member(cluster: Cluster, turn: Turn, task: Task, status: TaskStatus) -> None:
+    """A task of a gang that starts together or not at all: where it never ran, the others end, too."""
+    gang_id, others = others_of_lost_start(cluster, task.key, status)
+    for other in cluster.live_tasks(others):
+        kill(cluster, turn, other, StatusReason.GANG_MEMBER_LOST, None)
+    if others:
+        turn.publish(
+            "gang_released",
+            f"a task of gang {gang_id} ended without having run, and its {len(others)} others are ended",
+            framework_id=task.assigned.framework_id,
+            task_id=task.key.task_id,
+        )
 
 
 def master_status(

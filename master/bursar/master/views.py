@@ -20,7 +20,8 @@ from bursar.core.messages.operator import (
 )
 from bursar.core.resources import Resources, holding_total, sum_resources, to_reserved
 from bursar.core.tasks import StatusReason
-from bursar.master.ledger import TaskKey
+from bursar.core.text import format_resources
+from bursar.master.ledger import Books, TaskKey
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Task
 
 T = TypeVar("T")
@@ -70,7 +71,10 @@ def agent_view(cluster: Cluster, agent: Agent) -> AgentView:
         offered=books.offered_total(),
         allocated=books.allocated_total(),
         withheld=holding_total(books.withheld()),
-        withheld_reasons=tuple(sorted(f"{uuid}: {why}" for uuid, why in books.withheld_devices.items())),
+        withheld_reasons=(
+            *sorted(f"{uuid}: {why}" for uuid, why in books.withheld_devices.items()),
+            *_gang_hold(cluster, books),
+        ),
         excess=sum_resources(books.excess().values()),
         buckets=to_reserved(books.total),
         devices=info.devices,
@@ -80,6 +84,14 @@ def agent_view(cluster: Cluster, agent: Agent) -> AgentView:
         incarnation=info.incarnation,
         runs_without_image=info.runs_without_image,
     )
+
+
+def _gang_hold(cluster: Cluster, books: Books) -> tuple[str, ...]:
+    """What is withheld for the gang that fills, and for which."""
+    holder = cluster.gangs.holder
+    if not books.gang_hold or holder is None:
+        return ()
+    return (f"gang hold for {holder.key}: {format_resources(holding_total(books.gang_hold))}",)
 
 
 def _amounts_of_offers(cluster: Cluster, framework: Framework, role: str | None = None) -> Resources:
@@ -155,10 +167,12 @@ def device_views(cluster: Cluster, agent: Agent) -> list[DeviceView]:
     books = cluster.ledger.books[agent.agent_id]
     holders = dict(cluster.ledger.device_holders(agent.agent_id))
     owners = {uuid: stack[-1].holder for stack, part in books.total.items() if stack for uuid in part.devices}
+    in_gang_hold = holding_total(books.gang_hold).devices
+    gang_hold = f"gang hold for {cluster.gangs.holder.key}" if cluster.gangs.holder is not None else ""
     views = []
     for device in sorted(agent.devices.values(), key=lambda device: (device.index, device.uuid)):
         holder = holders.get(device.uuid)
-        reason = books.withheld_devices.get(device.uuid, "")
+        reason = books.withheld_devices.get(device.uuid, "") or (gang_hold if device.uuid in in_gang_hold else "")
         use = "withheld" if reason else "free"
         framework_id = task_id = ""
         if isinstance(holder, TaskKey):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, FrameworkId, OfferId, TaskId
+from bursar.core.messages.gangs import Bundle, CancelGang, GangUpdate, RequestGang
 from bursar.core.messages.offers import Accept, AgentDescription, CallResult, Decline, Demand, Offer
 from bursar.core.tasks import TaskStatus
 
@@ -148,6 +149,8 @@ FrameworkCall = (
     | Teardown
     | LookupCalls
     | UpdateFramework
+    | RequestGang
+    | CancelGang
 )
 
 
@@ -221,4 +224,6 @@ FrameworkEvent = (
     | MasterHeartbeat
     | StreamError
     | LookupResults
+    | Bundle
+    | GangUpdate
 )

@@ -307,6 +307,19 @@ class Shares:
             return map(_node_of, order)
         return _walk(order)
 
+    def standing(self, client: Client) -> tuple[int, ...]:
+        """How far a client is served: the shares of its role and of those above it, from the top, then its own. Compared as tuples, the
+        smaller one comes first; active or not.
+        """
+        if self._stale:
+            self._refresh()
+        shares = []
+        node: Node | None = self.root
+        for component in (*client.role.split("/"), ".", client.framework_id):
+            node = None if node is None else node.children.get(component)
+            shares.append(0 if node is None else self._entry_of(node)[0])
+        return tuple(shares)
+
     @property
     def total(self) -> Amounts:
         """All that the cluster has, kind by kind; of agents that count."""

@@ -1,0 +1,202 @@
+"""Gangs that were asked for and bundles that are out, as plain state; soft, as offers are. `gangs` says how they live.
+
+What `offers` and `tasks` must know of them is here: which offers belong together, and which tasks must start together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from bursar.core.errors import ErrorDetail
+from bursar.core.ids import AgentId, FrameworkId, OfferId
+from bursar.core.messages.gangs import GangState, GangUpdate, RequestGang
+from bursar.core.tasks import TaskState, TaskStatus
+from bursar.master.allocator.gangs import Cliques, Counts, Room, Spot
+
+if TYPE_CHECKING:
+    from bursar.core.devices import Device
+    from bursar.core.ids import DeviceUuid
+    from bursar.master.ledger import TaskKey
+    from bursar.master.state import Cluster, Turn
+
+
+class GangKey(NamedTuple):
+    """A gang, cluster-wide."""
+
+    framework_id: FrameworkId
+    gang_id: str
+
+    def __str__(self) -> str:
+        return f"{self.framework_id}/{self.gang_id}"
+
+
+@dataclass(slots=True, eq=False)
+class Gang:
+    """A gang that waits, or whose bundle is out (`offer_ids`)."""
+
+    key: GangKey
+    request: RequestGang
+    #: Grows with every request: its age, and the name of its deadlines.
+    number: int
+    #: How often it held resources for as long as it may; it then goes behind those that did so less often.
+    turns: int = 0
+    #: Monotonic time before which it holds nothing.
+    rests_until_ms: int = 0
+    #: Its bundle, while it is on offer; empty while it waits.
+    bundle_id: str = ""
+    offer_ids: tuple[OfferId, ...] = ()
+    #: Monotonic time at which it has waited long enough.
+    deadline_ms: int = 0
+    #: Agents that it may use; None: to be found anew.
+    spots: dict[AgentId, Spot] | None = None
+    #: How many tasks of each group fit, taken alone, by the attribute that all agents must share.
+    #: Where its tasks had room when that was last found out, for as long as nothing changed.
+    chosen: Counts | None = None
+    sums: dict[str | int | None, list[int]] = field(default_factory=dict)
+    #: What agents have for it once they are empty; found when something is to be held.
+    capacities: dict[AgentId, Room] = field(default_factory=dict)
+    #: What stands in its way although all would fit, for people; set when it was last tried.
+    hindrance: str = ""
+    #: Whether that is quota: what others are given may then change it.
+    at_quota: bool = False
+
+    @property
+    def tasks(self) -> int:
+        """How many it has."""
+        return sum(group.count for group in self.request.groups)
+
+
+@dataclass(slots=True, eq=False)
+class GangLaunch:
+    """Tasks that start together or not at all: one launch of a gang that releases all if one is lost."""
+
+    gang_id: str
+    tasks: list[TaskKey]
+    #: Those that nobody saw running yet.
+    waiting: set[TaskKey]
+
+
+class Gangs:
+    """All gangs. Invariants (`check`): a bundle's offers are outstanding, all of them; the one that holds is waiting."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[GangKey, Gang] = {}
+        self.by_number: dict[int, Gang] = {}
+        #: bundle → gang.
+        self.by_bundle: dict[str, Gang] = {}
+        #: The one gang for which what becomes free is kept.
+        self.holder: Gang | None = None
+        #: Numbers of gangs and of bundles so far.
+        self.requests = 0
+        self.bundles_made = 0
+        #: Tasks of launches that are not complete.
+        self.starting: dict[TaskKey, GangLaunch] = {}
+        #: Cliques of agents, with the devices that they were found of.
+        self.cliques: dict[AgentId, tuple[dict[DeviceUuid, Device], Cliques]] = {}
+
+    def check(self, cluster: Cluster) -> None:
+        """Assert the invariants."""
+        assert {gang.number: gang for gang in self.by_key.values()} == self.by_number
+        assert self.by_bundle == {gang.bundle_id: gang for gang in self.by_key.values() if gang.bundle_id}
+        members: dict[str, set[OfferId]] = {}
+        for offer_id, outstanding in cluster.offers.items():
+            if outstanding.offer.bundle_id:
+                members.setdefault(outstanding.offer.bundle_id, set()).add(offer_id)
+        assert members == {bundle_id: set(gang.offer_ids) for bundle_id, gang in self.by_bundle.items()}
+        for key, gang in self.by_key.items():
+            framework = cluster.frameworks[key.framework_id]
+            assert framework.connection is not None, key
+            assert gang.request.role in framework.info.roles, key
+        holder = self.holder
+        assert holder is None or (self.by_number.get(holder.number) is holder and not holder.bundle_id)
+        assert holder is not None or not cluster.ledger.gang_holds, "held for nobody"
+
+
+def whole_bundles(cluster: Cluster, offer_ids: Iterable[OfferId]) -> list[OfferId]:
+    """Outstanding offers, in this order, and with each member of a bundle all others."""
+    found = dict.fromkeys(offer_ids)
+    for bundle_id in bundles_among(cluster, found):
+        found.update(dict.fromkeys(cluster.gangs.by_bundle[bundle_id].offer_ids))
+    return list(found)
+
+
+def bundles_among(cluster: Cluster, offer_ids: Iterable[OfferId]) -> list[str]:
+    """The bundles that outstanding offers belong to."""
+    if not cluster.gangs.by_bundle:
+        return []
+    bundles = (cluster.offers[offer_id].offer.bundle_id for offer_id in offer_ids)
+    return [bundle_id for bundle_id in dict.fromkeys(bundles) if bundle_id]
+
+
+def let_go(cluster: Cluster, agent_id: AgentId) -> None:
+    """Free what is held for a gang on an agent: somebody with a better right wants it."""
+    if agent_id in cluster.ledger.gang_holds:
+        cluster.ledger.hold_for_gang(agent_id, {})
+        cluster.touch(agent_id)
+
+
+def end_bundles(
+    cluster: Cluster, turn: Turn, bundle_ids: Iterable[str], state: GangState, why: ErrorDetail | None = None
+) -> None:
+    """The offers of these bundles have ended: their gangs wait again (WAITING), or are over and the framework hears it."""
+    for bundle_id in bundle_ids:
+        gang = cluster.gangs.by_bundle.pop(bundle_id)
+        gang.bundle_id, gang.offer_ids = "", ()
+        if state is GangState.WAITING:
+            cluster.deadlines.set(("gang", str(gang.number)), gang.deadline_ms)
+            gang.spots = None
+        else:
+            forget_gang(cluster, gang)
+        tell(cluster, turn, gang, state, why)
+
+
+def tell(cluster: Cluster, turn: Turn, gang: Gang, state: GangState, why: ErrorDetail | None = None) -> None:
+    """Say what became of a gang."""
+    turn.to_framework(cluster.frameworks[gang.key.framework_id], GangUpdate(gang.key.gang_id, state, why))
+
+
+def forget_gang(cluster: Cluster, gang: Gang) -> None:
+    """A gang is over; its bundle, if it had one, has ended before. What was held for it is free."""
+    assert not gang.bundle_id, gang.key
+    gangs = cluster.gangs
+    del gangs.by_key[gang.key]
+    del gangs.by_number[gang.number]
+    for kind in ("gang", "gang-hold"):
+        cluster.deadlines.cancel((kind, str(gang.number)))
+    if gangs.holder is gang:
+        release_hold(cluster)
+
+
+def forget_gangs_of(cluster: Cluster, framework_id: FrameworkId) -> None:
+    """A framework's stream has ended, and its offers with it: so have its gangs."""
+    gangs = cluster.gangs
+    for key in [key for key in gangs.by_key if key.framework_id == framework_id]:
+        gang = gangs.by_key[key]
+        gangs.by_bundle.pop(gang.bundle_id, None)
+        gang.bundle_id, gang.offer_ids = "", ()
+        forget_gang(cluster, gang)
+
+
+def release_hold(cluster: Cluster) -> None:
+    """Nothing is held for any gang."""
+    for agent_id in sorted(cluster.ledger.gang_holds):
+        let_go(cluster, agent_id)
+    cluster.gangs.holder = None
+
+
+def others_of_lost_start(cluster: Cluster, key: TaskKey, status: TaskStatus) -> tuple[str, list[TaskKey]]:
+    """Note the new status of a task; where it ended without having run, the gang, and the others of its launch: they must end."""
+    launch = cluster.gangs.starting.get(key)
+    if launch is None:
+        return "", []
+    ran = status.state in (TaskState.RUNNING, TaskState.FINISHED) or status.exit_code is not None
+    if not ran and not status.state.is_terminal:
+        return "", []
+    launch.waiting.discard(key)
+    if ran and launch.waiting:
+        return "", []
+    for other in launch.tasks:
+        cluster.gangs.starting.pop(other, None)
+    return (launch.gang_id, []) if ran else (launch.gang_id, [other for other in launch.tasks if other != key])
