@@ -17,7 +17,7 @@ from bursar.agent.tasks import TaskKey as AgentTaskKey
 from bursar.core.clock import Instant
 from bursar.core.devices import DeviceHealth
 from bursar.core.errors import ErrorDetail
-from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, Generation, TaskId
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, Generation, OfferId, TaskId
 from bursar.core.machine import Persist, TimePassed
 from bursar.core.messages import operator as op
 from bursar.core.messages.agent import AcknowledgeUpdates, AgentInfo, DesiredState, Registered, TaskUpdates
@@ -31,6 +31,7 @@ from bursar.core.messages.framework import (
     Subscribed,
     UpdateFramework,
 )
+from bursar.core.messages.gangs import Bundle
 from bursar.core.messages.offers import Accept, CallResult, Launch, Offer
 from bursar.core.messages.rules import Rule, RuleAction, RuleMode
 from bursar.core.resources import ReservedResources, ResourceRequest, Resources, Stack, sum_resources
@@ -272,6 +273,8 @@ class Checkers:
         self._machine: MasterMachine | None = None
         self._facts = Facts()
         self._quiet = False
+        #: Bundles that are out, as they were announced.
+        self._bundles: dict[str, set[OfferId]] = {}
         self._picture: Any = None
         self._told_generations: dict[AgentId, Generation] = {}
         self._seen_generations: dict[AgentId, Generation] = {}
@@ -310,6 +313,7 @@ class Checkers:
         """What was loaded means what was durable; what a quiet master knew, its successor knows."""
         machine.check()
         self._machine = machine
+        self._bundles.clear()
         self._facts = Facts.of(durable)
         require(machine.cluster.durable == durable, "the state that was loaded is not what was committed")
         if self._picture is not None:
@@ -358,10 +362,22 @@ class Checkers:
                     )
                     for offer in offers:
                         self._judge_offer(offer, machine)
+                case SendToFramework(_, Bundle(bundle_id, gang_id, offers)):
+                    require(
+                        not self._quiet,
+                        f"a full cycle made the bundle of {gang_id} although event-driven work was quiet",
+                    )
+                    self._bundles[bundle_id] = {offer.offer_id for offer in offers}
+                    for offer in offers:
+                        require(
+                            offer.bundle_id == bundle_id, f"{offer.offer_id} does not say that it is of {bundle_id}"
+                        )
+                        self._judge_offer(offer, machine)
                 case SendToFramework(_, CallResult(error=ErrorDetail())) if isinstance(event, FrameworkCalled):
                     refused = True
                 case Reply(_, ErrorDetail()):
                     refused = True
+        self._judge_gangs(machine)
         if self._quiet:
             self._judged("quiet means that a full cycle makes no offer")
         if refused:
@@ -371,6 +387,33 @@ class Checkers:
             self._judge_outstanding(machine)
         if isinstance(event, OperatorCalled) and changed:
             self._judge_outstanding(machine)
+
+    def _judge_gangs(self, machine: MasterMachine) -> None:
+        """A bundle is out as a whole or not at all; what is held for a gang is of use to it, and held for one alone."""
+        cluster = machine.cluster
+        for bundle_id, offer_ids in list(self._bundles.items()):
+            self._judged("a bundle is whole")
+            left = offer_ids & cluster.offers.keys()
+            require(not left or left == offer_ids, f"of {bundle_id}, {sorted(left)} are out, and the others are not")
+            if not left:
+                del self._bundles[bundle_id]
+        held: dict[str, int] = {}
+        for books in cluster.ledger.books.values():
+            for part in books.gang_hold.values():
+                for kind, amount in part.amounts().items():
+                    held[kind] = held.get(kind, 0) + amount
+        if held:
+            self._judged("a hold is of use")
+            holder = cluster.gangs.holder
+            require(holder is not None, f"{held} is held for nobody")
+            assert holder is not None
+            for kind, amount in held.items():
+                needed = sum(
+                    group.count
+                    * (1000 * group.resources.gpus if kind == "gpus" else group.resources.scalars.get(kind, 0))
+                    for group in holder.request.groups
+                )
+                require(amount <= needed, f"{amount} of {kind} is held for {holder.key}, which needs {needed}")
 
     def _judge_outstanding(self, machine: MasterMachine) -> None:
         """After a rule, an agent or a reservation changed, no offer stands that could not be made now."""
@@ -418,7 +461,7 @@ class Checkers:
         info = facts.agents[offer.agent_id]
         settings = facts.frameworks[offer.framework_id].offer_settings
         for one in settings:
-            if one.role == offer.role:
+            if one.role == offer.role and not offer.bundle_id:
                 self._judged("an offer is what its framework takes")
                 require(_is_taken(one, offer, info), f"{offer.offer_id} is not what {offer.framework_id} takes: {one}")
         health = {device.uuid: device.health for device in info.devices}
