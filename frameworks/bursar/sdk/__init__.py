@@ -37,7 +37,7 @@ from bursar.core.tasks import StatusReason, TaskState
 from bursar.runtime.client import MasterUnreachable
 from bursar.sdk.amounts import Amount
 from bursar.sdk.framework import Framework, Want
-from bursar.sdk.offers import Offer
+from bursar.sdk.offers import Bundle, Offer, Place
 from bursar.sdk.operator import LogReader, OperatorClient
 from bursar.sdk.session import FrameworkSession, run
 from bursar.sdk.tasks import Status, Task
@@ -45,6 +45,7 @@ from bursar.sdk.tasks import Status, Task
 __all__ = [
     "GPU_RESOURCES",
     "Amount",
+    "Bundle",
     "BursarError",
     "Device",
     "ErrorDetail",
@@ -56,6 +57,7 @@ __all__ = [
     "MasterUnreachable",
     "Offer",
     "OperatorClient",
+    "Place",
     "ResourceRequest",
     "Status",
     "StatusReason",

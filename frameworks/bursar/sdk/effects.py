@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, ConnectionId, OfferId, TaskId
 from bursar.core.messages.framework import FrameworkCall, FrameworkInfo
+from bursar.core.messages.gangs import Bundle
 from bursar.core.messages.offers import AgentDescription, Offer
 from bursar.core.tasks import TaskStatus
 
@@ -110,6 +111,22 @@ class DeliverUpdated:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliverBundle:
+    """Let the author answer a bundle; expects BundleAnswered."""
+
+    bundle: Bundle
+    descriptions: tuple[AgentDescription, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverGangEnded:
+    """Tell the author that a gang was not answered by a bundle, or that its bundle was declined."""
+
+    gang_id: str
+    error: ErrorDetail | None
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The session is over; an error is for the caller of `run`."""
 
@@ -132,5 +149,7 @@ Effect = (
     | DeliverRefusal
     | DeliverAgentFailure
     | DeliverUpdated
+    | DeliverBundle
+    | DeliverGangEnded
     | End
 )

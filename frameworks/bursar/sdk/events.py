@@ -10,6 +10,7 @@ from bursar.core.errors import ErrorDetail
 from bursar.core.ids import ConnectionId, OfferId, TaskId
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages.framework import FrameworkEvent, UpdateRef
+from bursar.core.messages.gangs import RequestGang
 from bursar.core.messages.offers import Shape
 from bursar.core.tasks import TaskSpec
 
@@ -112,6 +113,28 @@ class StopRequested:
     """The author is done: unregister."""
 
 
+@dataclass(frozen=True, slots=True)
+class GangRequested:
+    """The author wants tasks that start together."""
+
+    request: RequestGang
+
+
+@dataclass(frozen=True, slots=True)
+class GangCancelled:
+    """The author wants a gang no more."""
+
+    gang_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class BundleAnswered:
+    """The author's `on_bundle` has returned; no tasks: declined. Each task names its agent."""
+
+    bundle_id: str
+    tasks: tuple[TaskSpec, ...] = ()
+
+
 Event = (
     SessionStarted
     | EventsReceived
@@ -125,6 +148,9 @@ Event = (
     | ReviveRequested
     | UpdateRequested
     | StopRequested
+    | GangRequested
+    | GangCancelled
+    | BundleAnswered
     | TimePassed
     | Stalled
 )

@@ -11,7 +11,7 @@ from bursar.core.messages.offers import Shape
 from bursar.core.resources import ResourceRequest
 from bursar.core.roles import DEFAULT_ROLE, role_problem
 from bursar.sdk.amounts import Amount, request_from
-from bursar.sdk.offers import Offer
+from bursar.sdk.offers import Bundle, Offer
 from bursar.sdk.tasks import Status, Task
 
 if TYPE_CHECKING:
@@ -65,6 +65,13 @@ class Framework:
         """Return or yield the tasks to launch on an offer; what is left of it is declined."""
         return None
 
+    def on_bundle(self, bundle: Bundle) -> Iterable[Task] | None:
+        """Return or yield the tasks of a gang, one for each of `bundle.places`, in that order. None at all declines the bundle."""
+        return None
+
+    def on_gang_ended(self, gang_id: str, error: ErrorDetail | None) -> None:
+        """Hear that there is no bundle for a gang: it could never fit, its time passed, or its bundle was declined."""
+
     def on_status(self, task: Task, status: Status) -> None:
         """Hear where a task is. It is acknowledged once this returns; a repetition is not delivered again."""
 
@@ -115,6 +122,31 @@ class Framework:
         """Want offers for these roles again (none: all), also of what was declined a moment ago. From any thread."""
         self._bound().revive(*roles)
 
+    def request_gang(
+        self,
+        groups: Iterable[tuple[WantedShape, int]],
+        *,
+        ttl: float | str,
+        role: str = "",
+        same: str = "",
+        nvlink: bool = False,
+        release_all: bool = True,
+        gang_id: str = "",
+    ) -> str:
+        """Ask for room for tasks that start together or not at all: `[(shape, count), …]`; return the gang's id. From any thread.
+
+        `ttl`: how long it waits, seconds or a text such as `10m`. `same`: an attribute of which all agents have the same value, such
+        as `rack`. `nvlink`: each task's GPUs are linked. `release_all`: where one ends without having run, the others are
+        killed. The answer is `on_bundle` or `on_gang_ended`; after a reconnect the SDK asks again. Raises InvalidText.
+        """
+        return self._bound().request_gang(
+            groups, ttl=ttl, role=role, same=same, nvlink=nvlink, release_all=release_all, gang_id=gang_id
+        )
+
+    def cancel_gang(self, gang_id: str) -> None:
+        """Want a gang no more. From any thread."""
+        self._bound().cancel_gang(gang_id)
+
     def update(self, **changes: Any) -> None:
         """Have `wants` asked again: call this after a change that no other method saw. From any thread.
 
@@ -162,12 +194,16 @@ def stated_demand(framework: Framework, roles: tuple[str, ...]) -> tuple[Shape, 
             raise InvalidText(f"wants: {role!r} is not a role of this framework", f"use one of {', '.join(roles)}")
         if count < 0:
             raise InvalidText(f"wants: the count {count} is negative", "return 0 or more")
-        if isinstance(wanted, Task):
-            wanted = wanted.request
-        elif not isinstance(wanted, ResourceRequest):
-            wanted = request_from(wanted)
+        wanted = as_request(wanted)
         if not wanted:
             raise InvalidText("wants: a shape asks for nothing", "name at least one amount above zero, such as cpus=1")
         if count:
             shapes[role, wanted] = shapes.get((role, wanted), 0) + count
     return tuple(Shape(role, wanted, count) for (role, wanted), count in shapes.items())
+
+
+def as_request(wanted: WantedShape) -> ResourceRequest:
+    """A shape as an author writes it. Raises InvalidText."""
+    if isinstance(wanted, Task):
+        return wanted.request
+    return wanted if isinstance(wanted, ResourceRequest) else request_from(wanted)

@@ -42,6 +42,7 @@ from bursar.core.messages.framework import (
     UpdateFramework,
     UpdateRef,
 )
+from bursar.core.messages.gangs import Bundle, CancelGang, GangState, GangUpdate, RequestGang
 from bursar.core.messages.offers import (
     Accept,
     AgentDescription,
@@ -74,6 +75,8 @@ TEARDOWN_MS = 3_000
 MAX_IDS = 1_000
 #: Ended tasks whose late repetitions are recognised.
 MAX_ENDED = 10_000
+#: The shortest that a gang may wait.
+MIN_GANG_MS = 1_000
 
 #: Refusals that another attempt cannot mend.
 FATAL_REASONS = frozenset(
@@ -165,6 +168,9 @@ class SessionMachine:
         self._heartbeat_ms = 15_000
         self._suppressed: set[str] = set()
         self._offers: dict[OfferId, Offer] = {}
+        #: Gangs without an answer, and until when they wait; bundles that the author has not answered.
+        self._gangs: dict[str, tuple[RequestGang, int]] = {}
+        self._bundles: dict[str, Bundle] = {}
         self._descriptions: dict[AgentId, AgentDescription] = {}
         #: call id → operation id → task.
         self._pending: dict[str, dict[str, TaskId]] = {}
@@ -226,6 +232,14 @@ class SessionMachine:
                 self._send(Revive(roles))
             case events.UpdateRequested(changes, shapes):
                 self._want_update(dict(changes), shapes)
+            case events.GangRequested(request):
+                self._gangs[request.gang_id] = request, ms + request.ttl_ms
+                self._send(request)
+            case events.GangCancelled(gang_id):
+                if self._gangs.pop(gang_id, None) is not None:
+                    self._send(CancelGang(gang_id))
+            case events.BundleAnswered(bundle_id, tasks):
+                self._answer_bundle(bundle_id, tasks, ms)
             case events.StopRequested():
                 self._stop(ms)
             case events.SessionStarted(shapes):
@@ -244,6 +258,7 @@ class SessionMachine:
     def check(self) -> None:
         """Assert the invariants."""
         assert self.phase is Phase.SUBSCRIBED or not self._offers, "offers without a subscription"
+        assert self.phase is Phase.SUBSCRIBED or not self._bundles, "bundles without a subscription"
         for call_id, operations in self._pending.items():
             for task_id in operations.values():
                 assert self.tasks[task_id].call_id == call_id, f"{task_id} is not of call {call_id}"
@@ -277,6 +292,7 @@ class SessionMachine:
         # Whether it happened does not matter: Subscribe says what was known before, and the update is said again after it.
         self._updating, self._held_demand = None, None
         self._offers.clear()
+        self._bundles.clear()
         self._descriptions.clear()
         for timer in Timer:
             if timer not in (Timer.STOP, Timer.FIRST_SUBSCRIBE):
@@ -309,6 +325,7 @@ class SessionMachine:
         self.phase = Phase.ENDED
         self._updating = None
         self._offers.clear()
+        self._bundles.clear()
         for timer in Timer:
             self._timers.cancel(timer)
         self._out.append(effects.End(error, unreachable))
@@ -325,6 +342,7 @@ class SessionMachine:
 
     def _tear_down(self, ms: int) -> None:
         self._offers.clear()
+        self._bundles.clear()
         self._send(Teardown())
         self._torn_down = True
         self._out.append(effects.EndCalls(self._connection))
@@ -386,9 +404,22 @@ class SessionMachine:
             case LookupResults(results):
                 for result in results:
                     self._on_result(result)
+            case Bundle(bundle_id, gang_id, offers):
+                self._bundles[bundle_id] = event
+                found = tuple(self._descriptions[o.agent_id] for o in offers if o.agent_id in self._descriptions)
+                if gang_id in self._gangs and len(found) == len(offers):
+                    self._out.append(effects.DeliverBundle(event, found))
+                else:
+                    self._answer_bundle(bundle_id, (), ms)
+            case GangUpdate(gang_id, state, error):
+                if state is not GangState.WAITING and self._gangs.pop(gang_id, None) is not None:
+                    self._out.append(effects.DeliverGangEnded(gang_id, error))
             case Rescind(offer_ids, reason):
                 for offer_id in offer_ids:
                     self._offers.pop(offer_id, None)
+                void = set(offer_ids)
+                for bundle_id in [b for b, bundle in self._bundles.items() if bundle.offers[0].offer_id in void]:
+                    del self._bundles[bundle_id]
                 self._out.append(effects.DeliverRescind(offer_ids, reason))
             case AgentFailure(agent_id, message):
                 self._out.append(effects.DeliverAgentFailure(agent_id, message))
@@ -412,6 +443,7 @@ class SessionMachine:
             self._tear_down(ms)
             return
         self._catch_up()
+        self._ask_again(ms)
         self._look_up(ms)
         for task_id, grace_ms in self._kills.items():
             self._send(Kill(task_id, grace_ms))
@@ -497,7 +529,7 @@ class SessionMachine:
                 for spec in answer.tasks:
                     self._out.append(effects.DeliverRefusal(spec.task_id, NEVER_SENT))
             elif answer.tasks:
-                self._accept(offer, answer.tasks, answer.refuse_ms)
+                self._accept((offer,), answer.tasks, answer.refuse_ms)
             else:
                 declined.setdefault(answer.refuse_ms, []).append(answer.offer_id)
         for refuse_ms, offer_ids in declined.items():
@@ -505,7 +537,30 @@ class SessionMachine:
         if self._pending and Timer.LOOKUP not in self._timers:
             self._timers.set(Timer.LOOKUP, ms + LOOKUP_MS)
 
-    def _accept(self, offer: Offer, tasks: tuple[TaskSpec, ...], refuse_ms: int | None) -> None:
+    def _answer_bundle(self, bundle_id: str, tasks: tuple[TaskSpec, ...], ms: int) -> None:
+        bundle = self._bundles.pop(bundle_id, None)
+        if bundle is None:
+            for spec in tasks:
+                self._out.append(effects.DeliverRefusal(spec.task_id, NEVER_SENT))
+        elif tasks:
+            self._gangs.pop(bundle.gang_id, None)
+            self._accept(bundle.offers, tasks, None)
+            if Timer.LOOKUP not in self._timers:
+                self._timers.set(Timer.LOOKUP, ms + LOOKUP_MS)
+        else:
+            self._send(Decline(tuple(offer.offer_id for offer in bundle.offers)))
+
+    def _ask_again(self, ms: int) -> None:
+        """Gangs ended with the former stream: ask for what is left of their time."""
+        for gang_id, (request, until_ms) in list(self._gangs.items()):
+            if until_ms - ms >= MIN_GANG_MS:
+                self._send(replace(request, ttl_ms=min(request.ttl_ms, until_ms - ms)))
+            else:
+                del self._gangs[gang_id]
+                error = ErrorDetail(ErrorReason.INSUFFICIENT_RESOURCES, "its time passed without a bundle", "ask again")
+                self._out.append(effects.DeliverGangEnded(gang_id, error))
+
+    def _accept(self, offers: tuple[Offer, ...], tasks: tuple[TaskSpec, ...], refuse_ms: int | None) -> None:
         """One operation per task, so that a refusal names the one to blame."""
         self._calls += 1
         call_id = f"{self.info.incarnation}-{self._calls}"
@@ -516,7 +571,8 @@ class SessionMachine:
             self._pending.setdefault(call_id, {})[operation_id] = spec.task_id
             self._ended.pop(spec.task_id, None)
             self.tasks[spec.task_id] = TrackedTask(TaskState.UNSPECIFIED, call_id)
-        self._send(Accept(call_id, (offer.offer_id,), tuple(operations), Filters(refuse_ms)))
+        ids = tuple(offer.offer_id for offer in offers)
+        self._send(Accept(call_id, ids, tuple(operations), Filters(refuse_ms)))
 
     def _on_result(self, result: CallResult) -> None:
         if self._updating is not None and result.call_id == self._updating.call_id:

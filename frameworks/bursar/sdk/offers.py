@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from bursar.core.devices import Device
 from bursar.core.errors import BursarError, ErrorDetail, ErrorReason
 from bursar.core.messages import offers as messages
+from bursar.core.messages.gangs import BundleMember
 from bursar.core.resources import CPUS, MEM, MILLI, ResourceRequest, Resources, sum_resources
 from bursar.core.text import format_resources, format_shortfall
 from bursar.sdk.amounts import Amount, request
 from bursar.sdk.tasks import Task
+
+
+class Bundle:
+    """Offers of several agents that are taken together, for a gang (`Framework.request_gang`)."""
+
+    def __init__(self, gang_id: str, offers: Sequence[Offer], members: Iterable[BundleMember]) -> None:
+        self.gang_id = gang_id
+        #: One per agent.
+        self.offers = tuple(offers)
+        by_agent = {offer.agent_id: offer for offer in self.offers}
+        #: A place for each task, group by group.
+        self.places = tuple(Place(member.group, by_agent[member.agent_id], member.device_uuids) for member in members)
+
+
+class Place(NamedTuple):
+    """Where one task of a gang goes."""
+
+    #: Index of its group, as asked for.
+    group: int
+    offer: Offer
+    #: With `nvlink`: the linked GPUs that the task gets.
+    device_uuids: tuple[str, ...] = ()
 
 
 class Offer:

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,9 +20,10 @@ import grpc.aio
 
 from bursar.core.clock import Instant
 from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText
-from bursar.core.ids import ConnectionId, FrameworkId, OfferId, TaskId, id_problem
+from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId, OfferId, TaskId, id_problem
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages.framework import FrameworkCall, FrameworkInfo, UpdateFramework, UpdateRef
+from bursar.core.messages.gangs import GangGroup, GangTopology, OnMemberLost, RequestGang
 from bursar.core.messages.offers import Accept, Shape
 from bursar.core.tasks import TaskSpec
 from bursar.runtime.client import (
@@ -35,9 +37,9 @@ from bursar.runtime.codec import unwrap, wrap
 from bursar.runtime.outbox import MAX_MESSAGE_BYTES, Outbox
 from bursar.sdk import effects, events
 from bursar.sdk.amounts import seconds_to_ms
-from bursar.sdk.framework import Framework, all_roles, checked_roles, stated_demand
+from bursar.sdk.framework import Framework, WantedShape, all_roles, as_request, checked_roles, stated_demand
 from bursar.sdk.machine import SessionMachine
-from bursar.sdk.offers import Offer
+from bursar.sdk.offers import Bundle, Offer
 from bursar.sdk.tasks import Status, Task
 from bursar.v1 import framework_service_pb2, framework_service_pb2_grpc
 
@@ -139,6 +141,30 @@ class FrameworkSession:
         """Want offers for these roles again (none: all)."""
         self.post(events.ReviveRequested(roles))
 
+    def request_gang(
+        self,
+        groups: Iterable[tuple[WantedShape, int]],
+        *,
+        ttl: float | str,
+        role: str = "",
+        same: str = "",
+        nvlink: bool = False,
+        release_all: bool = True,
+        gang_id: str = "",
+    ) -> str:
+        """Ask for a gang; see `Framework.request_gang`. Raises InvalidText."""
+        gang_id = gang_id or f"gang-{uuid.uuid4().hex[:12]}"
+        wanted = tuple(GangGroup(as_request(shape), count) for shape, count in groups)
+        lost = OnMemberLost.RELEASE_ALL if release_all else OnMemberLost.KEEP
+        topology = GangTopology(same, nvlink)
+        request = RequestGang(gang_id, role or self.roles[0], wanted, topology, seconds_to_ms(ttl, "ttl"), lost)
+        self.post(events.GangRequested(request))
+        return gang_id
+
+    def cancel_gang(self, gang_id: str) -> None:
+        """Want a gang no more."""
+        self.post(events.GangCancelled(gang_id))
+
     def update(self, **changes: Any) -> None:
         """Have `wants` asked again; `changes`: see `Framework.update`. Raises InvalidText."""
         if not changes:
@@ -233,6 +259,12 @@ class FrameworkSession:
                     self._send(connection, call)
             case effects.DeliverOffers(offers):
                 self._inbox.appendleft(events.OffersAnswered(tuple(self._answer(Offer(*item)) for item in offers)))
+            case effects.DeliverBundle(bundle, descriptions):
+                members = [Offer(offer, about) for offer, about in zip(bundle.offers, descriptions, strict=True)]
+                answer = self._answer_bundle(Bundle(bundle.gang_id, members, bundle.members))
+                self._inbox.appendleft(events.BundleAnswered(bundle.bundle_id, answer))
+            case effects.DeliverGangEnded(gang_id, error):
+                framework.on_gang_ended(gang_id, error)
             case effects.DeliverStatuses(statuses):
                 for report in statuses:
                     self._deliver_status(report.task_id, Status.reported(report))
@@ -289,6 +321,25 @@ class FrameworkSession:
             for task in self.framework.on_offer(offer) or ():
                 specs.append(self._take(offer, task))
         return events.OfferAnswer(OfferId(offer.id), tuple(specs))
+
+    def _answer_bundle(self, bundle: Bundle) -> tuple[TaskSpec, ...]:
+        """Ask the author for a task for each place."""
+        if self._stopping:
+            return ()
+        specs = []
+        for index, task in enumerate(self.framework.on_bundle(bundle) or ()):
+            if index >= len(bundle.places):
+                raise BursarError(
+                    f"on_bundle yields more tasks than gang {bundle.gang_id} has places: {len(bundle.places)}",
+                    "yield one task for each of bundle.places",
+                )
+            place = bundle.places[index]
+            spec = replace(self._take(place.offer, task), agent_id=AgentId(place.offer.agent_id))
+            if place.device_uuids and len(place.device_uuids) == task.request.gpu_count:
+                named = replace(spec.resources, gpus=0, devices=tuple(map(DeviceUuid, place.device_uuids)))
+                spec = replace(spec, resources=named)
+            specs.append(spec)
+        return tuple(specs)
 
     def _take(self, offer: Offer, task: Task) -> TaskSpec:
         if task.id in self._tasks:
