@@ -15,9 +15,11 @@ from bursar.cli.main import run
 from bursar.cli.output import _shorten_ids
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import AgentId, FrameworkId
 from bursar.core.messages import operator as op
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import Offer
+from bursar.core.messages.rules import Rule, RuleAction, RuleAudit, RuleMode, RuleVerdict, RuleView
 from bursar.core.resources import Reservation, ReservationType, ReservedResources, Resources
 from bursar.core.tasks import StatusReason, TaskSpec, TaskState
 
@@ -73,12 +75,25 @@ def answers(master: Any) -> Any:
         "GetFlag": lambda r: op.GetFlagResponse(FLAG),
         "SetFlag": lambda r: op.SetFlagResponse(FLAG, 2),
         "UnsetFlag": lambda r: op.UnsetFlagResponse(FLAG),
+        "ListRules": lambda r: op.ListRulesResponse((RULE,)),
+        "AddRule": lambda r: op.AddRuleResponse(RULE, 2),
+        "RemoveRule": lambda r: op.RemoveRuleResponse(RULE),
+        "TryRules": lambda r: op.TryRulesResponse((VERDICT,)),
+        "AuditRules": lambda r: op.AuditRulesResponse((AUDIT,)),
     }
     return master
 
 
+RULE = RuleView(
+    Rule("r1-is-closed", RuleAction.HIDE_AGENT, RuleMode.ENFORCE, "role=ml/**", "rack=r1", ("gpus",)), 1, decisions=7
+)
+VERDICT = RuleVerdict(
+    FrameworkId("framework-1"), "sweep", "ml", AgentId("agent-1"), "agent-1", RuleAction.HIDE_AGENT, "r1-is-closed"
+)
+AUDIT = RuleAudit(RULE.rule, 7, 1, 2, 2, 3)
+
 RESERVE = ("--role", "research", "--agent", "node-1", "--resources", "gpus:2;cpus:4")
-LISTS = [
+LISTS: list[tuple[tuple[str, ...], str]] = [
     (("agent", "ls"), "agent-1"),
     (("framework", "ls"), "framework-1"),
     (("role", "ls"), "research"),
@@ -87,8 +102,11 @@ LISTS = [
     (("gpu", "ls"), GPU),
     (("reservation", "ls"), "agent-1"),
     (("flag", "ls"), "filter-gpu-resources"),
+    (("rule", "ls"), "r1-is-closed"),
+    (("rule", "test"), "framework-1/agent-1"),
+    (("rule", "audit"), "r1-is-closed"),
 ]
-SHOWS = [
+SHOWS: list[tuple[tuple[str, ...], str]] = [
     (("agent", "show", "node-1"), "agent-1"),
     (("framework", "show", "f"), "framework-1"),
     (("framework", "teardown", "f"), "framework-1"),
@@ -97,6 +115,8 @@ SHOWS = [
     (("flag", "get", "filter-gpu-resources"), "filter-gpu-resources"),
     (("flag", "set", "filter-gpu-resources", "false"), "filter-gpu-resources"),
     (("flag", "unset", "filter-gpu-resources"), "filter-gpu-resources"),
+    (("rule", "add", "--name", "r1-is-closed", "--action", "hide-agent"), "r1-is-closed"),
+    (("rule", "rm", "r1-is-closed"), "r1-is-closed"),
     (("master", "status"), "cluster-1"),
     (("reserve", *RESERVE), "agent-1"),
     (("unreserve", *RESERVE), "agent-1"),
@@ -339,6 +359,22 @@ async def test_reserve_sends_what_was_asked_and_names_the_devices(answers: Any, 
     )
     assert dict(first.labels) == {"why": "paper"} and again.code == 0
     assert first.request_id and second.request_id and first.request_id != second.request_id
+
+
+async def test_a_rule_is_sent_as_it_was_written(answers: Any, bursar: Any) -> None:
+    done = await bursar(
+        *("rule", "add", "--name", "r1-is-closed", "--action", "strip", "--mode", "audit", "--before", "other"),
+        *("--framework", "lacks=GPU_RESOURCES,role=ml/**", "--agent", "gpus>=1,rack=r1", "--resources", "gpus,disk"),
+        *("--headroom", "25%", "--reason", "why not", "--expires", "7d", "--replace", "--force"),
+    )
+    assert (done.code, done.stderr) == (0, "2 outstanding offers were rescinded\n")
+    ((_, request),) = answers.operator_calls
+    rule = request.rule
+    assert (request.before, request.replace, request.force) == ("other", True, True) and request.request_id
+    assert (rule.name, rule.action, rule.mode) == ("r1-is-closed", RuleAction.STRIP, RuleMode.AUDIT)
+    assert (rule.framework, rule.agent) == ("lacks=GPU_RESOURCES,role=ml/**", "gpus>=1,rack=r1")
+    assert (list(rule.resources), rule.headroom, rule.reason) == (["gpus", "disk"], "25%", "why not")
+    assert abs(rule.expires_at_ms / 1000 - time.time() - 7 * 86_400) < 60
 
 
 async def test_rescinded_offers_are_told_on_stderr(answers: Any, bursar: Any) -> None:

@@ -21,7 +21,18 @@ from bursar.core.messages.offers import Accept, Decline
 from bursar.core.messages.operator import AgentState, FrameworkState, OperatorResponse
 from bursar.core.resources import to_holding, to_reserved
 from bursar.core.tasks import StatusReason, TaskState
-from bursar.master import agents, frameworks, gangs, offers, operations, operators, registration, rules, tasks
+from bursar.master import (
+    agents,
+    frameworks,
+    gangs,
+    offers,
+    operations,
+    operators,
+    registration,
+    rules,
+    starvation,
+    tasks,
+)
 from bursar.master.allocator.constraints import settings_by_role
 from bursar.master.effects import MasterEffect, Reply, SendToFramework
 from bursar.master.events import (
@@ -334,6 +345,7 @@ class MasterMachine:
             tasks.prune(cluster, turn)
             cluster.deadlines.cancel(("allocate", ""))
             offers.allocate(cluster, turn, full=True)
+            starvation.after_cycle(cluster, turn)
             cluster.deadlines.set(("cycle", ""), now_ms + cluster.flags.duration_ms("allocation-interval"))
         elif partial or cluster.is_dirty:
             offers.allocate(cluster, turn, full=False)

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from bursar.core.messages.framework import GPU_RESOURCES
 from bursar.core.messages.operator import AgentState, FrameworkState, RefusalReason
 from bursar.core.resources import BYTE_KINDS, MILLI, holding_total
 from bursar.master.explain import count_refusals
@@ -80,6 +81,17 @@ class MasterMetrics(Collector):
                 framework_states[framework_state],
                 state=framework_state.name.lower(),
             )
+        lacking = sum(
+            framework.state is FrameworkState.ACTIVE and GPU_RESOURCES not in framework.info.capabilities
+            for framework in cluster.frameworks.values()
+        )
+        gauge("frameworks_without_gpu_resources", "Active frameworks that lack the capability GPU_RESOURCES", lacking)
+        starved = Counter(hunger.rule for hunger in cluster.hunger.values() if hunger.rule)
+        for compiled in cluster.visibility.rules:
+            name, mode = compiled.name, compiled.rule.mode.name.lower()
+            gauge("frameworks_starved_by_rule", "Frameworks without offers because of a rule", starved[name], rule=name)
+            decisions = cluster.visibility.decisions.get(name, 0)
+            counter("rule_decisions", "Decisions of visibility rules in cycles", decisions, rule=name, mode=mode)
         task_states = Counter(cluster.tasks[key].state for agent in cluster.agents.values() for key in agent.tasks)
         for task_state, count in sorted(task_states.items()):
             gauge("tasks", "Tasks that are not terminal, by state", count, state=task_state.name.lower())

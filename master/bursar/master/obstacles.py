@@ -42,6 +42,7 @@ from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.shares import Client, Node
 from bursar.master.ledger import Books
 from bursar.master.rules import describe, why_hidden
+from bursar.master.starvation import STARVATION_CYCLES
 from bursar.master.state import Agent, Cluster, Framework
 
 #: Names in one sentence; the rest is counted.
@@ -244,7 +245,13 @@ def _rules(group: Group) -> Iterator[Obstacle]:
 
 def _rule_says(group: Group) -> str:
     rule = _rule_of(group, group.agent, group.client)
-    return "hidden by a rule" if rule is None else why_hidden(rule)[0]
+    if rule is None:
+        return "hidden by a rule"
+    hunger = group.cluster.hunger.get(group.framework.framework_id)
+    starved = hunger is not None and hunger.rule == rule.name
+    return why_hidden(rule)[0] + (
+        f"; starved by this rule: no offer for {STARVATION_CYCLES} cycles and more" if starved else ""
+    )
 
 
 def _rule_hint(group: Group) -> str:

@@ -18,6 +18,7 @@ from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.shares import Client
 from bursar.master.allocator.visibility import Visibility
 from bursar.master.bundles import bundles_among, end_bundles, whole_bundles
+from bursar.master.starvation import fed
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Turn
 
 #: The longest pause of a framework that never answers.
@@ -74,6 +75,8 @@ def _wake_for_quota(cluster: Cluster) -> None:
 def send_offers(cluster: Cluster, turn: Turn, framework: Framework, offers: list[Offer]) -> None:
     """Send offers, and before them the descriptions that the stream has not seen in this version."""
     turn.to_framework(framework, Offers(new_descriptions(cluster, framework, offers), tuple(offers)))
+    if framework.framework_id in cluster.hunger:
+        fed(cluster, turn, framework)
 
 
 def new_descriptions(cluster: Cluster, framework: Framework, offers: list[Offer]) -> tuple[AgentDescription, ...]:

@@ -190,6 +190,16 @@ class Task:
 
 
 @dataclass(slots=True)
+class Hunger:
+    """A framework that wants something and has no offer."""
+
+    #: Full cycles in a row.
+    cycles: int = 0
+    #: The rule that starves it, as was published; empty: none.
+    rule: str = ""
+
+
+@dataclass(slots=True)
 class Counters:
     """Numbers that only grow, for metrics; soft."""
 
@@ -278,6 +288,8 @@ class Cluster:
         self.region: str = flags.region
         #: Who may see what; kept up to date by `rules.compile_rules`.
         self.visibility = Visibility()
+        #: Frameworks that want something and got no offer in the last full cycles; soft.
+        self.hunger: dict[FrameworkId, Hunger] = {}
         self.agent_connections: dict[ConnectionId, AgentId] = {}
         self.framework_connections: dict[ConnectionId, FrameworkId] = {}
         #: What is due when: (kind, id); the kinds are listed in `machine`.
