@@ -40,6 +40,18 @@ class Judgement(NamedTuple):
         return RuleAction.ALLOW if self.winner is None else self.winner.action
 
 
+class _Cell:
+    """A rule and how often it decided."""
+
+    __slots__ = ("decisions", "name", "taking")
+
+    def __init__(self, rule: CompiledRule, decisions: int) -> None:
+        self.name = rule.name
+        self.decisions = decisions
+        #: The rule, unless it allows.
+        self.taking = None if rule.action is RuleAction.ALLOW else rule
+
+
 class Visibility:
     """The rules in force, and what they have answered."""
 
@@ -50,8 +62,10 @@ class Visibility:
         self.groups: RoleGroups = {}
         #: Grows with every change of the above.
         self.version = 0
-        #: Decisions by rule since the master started, and the wall time of the last.
-        self.decisions: dict[str, int] = {}
+        #: By the bit of each rule.
+        self._cells: dict[int, _Cell] = {}
+        #: The same, for decisions that do not count.
+        self._uncounted: dict[int, _Cell] = {}
         self._enforced = 0
         self._audited = 0
         self._agents: dict[AgentId, tuple[AgentInfo, int]] = {}
@@ -68,29 +82,38 @@ class Visibility:
         for index, rule in enumerate(self.rules):
             bits[rule.rule.mode] |= 1 << index
         self._enforced, self._audited = bits[RuleMode.ENFORCE], bits[RuleMode.AUDIT]
-        known = {rule.name for rule in self.rules}
-        self.decisions = {name: count for name, count in self.decisions.items() if name in known}
+        counts = self.decisions
+        self._cells = {1 << index: _Cell(rule, counts.get(rule.name, 0)) for index, rule in enumerate(self.rules)}
+        self._uncounted = {1 << index: _Cell(rule, 0) for index, rule in enumerate(self.rules)}
+
+    @property
+    def decisions(self) -> dict[str, int]:
+        """How often each rule decided (in audit mode: would have) in cycles since the master started; none where never."""
+        return {cell.name: cell.decisions for cell in self._cells.values() if cell.decisions}
 
     # --- decisions ---
 
     def verdict(self, agent: AgentInfo, role: str, framework: FrameworkInfo) -> CompiledRule | None:
         """The rule that takes something from a framework on an agent, counted; None: it may see all of it."""
-        clients = self.class_of_client(role, framework)
+        # Asked for every pair in a cycle: what is remembered is looked up here, without a call.
+        known = self._clients.get((role, framework.framework_id))
+        clients = known[1] if known is not None and known[0] is framework else self.class_of_client(role, framework)
         if not clients:
             return None
-        matching = clients & self.class_of_agent(agent)
+        entry = self._agents.get(agent.agent_id)
+        matching = clients & (entry[1] if entry is not None and entry[0] is agent else self.class_of_agent(agent))
         if not matching:
             return None
         winning = matching & self._enforced
         winning &= -winning
         if self._audited:
-            self._count_audited(matching, winning)
+            for bit in _bits(self._would_decide(matching, winning)):
+                self._cells[bit].decisions += 1
         if not winning:
             return None
-        rule = self.rules[winning.bit_length() - 1]
-        name = rule.name
-        self.decisions[name] = self.decisions.get(name, 0) + 1
-        return None if rule.action is RuleAction.ALLOW else rule
+        cell = self._cells[winning]
+        cell.decisions += 1
+        return cell.taking
 
     def judge(self, agent: AgentInfo, role: str, framework: FrameworkInfo) -> Judgement:
         """The same for people: with the rule that allows, and what rules in audit mode would have done; not counted."""
@@ -98,16 +121,18 @@ class Visibility:
         winning = matching & self._enforced
         winning &= -winning
         winner = self.rules[winning.bit_length() - 1] if winning else None
-        return Judgement(winner, tuple(self._rules_of(self._would_decide(matching, winning))))
+        audited = _bits(self._would_decide(matching, winning))
+        return Judgement(winner, tuple(self.rules[bit.bit_length() - 1] for bit in audited))
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Decisions inside are for people: they are not counted."""
-        kept, self.decisions = self.decisions, {}
+        kept = self._cells
+        self._cells = self._uncounted
         try:
             yield
         finally:
-            self.decisions = kept
+            self._cells = kept
 
     def class_of_agent(self, info: AgentInfo) -> int:
         """Which rules speak of an agent, as bits: agents of one class are decided alike."""
@@ -171,15 +196,13 @@ class Visibility:
         before = winning - 1 if winning else -1
         return matching & self._audited & before
 
-    def _count_audited(self, matching: int, winning: int) -> None:
-        for rule in self._rules_of(self._would_decide(matching, winning)):
-            self.decisions[rule.name] = self.decisions.get(rule.name, 0) + 1
 
-    def _rules_of(self, bits: int) -> Iterable[CompiledRule]:
-        while bits:
-            lowest = bits & -bits
-            yield self.rules[lowest.bit_length() - 1]
-            bits ^= lowest
+def _bits(number: int) -> Iterator[int]:
+    """Each bit that is set, alone, the lowest first."""
+    while number:
+        lowest = number & -number
+        yield lowest
+        number ^= lowest
 
 
 class Kept(NamedTuple):
