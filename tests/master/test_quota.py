@@ -116,6 +116,19 @@ def test_what_is_offered_counts_and_comes_back(book: Any) -> None:
     assert gpus(second) == 2
 
 
+def test_what_a_limit_held_back_elsewhere_is_looked_at_when_the_role_has_less(book: Any) -> None:
+    """design.md §7: agents are parked under the limit; the end of a task anywhere wakes them, at once."""
+    small = book.agent("a", cpus=1, gpus=2)
+    set_quotas(book, book.quota("ml", limit="gpus:2"))
+    one = wanting(book, "f", "ml", gpus=2)
+    one.run(book.spec("t", cpus=1, gpus=2))
+    book.agent("b", cpus=8, gpus=2)
+    two = wanting(book, "g", "ml", cpus=4, gpus=2)
+    assert not two.offers
+    small.update("t", TaskState.FINISHED)
+    assert two.agents == {"b"}
+
+
 def test_an_agent_that_is_given_up_wakes_what_its_tasks_held_back(book: Any) -> None:
     """Tasks on it do not count until they return; what is free elsewhere can be had at once."""
     agent = book.agent("a", gpus=2)

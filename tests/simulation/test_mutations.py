@@ -141,7 +141,7 @@ def test_a_role_given_up_whose_offers_stand(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("without_own_checks")
 def test_a_capability_given_up_without_consequences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(master_frameworks, "rescind_forbidden", lambda *_: 0)
-    assert "by the rules" in fails(steps=6_000)
+    assert "by the rules" in fails(steps=6_000, seeds=8)
 
 
 @pytest.mark.usefixtures("without_own_checks")
@@ -226,3 +226,9 @@ def test_two_ends_of_one_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(master_tasks, "on_update", credulous)
     monkeypatch.setattr(master_agents, "on_update", credulous)
     assert "later it is FAILED" in fails()
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_a_cycle_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cycle, "cut_to_quota", lambda *_: None)
+    assert "its limit is" in fails(faults=replace(LIVELY, operator_acts_per_minute=400))

@@ -40,11 +40,13 @@ from bursar.master.effects import Reply, SendToFramework
 from bursar.master.events import FrameworkCalled, OperatorCalled
 from bursar.master.machine import MasterMachine
 from bursar.master.records import (
+    AgentReachabilityRecorded,
     AgentRecorded,
     Durable,
     FlagRecorded,
     FrameworkRecorded,
     FrameworkRemoved,
+    QuotasRecorded,
     ReservationsRecorded,
     RulesRecorded,
     TaskEnded,
@@ -85,6 +87,8 @@ class Facts:
     rules: tuple[str, ...] = ()
     #: Tasks that have not ended.
     tasks: dict[Key, tuple[AgentId, AssignedTask]] = field(default_factory=dict)
+    quotas: dict[str, op.Quota] = field(default_factory=dict)
+    unreachable: set[AgentId] = field(default_factory=set)
 
     @classmethod
     def of(cls, durable: Durable) -> Facts:
@@ -96,6 +100,8 @@ class Facts:
             dict(durable.flags),
             tuple(rule.name for rule in durable.rules if rule.mode is RuleMode.ENFORCE),
             {key: (task.agent_id, task.task) for key, task in durable.tasks.items() if task.end is None},
+            dict(durable.quotas),
+            {agent_id for agent_id, agent in durable.agents.items() if agent.unreachable},
         )
 
     def apply(self, record: Any) -> None:
@@ -103,6 +109,14 @@ class Facts:
         match record:
             case AgentRecorded(info):
                 self.agents[info.agent_id] = info
+                self.unreachable.discard(info.agent_id)
+            case AgentReachabilityRecorded(agent_id, unreachable):
+                (self.unreachable.add if unreachable else self.unreachable.discard)(agent_id)
+            case QuotasRecorded(quotas):
+                for quota in quotas:
+                    self.quotas.pop(quota.role, None)
+                    if quota.guarantees or quota.limits:
+                        self.quotas[quota.role] = quota
             case ReservationsRecorded(agent_id, reservations):
                 self.reservations[agent_id] = reservations
             case FrameworkRecorded(info):
@@ -220,6 +234,11 @@ class Wants(Protocol):
 
 def _covers(holder: str, role: str) -> bool:
     return role == holder or role.startswith(f"{holder}/")
+
+
+def _is_kept(stack: Stack) -> bool:
+    """Whether a bucket is kept for one role: what is kept for an expression counts for whoever uses it."""
+    return bool(stack) and not any(character in stack[-1].holder for character in '*@&|!=()"')
 
 
 def _is_taken(settings: OfferSettings, offer: Offer, agent: AgentInfo) -> bool:
@@ -493,6 +512,48 @@ class Checkers:
                     f" there are {total.get(kind, 0)}",
                 )
 
+        self._judge_limits(offer, machine)
+
+    def _judge_limits(self, offer: Offer, machine: MasterMachine) -> None:
+        """No limit of the role or of those above it is passed by what a new offer brings: forced or not, nothing more is given."""
+        facts = self._facts
+        limits = {
+            (role, kind): limit
+            for role, quota in facts.quotas.items()
+            if _covers(role, offer.role)
+            for kind, limit in quota.limits.items()
+        }
+        loose = [part.resources for part in offer.resources if not _is_kept(part.stack)]
+        for (role, kind), limit in limits.items():
+            if any(resources.amount(kind) for resources in loose):
+                self._judged("no role is offered more than its limit")
+                consumed = self._consumed(role, kind, machine)
+                require(
+                    consumed <= limit,
+                    f"{offer.offer_id} lets {role} have {consumed} of {kind}, and its limit is {limit}",
+                )
+
+    def _consumed(self, role: str, kind: str, machine: MasterMachine) -> int:
+        """All that is reserved to the role and those below it, in use or not, and what they hold of anything else."""
+        facts = self._facts
+        total = 0
+        for agent_id, info in facts.agents.items():
+            if agent_id in facts.unreachable:
+                continue
+            stacks = {part.stack for part in (*info.resources, *facts.reservations.get(agent_id, ()))}
+            for stack in stacks:
+                if stack and _is_kept(stack) and _covers(role, stack[-1].holder):
+                    total += facts.amounts_of(agent_id, stack).get(kind, 0)
+                    if kind == "gpus":
+                        total += 1000 * sum(facts.owner_of(agent_id, d.uuid) == stack for d in info.devices)
+        holders = [(task.role, agent_id, task.resources) for agent_id, task in facts.tasks.values()]
+        for outstanding in machine.cluster.offers.values():
+            holders.append((outstanding.offer.role, outstanding.offer.agent_id, outstanding.offer.resources))
+        for holder, agent_id, parts in holders:
+            if _covers(role, holder) and agent_id not in facts.unreachable:
+                total += sum(part.resources.amount(kind) for part in parts if not _is_kept(part.stack))
+        return total
+
     # --- what the master lets out: only what is durable ---
 
     def master_said(self, peer: AgentId | FrameworkId | None, message: Any, durable: Durable) -> None:
@@ -681,7 +742,8 @@ class Checkers:
         """Whether one more task of a framework fits beside what runs there, by everything that is allowed."""
         facts = self._facts
         info = facts.agents.get(agent_id)
-        if info is None:
+        if info is None or facts.quotas:
+            # Whether quota leaves room is for other judges.
             return False
         known = facts.frameworks.get(framework.framework_id)
         if known is None or facts.view_of(known, framework.role, info, self._filter) != "all":

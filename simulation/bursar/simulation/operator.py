@@ -104,6 +104,8 @@ class Operator:
                 return op.KillTaskRequest(
                     self._id(), random.choice(tasks) if tasks else "none", random.choice((None, 0))
                 )
+            case 12 | 13:
+                return self._share_out(role)
             case 8 if random.random() < 0.1:
                 return op.TeardownFrameworkRequest(self._id(), random.choice(world.frameworks).framework_id)
             case 9 | 10:
@@ -125,6 +127,27 @@ class Operator:
         force, instead = random.random() < 0.5, random.random() < 0.5
         return op.AddRuleRequest(rule, before, instead, force, self._id())
 
+    def _share_out(self, role: str) -> op.OperatorRequest:
+        """Another weight, or another quota: small enough to matter, often gone again."""
+        random = self._random
+        if random.random() < 0.3:
+            place = role if random.random() < 0.8 else f"{role}/."
+            return op.SetWeightsRequest(self._id(), (op.RoleWeight(place, random.choice((1, 500, 1000, 3000))),))
+        quotas = []
+        for one in sorted({role, random.choice((*self._roles, "*"))}):
+            kind = random.choice(("gpus", "cpus"))
+            least, most = sorted(random.choice((1_000, 2_000, 4_000)) for _ in range(2))
+            guarantees = {kind: least} if random.random() < 0.4 else {}
+            limits = {kind: most} if random.random() < 0.6 else {}
+            quotas.append(op.Quota(one, guarantees, limits))
+        return op.SetQuotasRequest(self._id(), tuple(quotas), random.random() < 0.5)
+
+    def lift_quotas(self) -> None:
+        """Most often remove all quotas when faults stop: then all work must be done that there is room for."""
+        if self._random.random() < 0.8:
+            for role in (*self._roles, "*"):
+                self._send(op.SetQuotasRequest(self._id(), (op.Quota(role),)), 0)
+
     def _look(self, agent: str) -> op.OperatorRequest:
         random, world = self._random, self._world
         framework = random.choice(world.frameworks).framework_id
@@ -140,6 +163,8 @@ class Operator:
             op.ListTasksRequest(page, random.random() < 0.5, random.choice(("", framework))),
             op.ListDevicesRequest(page, random.choice(("", agent))),
             op.ListReservationsRequest(page),
+            op.ListQuotasRequest(page),
+            op.ListWeightsRequest(page),
             op.ListFlagsRequest(page),
             op.GetFlagRequest("filter_gpu_resources"),
             op.ExplainFrameworkRequest(framework),

@@ -286,6 +286,7 @@ class World:
             for uuid in agent.gpus.uuids:
                 agent.gpus.mend(uuid)
             agent.look_at_devices()
+        self.operator.lift_quotas()
 
     def converge(self) -> None:
         """Wait until everything is right and stays so for a while. Raises Violation where it does not come to that."""
