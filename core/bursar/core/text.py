@@ -287,7 +287,7 @@ def format_amounts(amounts: Mapping[str, int]) -> str:
     """As `parse_amounts` reads it: cpus, mem, disk, gpus, other kinds."""
     order = {kind: place for place, kind in enumerate(("cpus", "mem", "disk", GPUS))}
     kinds = sorted(amounts, key=lambda kind: (order.get(kind, len(order)), kind))
-    return ";".join(f"{kind}:{format_amount(kind, amounts[kind])}" for kind in kinds)
+    return ";".join(f"{kind}:{format_amount(kind, amounts[kind]) if amounts[kind] else 0}" for kind in kinds)
 
 
 def format_request(request: ResourceRequest) -> str:
