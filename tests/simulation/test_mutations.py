@@ -147,7 +147,7 @@ def test_a_capability_given_up_without_consequences(monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("without_own_checks")
 def test_constraints_that_keep_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RoleSettings, "takes", lambda *_: True)
-    assert "is not what" in fails(steps=6_000)
+    assert "is not what" in fails(steps=6_000, seeds=8)
 
 
 @pytest.mark.usefixtures("without_own_checks")
