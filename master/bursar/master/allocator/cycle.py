@@ -46,8 +46,10 @@ def run_cycle(cluster: Cluster, agent_ids: AbstractSet[AgentId], now_ms: int, wa
     """Offer what is free on these agents; return the new offers, already booked in the ledger."""
     expires_in_ms = cluster.flags.duration_ms("offer-timeout")
     made: list[OutstandingOffer] = []
+    cluster.held_back.forget(in_cycle=True)
     for agent in _in_order(cluster, agent_ids):
         _offer_agent(cluster, agent, wall_ms, expires_in_ms, made)
+    cluster.held_back.forget(in_cycle=False)
     if made:
         # They expire together: one deadline for all of them.
         expires_at_ms = now_ms + expires_in_ms
@@ -92,6 +94,8 @@ def _offer_agent(
             proposal = consider(cluster, agent, client, framework, free, filters)
             if type(proposal) is Proposal:
                 made.append(_hand_out(cluster, agent, client, framework, proposal, wall_ms, expires_in_ms))
+                if shares.quota_kinds:
+                    held_back.forget(in_cycle=True)
                 if books.free:
                     done.add(client)
                 break
@@ -195,7 +199,8 @@ def _within_quota(cluster: Cluster, client: Client, available: Holding, agent: A
     shares = cluster.shares
     node = shares.client_node(client) or shares.nearest(client.role)
     free = cluster.ledger.free_unreserved()
-    return cut_to_quota(node, shares.quota_kinds, available, free, shares.root, agent.devices)
+    allowances = cluster.held_back.allowances(client.role, node, shares.quota_kinds, free)
+    return cut_to_quota(allowances, available, free, shares.root, agent.devices)
 
 
 def _restrict(

@@ -12,7 +12,7 @@ from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import GPUS, MILLI, UNRESERVED, Holding, Resources, Stack
 from bursar.core.roles import plain_role
-from bursar.master.allocator.quota import allowance, headroom, is_own
+from bursar.master.allocator.quota import Allowance, allowance, headroom, is_own
 from bursar.master.allocator.shares import Amounts, Node, Shares
 
 
@@ -26,9 +26,20 @@ class Within(NamedTuple):
     reason: RefusalReason
 
 
+Allowances = Mapping[str, tuple[Allowance, Allowance]]
+"""Kind → what a client of a role may be given: of unreserved resources, and of such as are reserved to expressions."""
+
+
+def allowances_of(node: Node, kinds: Iterable[str], free_unreserved: Amounts) -> Allowances:
+    """What the clients of a role may be given at the moment."""
+    return {
+        kind: (allowance(node, kind, free_unreserved.get(kind, 0)), allowance(node, kind, None))
+        for kind in sorted(kinds)
+    }
+
+
 def cut_to_quota(
-    node: Node,
-    kinds: Iterable[str],
+    allowances: Allowances,
     available: Holding,
     free_unreserved: Amounts,
     root: Node,
@@ -45,16 +56,13 @@ def cut_to_quota(
     left: dict[Stack, dict[str, int]] = {}
     reasons: list[RefusalReason] = []
     cut_kinds: list[str] = []
-    for kind in kinds:
+    for kind, ((most, reason), by_limits) in allowances.items():
         unreserved = available[UNRESERVED].amount(kind) if UNRESERVED in available else 0
         shared = {stack: amount for stack in loose if stack and (amount := available[stack].amount(kind))}
         if not unreserved and not shared:
             continue
-        free = free_unreserved.get(kind, 0)
-        most, reason = allowance(node, kind, free)
         used = 0
         if shared:
-            by_limits = allowance(node, kind, None)
             for stack in sorted(shared):
                 allowed = min(shared[stack], _whole(kind, by_limits.amount - used))
                 if allowed < shared[stack]:
@@ -63,7 +71,7 @@ def cut_to_quota(
                     cut_kinds.append(kind)
                 used += allowed
             most = min(most, by_limits.amount - used)
-            if free < headroom(root, kind):
+            if free_unreserved.get(kind, 0) < headroom(root, kind):
                 # What is taken of it fulfils a guarantee that unreserved resources would have been given for.
                 most = max(0, most - used)
         most = _whole(kind, most)
@@ -159,6 +167,25 @@ class HeldBack:
         #: (role, kind) of what was cut since the agent at hand was begun, and where any change matters.
         self.cut: set[tuple[str, str]] = set()
         self.blocked: set[tuple[str, str]] = set()
+        #: Role → what it may be given, and what of that was written down already: for as long as a cycle makes no offer.
+        self._known: dict[str, Allowances] = {}
+        self._written: set[tuple[str, str]] = set()
+        self._in_cycle = False
+
+    def forget(self, *, in_cycle: bool) -> None:
+        """Something was given, or may have changed otherwise: what roles may be given is worked out anew, outside of cycles always."""
+        self._in_cycle = in_cycle
+        self._known.clear()
+        self._written.clear()
+
+    def allowances(self, role: str, node: Node, kinds: Iterable[str], free_unreserved: Amounts) -> Allowances:
+        """What clients of a role may be given, worked out once until `forget`."""
+        known = self._known.get(role)
+        if known is None:
+            known = allowances_of(node, kinds, free_unreserved)
+            if self._in_cycle:
+                self._known[role] = known
+        return known
 
     def begin(self) -> None:
         """Another agent is at hand."""
@@ -178,10 +205,11 @@ class HeldBack:
         if not self.cut and not self.blocked:
             return
         self.agents.add(agent_id)
-        for key in self.cut:
+        for key in self.cut - self._written:
             now = _allowed(shares, *key, free_unreserved)
             before = self._allowed.get(key, now)
             self._allowed[key] = (min(now[0], before[0]), min(now[1], before[1]))
+        self._written |= self.cut
         for key in self.blocked:
             now = _allowed(shares, *key, free_unreserved)
             if self._exactly.setdefault(key, now) != now:
