@@ -229,3 +229,12 @@ async def test_an_interrupted_batch_unregisters(master: Any, bursar: Any) -> Non
     process.send_signal(signal.SIGINT)
     done = await bursar.finish(process)
     assert done.code == 130 and master.torn_down
+
+
+async def test_run_and_batch_say_which_offers_they_take(master: Any, bursar: Any) -> None:
+    await bursar("run", "--constraint", "rack=r1,cpus>=1", "--constraint", "rack=r2", "true")
+    await bursar("batch", "--count", "1", "--constraint", "rack=r3", "true")
+    taken = [call.info.offer_settings[0].constraints for call in master.said(Subscribe)]
+    assert taken == [("rack=r1,cpus>=1", "rack=r2"), ("rack=r3",)]
+    wrong = await bursar("run", "--constraint", "gpus>=many", "true")
+    assert wrong.code == 2 and "many" in wrong.stderr and len(master.said(Subscribe)) == 2

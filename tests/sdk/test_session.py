@@ -19,6 +19,7 @@ from bursar.core.messages.framework import (
     FrameworkHeartbeat,
     Kill,
     LookupCalls,
+    OfferSettings,
     Reconcile,
     Revive,
     StreamError,
@@ -503,3 +504,57 @@ def test_what_cannot_be_updated_is_said_to_the_caller(changes: dict[str, Any], w
     session = FrameworkSession(Sweep())
     with pytest.raises(InvalidText, match=words):
         session.framework.update(**changes)
+
+
+async def test_which_offers_are_taken_is_said_role_by_role_and_can_change(master: Any) -> None:
+    heard: list[Any] = []
+
+    class Picky(Sweep):
+        roles = ("ml/a", "ml/b")
+        stop_when_done = False
+
+        def on_subscribed(self, again: bool) -> None:
+            self.update(roles=("ml/a",))
+
+        def on_updated(self, error: ErrorDetail | None) -> None:
+            heard.append((error, self.constraints, self.min_allocatable))
+            if len(heard) == 1:
+                self.update(constraints=["rack=r2"], min_allocatable="gpus:1")
+
+    framework = Picky()
+    framework.constraints = {"ml/a": ["gpu.model=H100,gpus>=2", "rack=r1"], "ml/b": ["zone=z"]}
+    framework.min_allocatable = {"ml/b": ""}
+    async with running(framework, master):
+        await master.until(lambda: len(master.said(UpdateFramework)) == 2)
+        await asyncio.sleep(0.3)
+    a, b = ("gpu.model=H100,gpus>=2", "rack=r1"), ("zone=z",)
+    said = [master.said(Subscribe)[0].info.offer_settings]
+    said += [call.info.offer_settings for call in master.said(UpdateFramework)]
+    assert said == [
+        (OfferSettings("ml/a", a), OfferSettings("ml/b", b, "")),
+        (OfferSettings("ml/a", a),),
+        (OfferSettings("ml/a", ("rack=r2",), "gpus:1"),),
+    ]
+    assert [error for error, *_ in heard] == [None, None] and heard[-1][1:] == (("rack=r2",), "gpus:1")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"constraints": "rack=r1"}, "one text"),
+        ({"constraints": [""]}, "empty"),
+        ({"constraints": ["gpus>=x"]}, "x"),
+        ({"constraints": {"other": ["rack"]}}, "not a role"),
+        ({"min_allocatable": "cpus"}, "cpus"),
+        ({"min_allocatable": {"other": ""}}, "not a role"),
+    ],
+)
+def test_offers_that_cannot_be_described_are_refused_before_connecting(said: dict[str, Any], words: str) -> None:
+    framework = Sweep()
+    session = FrameworkSession(framework)
+    with pytest.raises(InvalidText, match=words):
+        session.update(**said)
+    for name, value in said.items():
+        setattr(framework, name, value)
+    with pytest.raises(InvalidText, match=words):
+        FrameworkSession(framework)

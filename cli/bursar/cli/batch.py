@@ -42,6 +42,7 @@ def batch(
     image: str,
     env: dict[str, str],
     capabilities: tuple[str, ...],
+    constraints: tuple[str, ...],
     command: tuple[str, ...],
     output: str,
 ) -> int:
@@ -62,6 +63,7 @@ def batch(
             name=title,
             role=role,
             capabilities=capabilities_for(capabilities, gpus),
+            constraints=constraints,
             env=env,
             image=image,
             cpus=cpus,

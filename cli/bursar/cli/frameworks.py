@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from bursar.cli import output as out
 from bursar.cli.options import ask, master_option, output_option
 from bursar.core.text import format_request
 from bursar.runtime.codec import decode_request
+
+
+def _taken(settings: Any) -> str:
+    """Which offers a role takes, in a line."""
+    words = " or ".join(settings.constraints) or "every offer"
+    if settings.HasField("min_allocatable"):
+        words += (
+            f", at least {settings.min_allocatable.replace('|', ' or ')}"
+            if settings.min_allocatable
+            else ", however small"
+        )
+    return f"{words} ({settings.role})"
+
 
 LISTING = out.Listing(
     columns={
@@ -27,6 +42,7 @@ LISTING = out.Listing(
             f"{shape.count} x {format_request(decode_request(shape.resources))} ({shape.role})"
             for shape in framework.demand.shapes
         ),
+        "TAKES": lambda framework: "\n".join(map(_taken, framework.info.offer_settings)) or "every offer",
         "SUPPRESSED": lambda framework: ",".join(framework.suppressed_roles) or "-",
         "HOSTNAME": lambda framework: framework.info.hostname,
         "PRINCIPAL": lambda framework: framework.info.principal,

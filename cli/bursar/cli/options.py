@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from bursar.core.errors import InvalidText
+from bursar.core.predicates import parse_predicates
 from bursar.core.resources import CPUS, GPUS, MEM, MILLI
 from bursar.core.roles import DEFAULT_ROLE, role_problem
 from bursar.core.text import format_milli, parse_amount, parse_duration, parse_request
@@ -64,6 +65,12 @@ def _read_reservable_role(text: str) -> str:
     return _read_role(text)
 
 
+def _read_constraint(text: str) -> str:
+    if not parse_predicates(text, "constraint"):
+        raise InvalidText("an empty constraint is true of every offer", "leave it out, or write rack=r1")
+    return text
+
+
 #: Kept as exact texts: they go to `Task`, which reads the same grammar.
 CPUS_TEXT = TextType("cpus", lambda text: format_milli(parse_amount(CPUS, text)))
 MEM_TEXT = TextType("mem", lambda text: (parse_amount(MEM, text), text.strip())[1])
@@ -72,6 +79,7 @@ DURATION_MS = TextType("duration", parse_duration)
 ROLE = TextType("role", _read_role)
 RESERVABLE_ROLE = TextType("role", _read_reservable_role)
 RESOURCES = TextType("resources", parse_request)
+CONSTRAINT = TextType("predicate[,…]", _read_constraint)
 ADDRESSES = TextType("host:port[,…]", lambda text: ",".join(parse_addresses(text)))
 
 
@@ -185,6 +193,13 @@ def task_options(command: F) -> F:
             "capabilities",
             multiple=True,
             help="What the framework understands; repeatable.  [GPU_RESOURCES where GPUs are asked for]",
+        ),
+        click.option(
+            "--constraint",
+            "constraints",
+            multiple=True,
+            type=CONSTRAINT,
+            help="Take offers of which this is true, such as 'gpu.model=H100,rack=r1' (a comma means and); repeatable, for or.",
         ),
         click.argument("command", nargs=-1, type=click.UNPROCESSED),
     ]

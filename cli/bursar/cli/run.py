@@ -49,6 +49,7 @@ def run(
     image: str,
     env: dict[str, str],
     capabilities: tuple[str, ...],
+    constraints: tuple[str, ...],
     wait_ms: int | None,
     verbose: bool,
     command: tuple[str, ...],
@@ -69,7 +70,9 @@ def run(
         task = Task(command, title, image, env, cpus, mem, gpus)
     except InvalidText as error:
         raise click.UsageError(str(error)) from None
-    framework = RunOnce(task, name=title, role=role, capabilities=capabilities_for(capabilities, gpus))
+    framework = RunOnce(
+        task, name=title, role=role, capabilities=capabilities_for(capabilities, gpus), constraints=constraints
+    )
     code = asyncio.run(_Run(framework, master_address(), wait_ms, verbose).main())
     return code
 

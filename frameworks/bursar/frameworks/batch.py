@@ -34,6 +34,7 @@ class Batch(Framework):
         name: str = "batch",
         role: str = "*",
         capabilities: Iterable[str] = (),
+        constraints: Iterable[str] = (),
         env: Mapping[str, str] | None = None,
         image: str = "",
         cpus: Amount = 1,
@@ -45,6 +46,7 @@ class Batch(Framework):
     ) -> None:
         """`parallel`: at most so many at once. `on_end` hears of each end. Raises InvalidText."""
         self.name, self.role, self.capabilities = name, role, frozenset(capabilities)
+        self.constraints = tuple(constraints)
         self.count, self.parallel, self.attempts, self.on_end = count, parallel, attempts, on_end
         self.ended: list[Ended] = []
         self.todo: deque[Task] = deque()

@@ -22,10 +22,12 @@ class RunOnce(Framework):
         name: str,
         role: str = "*",
         capabilities: Iterable[str] = (),
+        constraints: Iterable[str] = (),
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_change` is called after each change of the attributes below."""
         self.task, self.name, self.role, self.capabilities = task, name, role, frozenset(capabilities)
+        self.constraints = tuple(constraints)
         self.on_change = on_change
         #: Whether the master has heard of this framework; whether it is reachable now.
         self.subscribed = self.connected = False

@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bursar.core.errors import BursarError, ErrorDetail, InvalidText
+from bursar.core.messages.framework import OfferSettings
 from bursar.core.messages.offers import Shape
+from bursar.core.predicates import parse_predicates
 from bursar.core.resources import ResourceRequest
 from bursar.core.roles import DEFAULT_ROLE, role_problem
+from bursar.core.text import parse_minimum
 from bursar.sdk.amounts import Amount, request_from
 from bursar.sdk.offers import Bundle, Offer
 from bursar.sdk.tasks import Status, Task
@@ -23,6 +26,12 @@ WantedShape = Mapping[str, Amount] | Task | ResourceRequest
 """`{"cpus": 4, "mem": "16GiB", "gpus": 1}`, or a task that needs as much."""
 Want = tuple[WantedShape, int] | tuple[WantedShape, int, str]
 """A shape, how many of it, and for which role where the framework has several."""
+
+
+Constraints = Iterable[str] | Mapping[str, Iterable[str]]
+"""Predicates joined by commas, of which one must be true; or these by role."""
+Minima = str | Mapping[str, str] | None
+"""Alternatives of amounts; or these by role."""
 
 
 class Framework:
@@ -46,6 +55,12 @@ class Framework:
     framework_id: str = ""
     webui_url: str = ""
     labels: Mapping[str, str] = {}
+    #: Which offers are taken: one of these is true of an offer, such as `["gpu.model=H100,gpus>=4", "rack=r1"]`. By role where they
+    #: differ: `{"ml/train": [...]}`. None: all.
+    constraints: Constraints = ()
+    #: What an offer has at least, such as `cpus:1;mem:1GiB|gpus:1`, or empty for anything; by role where it differs. None: what the
+    #: cluster says.
+    min_allocatable: Minima = None
 
     _session: FrameworkSession | None = None
 
@@ -150,8 +165,8 @@ class Framework:
     def update(self, **changes: Any) -> None:
         """Have `wants` asked again: call this after a change that no other method saw. From any thread.
 
-        With `roles`, `capabilities`, `name`, `labels`, `webui_url` or `failover_timeout` the master is told of these as well: the
-        stream and the tasks go on, what no longer may be offered is rescinded, and `on_updated` hears the outcome. Until then
+        With `roles`, `capabilities`, `constraints`, `min_allocatable`, `name`, `labels`, `webui_url` or `failover_timeout` the master
+        is told of these as well: the stream and the tasks go on, what no longer may be offered is rescinded, and `on_updated` hears the outcome. Until then
         the framework's attributes are what they were; `wants` may name new roles at once. Raises InvalidText.
         """
         self._bound().update(**changes)
@@ -180,6 +195,34 @@ def checked_roles(names: Iterable[str]) -> tuple[str, ...]:
     if len(set(roles)) != len(roles):
         raise InvalidText(f"roles: {', '.join(roles)} names one twice", "name each role once")
     return roles
+
+
+def checked_settings(constraints: Constraints, minima: Minima, roles: tuple[str, ...]) -> tuple[OfferSettings, ...]:
+    """Which offers are taken, role by role; roles that take any are left out. Raises InvalidText."""
+    if isinstance(constraints, str):
+        raise InvalidText(
+            f"constraints: {constraints!r} is one text", "write a list of texts, of which one must be true of an offer"
+        )
+    by_role = constraints if isinstance(constraints, Mapping) else dict.fromkeys(roles, tuple(constraints))
+    least = minima if isinstance(minima, Mapping) else {} if minima is None else dict.fromkeys(roles, minima)
+    for what, named in (("constraints", by_role), ("min_allocatable", least)):
+        for role in named:
+            if role not in roles:
+                raise InvalidText(f"{what}: {role!r} is not a role of this framework", f"use one of {', '.join(roles)}")
+    settings = []
+    for role in roles:
+        texts, minimum = by_role.get(role, ()), least.get(role)
+        if isinstance(texts, str):
+            raise InvalidText(f"constraints: {texts!r} is one text", "write a list of texts for each role")
+        groups = tuple(texts)
+        for group in groups:
+            if not parse_predicates(group, "constraints"):
+                raise InvalidText("constraints: an empty text is true of every offer", "leave it out")
+        if minimum is not None:
+            parse_minimum(minimum, "min_allocatable")
+        if groups or minimum is not None:
+            settings.append(OfferSettings(role, groups, minimum))
+    return tuple(settings)
 
 
 def stated_demand(framework: Framework, roles: tuple[str, ...]) -> tuple[Shape, ...] | None:

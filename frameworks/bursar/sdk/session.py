@@ -37,7 +37,15 @@ from bursar.runtime.codec import unwrap, wrap
 from bursar.runtime.outbox import MAX_MESSAGE_BYTES, Outbox
 from bursar.sdk import effects, events
 from bursar.sdk.amounts import seconds_to_ms
-from bursar.sdk.framework import Framework, WantedShape, all_roles, as_request, checked_roles, stated_demand
+from bursar.sdk.framework import (
+    Framework,
+    WantedShape,
+    all_roles,
+    as_request,
+    checked_roles,
+    checked_settings,
+    stated_demand,
+)
 from bursar.sdk.machine import SessionMachine
 from bursar.sdk.offers import Bundle, Offer
 from bursar.sdk.tasks import Status, Task
@@ -100,7 +108,10 @@ class FrameworkSession:
             socket.gethostname(),
             framework.webui_url,
             dict(framework.labels),
+            offer_settings=checked_settings(framework.constraints, framework.min_allocatable, self.roles),
         )
+        #: What the author says of offers, once all updates are answered.
+        self._constraints, self._minima = framework.constraints, framework.min_allocatable
         self._first_ms = None if connect_timeout is None else seconds_to_ms(connect_timeout, "connect_timeout")
         self._machine = SessionMachine(info, self.addresses, resume=resume, first_subscribe_ms=self._first_ms)
         self._tasks: dict[str, Task] = {}
@@ -170,7 +181,10 @@ class FrameworkSession:
         if not changes:
             self.post(TimePassed())
             return
-        self.post(events.UpdateRequested(_info_changes(changes)))
+        fields = _info_changes(changes)
+        roles = fields.get("roles", self.roles)
+        checked_settings(changes.get("constraints", ()), changes.get("min_allocatable"), roles)
+        self.post(events.UpdateRequested(fields))
 
     def post(self, event: events.Event) -> None:
         """Put an event into the inbox."""
@@ -243,13 +257,18 @@ class FrameworkSession:
             self._inbox.append(events.DemandStated(shapes))
 
     def _with_demand(self, event: events.UpdateRequested) -> events.UpdateRequested:
-        """Ask what is wanted with other roles: it changes in the same moment."""
-        self.roles = event.changes.get("roles", self.roles)
+        """Ask what is wanted with other roles: it changes in the same moment, as do the offers that they take."""
+        changes = dict(event.changes)
+        self.roles = changes.get("roles", self.roles)
+        self._constraints = _of_roles(changes.pop("constraints", self._constraints), self.roles)
+        self._minima = _of_roles(changes.pop("min_allocatable", self._minima), self.roles)
+        changes["offer_settings"] = checked_settings(self._constraints, self._minima, self.roles)
         shapes = stated_demand(self.framework, self.roles)
-        if shapes is None or shapes == self._shapes:
-            return event
-        self._shapes = shapes
-        return events.UpdateRequested(event.changes, shapes)
+        if shapes == self._shapes:
+            shapes = None
+        elif shapes is not None:
+            self._shapes = shapes
+        return events.UpdateRequested(changes, shapes)
 
     def _perform(self, effect: effects.Effect) -> None:
         framework = self.framework
@@ -297,6 +316,8 @@ class FrameworkSession:
                 self.roles = self._machine.wanted_info.roles
                 if error is not None:
                     log.warning("the master refused an update: %s", error)
+                    self._constraints, self._minima = framework.constraints, framework.min_allocatable
+                framework.constraints, framework.min_allocatable = self._constraints, self._minima
                 framework.name, framework.role, framework.roles = info.name, info.roles[0], info.roles
                 framework.capabilities, framework.labels = frozenset(info.capabilities), info.labels
                 framework.failover_timeout, framework.webui_url = info.failover_timeout_ms / 1000, info.webui_url
@@ -436,6 +457,13 @@ def _capabilities(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 
+def _of_roles(said: Any, roles: tuple[str, ...]) -> Any:
+    """What was said by role, without roles that are gone."""
+    if isinstance(said, Mapping):
+        return {role: value for role, value in said.items() if role in roles}
+    return said if said is None or isinstance(said, str) else tuple(said)
+
+
 def _info_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
     """What an author changes, as fields of FrameworkInfo. Raises InvalidText."""
     fields: dict[str, Any] = {}
@@ -449,6 +477,8 @@ def _info_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
                 fields["failover_timeout_ms"] = seconds_to_ms(value, name)
             case "labels":
                 fields[name] = dict(value)
+            case "constraints" | "min_allocatable":
+                fields[name] = value
             case "name" | "webui_url":
                 fields[name] = str(value)
             case _:
