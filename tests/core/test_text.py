@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from bursar.core.errors import InvalidText
 from bursar.core.ids import DeviceUuid
 from bursar.core.resources import MAX_AMOUNT, PortRange, ResourceRequest, Resources, normalize_ports
+from bursar.core.role_expressions import holder_of
 from bursar.core.roles import role_problem
 from bursar.core.text import (
     ResourceText,
@@ -58,17 +59,22 @@ def test_requests_are_read_back_as_written(amounts: dict[str, int], some: tuple[
         assert parse_request(format_request(request)) == request
 
 
-@given(scalars(), ports, st.integers(0, 4), st.none() | roles)
+holders = roles.map(holder_of) | st.sampled_from(
+    ["ml/**", "=ml", "@g", "!a | b", "(ml/** | eng/backend) & !ml/interns", '"a;b:c"/** & !="d.e)"']
+)
+
+
+@given(scalars(), ports, st.integers(0, 4), st.none() | holders)
 def test_resources_are_read_back_as_written(
-    amounts: dict[str, int], some: tuple[PortRange, ...], gpus: int, role: str | None
+    amounts: dict[str, int], some: tuple[PortRange, ...], gpus: int, holder: str | None
 ) -> None:
     devices = frozenset(DeviceUuid(f"gpu{index}") for index in range(gpus))
-    text = format_resources(Resources(amounts, some, devices), role)
-    expected = {ResourceText(kind, role, amount) for kind, amount in amounts.items()}
+    text = format_resources(Resources(amounts, some, devices), holder)
+    expected = {ResourceText(kind, holder, amount) for kind, amount in amounts.items()}
     if gpus:
-        expected.add(ResourceText("gpus", role, 1000 * gpus))
+        expected.add(ResourceText("gpus", holder, 1000 * gpus))
     if some:
-        expected.add(ResourceText("ports", role, 0, some))
+        expected.add(ResourceText("ports", holder, 0, some))
     assert set(parse_resources(text)) == expected
 
 
@@ -107,8 +113,18 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         ("gpus(*):4", [ResourceText("gpus", None, 4000)]),
         ("gpus:0", [ResourceText("gpus", None, 0)]),
         ("gpus(a/b-c.d_e):1;gpus:1", [ResourceText("gpus", "a/b-c.d_e", 1000), ResourceText("gpus", None, 1000)]),
-        ('gpus("x;y:(z)"):1', [ResourceText("gpus", "x;y:(z)", 1000)]),
-        (r'gpus("a\"b\\c"):1', [ResourceText("gpus", 'a"b\\c', 1000)]),
+        ('gpus("x;y:(z)"):1', [ResourceText("gpus", '"x;y:(z)"', 1000)]),
+        (r'gpus("a\"b\\c"):1', [ResourceText("gpus", r'"a\"b\\c"', 1000)]),
+        ('gpus("ml"):1', [ResourceText("gpus", "ml", 1000)]),
+        (
+            'gpus("(ml/** | eng/backend/image-processing) & !ml/interns"):4;cpus(ml/**|"a;b"):1',
+            [
+                ResourceText("gpus", "(ml/** | eng/backend/image-processing) & !ml/interns", 4000),
+                ResourceText("cpus", 'ml/** | "a;b"', 1000),
+            ],
+        ),
+        ("gpus((a | b) & !c):1", [ResourceText("gpus", "(a | b) & !c", 1000)]),
+        (r'gpus("\"@g\""):1;cpus(@g):1', [ResourceText("gpus", '"@g"', 1000), ResourceText("cpus", "@g", 1000)]),
         ("ports:[31000-32000,80]", [ResourceText("ports", None, 0, (PortRange(80, 80), PortRange(31000, 32000)))]),
         ("", []),
     ],
@@ -159,6 +175,11 @@ def test_what_can_be_written(text: str, expected: list[ResourceText]) -> None:
         "cpus(-x):1",
         "cpus(a b):1",
         "cpus(a@b):1",
+        "cpus(a |):1",
+        'cpus("a | "):1',
+        'cpus("ml/**"):1',
+        'cpus("@g"):1',
+        "cpus(a | b):1;cpus(a|b):1",
         "cpus(.):1",
         "cpus():1",
         'cpus(""):1',

@@ -73,7 +73,8 @@ from bursar.core.resources import (
     holding_total,
     to_holding,
 )
-from bursar.core.roles import ancestors, plain_role
+from bursar.core.role_expressions import plain_holder
+from bursar.core.roles import ancestors
 from bursar.core.tasks import (
     AssignedTask,
     StatusSource,
@@ -753,13 +754,13 @@ class Playbook:
             kept = [
                 (role, part)
                 for stack, part in books.total.items()
-                if stack and (role := plain_role(stack[-1].holder)) is not None
+                if stack and (role := plain_holder(stack[-1].holder)) is not None
             ]
             held = [
                 (entry.client.role, part)
                 for entry in (*books.offered.values(), *books.allocated.values())
                 for stack, part in entry.holding.items()
-                if not stack or plain_role(stack[-1].holder) is None
+                if not stack or plain_holder(stack[-1].holder) is None
             ]
             for role, part in (*kept, *held):
                 if books.counted:
@@ -768,7 +769,7 @@ class Playbook:
         for offer in fresh:
             for path in (offer.role, *ancestors(offer.role)):
                 for kind, limit in cluster.durable.quotas.get(path, op.Quota(path)).limits.items():
-                    loose = [p for p in offer.resources if not p.stack or plain_role(p.stack[-1].holder) is None]
+                    loose = [p for p in offer.resources if not p.stack or plain_holder(p.stack[-1].holder) is None]
                     if any(part.resources.amount(kind) for part in loose):
                         assert consumed[path][kind] <= limit, (offer, path, kind)
 

@@ -124,7 +124,7 @@ def resolve_resources(
     ports: Ports = ()
     for item in items:
         if item.kind == GPUS:
-            part = Resources(devices=frozenset(device.uuid for device in given[item.role]))
+            part = Resources(devices=frozenset(device.uuid for device in given[item.holder]))
         elif item.kind == PORTS:
             if twice := intersect_ports(ports, item.ports):
                 raise InvalidText(
@@ -134,7 +134,7 @@ def resolve_resources(
             part = Resources(ports=item.ports)
         else:
             part = Resources({item.kind: item.amount} if item.amount else {})
-        holding = add_holdings(holding, {_stack(item.role): part})
+        holding = add_holdings(holding, {_stack(item.holder): part})
     chosen = {device.uuid for part in given.values() for device in part}
     return ResolvedResources(
         resources=to_reserved(holding),
@@ -159,15 +159,15 @@ def _discovered(host: HostResources, devices: Sequence[Device]) -> list[Resource
     ]
 
 
-def _stack(role: str | None) -> Stack:
-    return UNRESERVED if role is None else (Reservation(ReservationType.STATIC, role),)
+def _stack(holder: str | None) -> Stack:
+    return UNRESERVED if holder is None else (Reservation(ReservationType.STATIC, holder),)
 
 
 def _assign_devices(
     items: Iterable[ResourceText], pick: _Pick, total: int, recorded: Mapping[str, Sequence[DeviceUuid]]
 ) -> dict[str | None, list[Device]]:
     """Devices for each holder: first what each had, then the first free ones in the order of the text."""
-    counts = {item.role: item.amount // MILLI for item in items}
+    counts = {item.holder: item.amount // MILLI for item in items}
     wanted = sum(counts.values())
     if wanted > total:
         raise InvalidText(

@@ -30,6 +30,7 @@ COMMANDS = {
     "reserve": "reservations:reserve",
     "unreserve": "reservations:unreserve",
     "reservation": "reservations:reservation",
+    "group": "groups:group",
     "flag": "flags:flag",
     "explain": "explain:explain",
     "rule": "rules:rule",

@@ -13,6 +13,7 @@ import click
 from bursar.core.errors import InvalidText
 from bursar.core.predicates import parse_predicates
 from bursar.core.resources import CPUS, GPUS, MEM, MILLI
+from bursar.core.role_expressions import parse_role_expression
 from bursar.core.roles import DEFAULT_ROLE, role_problem
 from bursar.core.text import format_milli, parse_amount, parse_duration, parse_request
 from bursar.runtime.client import DEFAULT_MASTER, parse_addresses
@@ -58,6 +59,8 @@ def _read_role(text: str) -> str:
 
 
 def _read_reservable_role(text: str) -> str:
+    if not text:
+        return text
     if text == DEFAULT_ROLE:
         raise InvalidText(
             "resources cannot be reserved to '*'", "name a role: unreserved resources are everybody's already"
@@ -78,6 +81,7 @@ GPU_COUNT = TextType("count", lambda text: parse_amount(GPUS, text) // MILLI)
 DURATION_MS = TextType("duration", parse_duration)
 ROLE = TextType("role", _read_role)
 RESERVABLE_ROLE = TextType("role", _read_reservable_role)
+ROLES = TextType("expression", lambda text: str(parse_role_expression(text)) if text else "")
 RESOURCES = TextType("resources", parse_request)
 CONSTRAINT = TextType("predicate[,…]", _read_constraint)
 ADDRESSES = TextType("host:port[,…]", lambda text: ",".join(parse_addresses(text)))

@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 
 from bursar.cli import problems
 from bursar.core.resources import DISK, ReservedResources, Resources
-from bursar.core.text import format_amounts, format_resources, quote_role
+from bursar.core.text import format_amounts, format_resources
 from bursar.runtime.codec import decode, decode_resources
 
 
@@ -231,7 +231,7 @@ def reserved(parts: Iterable[Any]) -> str:
 
 def holders(stack: Iterable[Any]) -> str:
     """A reservation stack, bottom first: `eng>eng/backend`."""
-    return ">".join(quote_role(level.holder) for level in stack) or "-"
+    return ">".join(level.holder for level in stack) or "-"
 
 
 def devices(message: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import RESERVABLE_ROLE, RESOURCES, ask, master_option, output_option
+from bursar.cli.options import RESERVABLE_ROLE, RESOURCES, ROLES, ask, master_option, output_option
 from bursar.core.resources import ResourceRequest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,7 +25,10 @@ LISTING = out.Listing(
         "LABELS": lambda view: out.labels(view.stack[-1].labels) if view.stack else "-",
     },
     name=lambda view: view.agent_id,
-    details={"PRINCIPAL": lambda view: view.stack[-1].principal if view.stack else ""},
+    details={
+        "PRINCIPAL": lambda view: view.stack[-1].principal if view.stack else "",
+        "ROLES NOW": lambda view: ",".join(view.covered_roles) or "-",
+    },
 )
 
 
@@ -44,7 +47,14 @@ def _what(command: F) -> F:
         click.option("--resources", type=RESOURCES, required=True, help='For example "gpus:2;cpus:4".'),
         click.option("--agent", required=True, help="An id, prefix or hostname."),
         click.option(
-            "--role", type=RESERVABLE_ROLE, required=True, help="The role that they are for, and its descendants."
+            "--roles",
+            type=ROLES,
+            default="",
+            metavar="EXPR",
+            help="Instead, the role expression that they are for: 'ml/** & !ml/interns', '@gpu-users'.",
+        ),
+        click.option(
+            "--role", type=RESERVABLE_ROLE, default="", help="The role that they are for, and its descendants."
         ),
     ):
         command = option(command)
@@ -61,25 +71,36 @@ def _read_labels(ctx: click.Context, param: click.Parameter, values: tuple[str, 
     return labels
 
 
+def _check_holder(role: str, roles: str) -> None:
+    if bool(role) == bool(roles):
+        raise click.UsageError("name whom it is for: either --role or --roles")
+
+
 @click.command()
 @click.option("--force", is_flag=True, help="Also beyond a limit of the role.")
 @_what
 def reserve(
-    role: str, agent: str, resources: ResourceRequest, labels: dict[str, str], force: bool, output: str
+    role: str, roles: str, agent: str, resources: ResourceRequest, labels: dict[str, str], force: bool, output: str
 ) -> None:
-    """Keep resources of one agent for a role.
+    """Keep resources of one agent for a role, or for all roles that an expression covers.
 
     Takes what is free or offered (such offers are rescinded), never what a task holds. Prints what was reserved, with the
     devices that were picked.
     """
-    out.print_one(ask(lambda client: client.reserve(agent, role, resources, labels, force=force)), LISTING, output)
+    _check_holder(role, roles)
+    view = ask(lambda client: client.reserve(agent, role, resources, labels, force=force, roles=roles))
+    out.print_one(view, LISTING, output)
 
 
 @click.command()
 @_what
-def unreserve(role: str, agent: str, resources: ResourceRequest, labels: dict[str, str], output: str) -> None:
+def unreserve(
+    role: str, roles: str, agent: str, resources: ResourceRequest, labels: dict[str, str], output: str
+) -> None:
     """Give reserved resources back to everybody; only what no task holds."""
-    out.print_one(ask(lambda client: client.unreserve(agent, role, resources, labels)), LISTING, output)
+    _check_holder(role, roles)
+    view = ask(lambda client: client.unreserve(agent, role, resources, labels, roles=roles))
+    out.print_one(view, LISTING, output)
 
 
 @click.group()

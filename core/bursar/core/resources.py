@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
 
+from bursar.core.errors import InvalidText
 from bursar.core.ids import DeviceUuid
-from bursar.core.roles import is_strict_subrole, role_problem
+from bursar.core.role_expressions import RoleExpression, read_holder
+from bursar.core.roles import is_strict_subrole
 
 CPUS, MEM, DISK, GPUS, PORTS = "cpus", "mem", "disk", "gpus", "ports"
 #: Kinds that are counted in bytes; all other scalars are counted in thousandths.
@@ -231,7 +233,7 @@ class Reservation:
     """One level of a reservation stack (RSV-5)."""
 
     type: ReservationType
-    #: Text of the holder; a role path means the role and its descendants.
+    #: Canonical text of a role expression; a role path means the role and its descendants.
     holder: str
     principal: str = ""
     #: Sorted pairs; part of the identity (RSV-11).
@@ -245,18 +247,35 @@ UNRESERVED: Stack = ()
 
 
 def stack_problem(stack: Stack) -> str | None:
-    """Say what is wrong with a reservation stack, or nothing (mesos.md §2.5, format validity)."""
+    """Say what is wrong with a reservation stack, or nothing (mesos.md §2.5, format validity).
+
+    What is above the bottom refines it, and is one plain role each. Whether an expression with groups covers such a role depends
+    on the day, and is not asked here.
+    """
+    below: RoleExpression | None = None
     for level, reservation in enumerate(stack):
-        if problem := role_problem(reservation.holder):
-            return problem
         if reservation.holder == "*":
             return "resources cannot be reserved to '*': unreserved resources are everybody's already"
+        try:
+            expression = read_holder(reservation.holder)
+        except InvalidText as error:
+            return error.detail.message
         if reservation.type not in (ReservationType.STATIC, ReservationType.DYNAMIC):
             return f"a reservation is static or dynamic, not {reservation.type!r}"
         if level and reservation.type is ReservationType.STATIC:
             return "a static reservation can only be at the bottom of a stack"
-        if level and not is_strict_subrole(reservation.holder, stack[level - 1].holder):
-            return f"{reservation.holder!r} does not refine {stack[level - 1].holder!r}: it must be below it"
+        if below is None:
+            if not expression.groups and expression.covers_nothing():
+                return f"{reservation.holder!r} covers no role"
+        else:
+            role = expression.plain
+            if role is None:
+                return f"{reservation.holder!r} does not refine {stack[level - 1].holder!r}: it must be one role"
+            if below.plain is not None and not is_strict_subrole(role, below.plain):
+                return f"{role!r} does not refine {below.plain!r}: it must be below it"
+            if below.plain is None and not below.groups and not below.covers(role):
+                return f"{role!r} does not refine {stack[level - 1].holder!r}, which does not cover it"
+        below = expression
     return None
 
 

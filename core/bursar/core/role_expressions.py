@@ -25,7 +25,9 @@ from bursar.core.roles import DEFAULT_ROLE, ancestors, is_strict_subrole, role_p
 MAX_LENGTH = 2048
 #: How deeply parentheses and negations may be nested.
 MAX_DEPTH = 32
-#: Most roles, groups and operators in one expression, those of every group that it reaches included.
+#: Most roles, groups and operators in one text.
+MAX_NODES = 256
+#: The same for an expression together with every group that it reaches.
 MAX_COST = 5000
 #: How deeply groups may name groups.
 MAX_NESTING = 8
@@ -153,6 +155,11 @@ def parse_role_expression(text: str) -> RoleExpression:
     root = reader.read_any(0)
     if reader.position < len(text):
         raise reader.error("an operator (& or |) or the end is expected")
+    if _size(root) > MAX_NODES:
+        raise InvalidText(
+            f"role expression: {_size(root)} roles, groups and operators are too many",
+            f"at most {MAX_NODES}; gather roles in a group (`bursar group set`) and name that",
+        )
     return RoleExpression(root)
 
 
@@ -239,7 +246,7 @@ def read_holder(holder: str) -> RoleExpression:
     try:
         return parse_role_expression(holder)
     except InvalidText:
-        if role_problem(holder) is None:
+        if role_problem(holder) is None and holder != DEFAULT_ROLE:
             return role_expression(holder)
         raise
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 DEFAULT_ROLE = "*"
-_EXPRESSION = frozenset('()&|!=@"*')
 _FORBIDDEN = frozenset("\x09\x0a\x0b\x0c\x0d\x20\x7f\x08")
 
 
@@ -36,11 +35,6 @@ def is_strict_subrole(role: str, ancestor: str) -> bool:
 def covers(holder: str, role: str) -> bool:
     """Say whether resources reserved to `holder` may be offered to `role`: the role itself and its descendants (RSV-7)."""
     return holder == role or is_strict_subrole(role, holder)
-
-
-def plain_role(holder: str) -> str | None:
-    """The role that a holder of a reservation is, or None where it is an expression over roles."""
-    return None if _EXPRESSION.intersection(holder) else holder
 
 
 def ancestors(role: str) -> list[str]:

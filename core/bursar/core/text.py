@@ -1,8 +1,9 @@
 """The text forms of resources, attributes, amounts and durations: the same in flags, commands and output.
 
-Resources: `cpus:8;mem:16GiB;gpus:4;ports:[31000-32000]`; a role in parentheses is a static reservation, `gpus(ml):4`, in double
-quotes where it holds other characters than letters, digits, `.`, `_`, `-`, `/`; a backslash there takes the next character as it
-is. A bare number for memory or disk is MiB. Numbers are decimal with at most three places. design.md §4, AG-7, AG-8.
+Resources: `cpus:8;mem:16GiB;gpus:4;ports:[31000-32000]`; what stands in parentheses is whom a static reservation is for: a role,
+`gpus(ml):4`, in double quotes where it holds other characters than letters, digits, `.`, `_`, `-`, `/` (a backslash there takes the
+next character as it is), or a role expression, `gpus(ml/** | eng):4`, which may be in double quotes as a whole where it holds a
+space. A bare number for memory or disk is MiB. Numbers are decimal with at most three places. design.md §4, AG-7, AG-8.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from bursar.core.resources import (
     normalize_ports,
     subtract_ports,
 )
+from bursar.core.role_expressions import parse_role_expression, quote_role, read_holder, unquote_role
 from bursar.core.roles import role_problem
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _NUMBER = re.compile(r"([0-9]{1,16})(?:\.([0-9]{1,3}))?")
 _KIND = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
-_PLAIN_ROLE = re.compile(r"[A-Za-z0-9._/*-]+")
 #: Inside, a backslash takes the next character as it is.
 _QUOTED_ROLE = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -59,8 +60,8 @@ class ResourceText:
     """One item of a resources text."""
 
     kind: str
-    #: Role of the static reservation; None is unreserved.
-    role: str | None
+    #: Holder of the static reservation; None is unreserved.
+    holder: str | None
     #: Thousandths or bytes; for `gpus` thousandths too; 0 for ports.
     amount: int
     ports: Ports = ()
@@ -132,7 +133,7 @@ def parse_ports(text: str) -> Ports:
 def parse_resources(text: str) -> list[ResourceText]:
     """Read a resources text, item by item and in order. Raises InvalidText.
 
-    One kind may stand several times under different roles, never twice under one.
+    One kind may stand several times for different holders, never twice for one.
     """
     items: list[ResourceText] = []
     seen: set[tuple[str, str | None]] = set()
@@ -140,14 +141,14 @@ def parse_resources(text: str) -> list[ResourceText]:
         head, colon, value = _partition_value(part)
         if not colon:
             raise InvalidText(f"resources: {part!r} has no value", "write name:value, such as cpus:8")
-        kind, role = _parse_head(head)
-        if (kind, role) in seen:
+        kind, holder = _parse_head(head)
+        if (kind, holder) in seen:
             raise InvalidText(f"resources: {head.strip()} is there twice", "name each kind once per role")
-        seen.add((kind, role))
+        seen.add((kind, holder))
         if kind == PORTS:
-            items.append(ResourceText(kind, role, 0, parse_ports(value)))
+            items.append(ResourceText(kind, holder, 0, parse_ports(value)))
         else:
-            items.append(ResourceText(kind, role, parse_amount(kind, value)))
+            items.append(ResourceText(kind, holder, parse_amount(kind, value)))
     return items
 
 
@@ -157,9 +158,9 @@ def parse_request(text: str) -> ResourceRequest:
     ports: Ports = ()
     gpus = 0
     for item in parse_resources(text):
-        if item.role is not None:
+        if item.holder is not None:
             raise InvalidText(
-                f"resources: {item.kind}({item.role}) names a role", "give the role separately, as --role"
+                f"resources: {item.kind}({item.holder}) names a role", "give the role separately, as --role"
             )
         if item.kind == PORTS:
             ports = item.ports
@@ -179,8 +180,10 @@ def parse_amounts(text: str) -> dict[str, int]:
     """Read a resources text without roles and ports as amounts by kind, GPUs in thousandths; 0 is an amount. Raises InvalidText."""
     amounts: dict[str, int] = {}
     for item in parse_resources(text):
-        if item.role is not None:
-            raise InvalidText(f"amounts: {item.kind}({item.role}) names a role", "give the role separately, as --role")
+        if item.holder is not None:
+            raise InvalidText(
+                f"amounts: {item.kind}({item.holder}) names a role", "give the role separately, as --role"
+            )
         if item.kind == PORTS:
             raise InvalidText("amounts: ports have no amount", "name scalar kinds and gpus")
         amounts[item.kind] = item.amount
@@ -273,14 +276,27 @@ def format_ports(ports: Ports) -> str:
     return "[" + ",".join(str(r.first) if r.first == r.last else f"{r.first}-{r.last}" for r in ports) + "]"
 
 
-def quote_role(role: str) -> str:
-    """A role as it stands in a resources text."""
-    return role if _PLAIN_ROLE.fullmatch(role) else '"' + re.sub(r'(["\\])', r"\\\1", role) + '"'
+def format_holder(holder: str) -> str:
+    """The holder of a reservation as it stands in parentheses in a resources text."""
+    expression = read_holder(holder)
+    role = expression.plain
+    if role is None:
+        return str(expression)
+    # A role that looks like an expression is quoted once more.
+    return quote_role(quote_role(role)) if _is_expression(role) else quote_role(role)
 
 
-def format_resources(resources: Resources, role: str | None = None) -> str:
+def _is_expression(role: str) -> bool:
+    """Whether the name of a role can also be read as an expression that is something else."""
+    try:
+        return parse_role_expression(role).plain != role
+    except InvalidText:
+        return False
+
+
+def format_resources(resources: Resources, holder: str | None = None) -> str:
     """As `parse_resources` reads it: cpus, mem, disk, gpus, other kinds, ports."""
-    return _format(resources.scalars, len(resources.devices), resources.ports, role)
+    return _format(resources.scalars, len(resources.devices), resources.ports, holder)
 
 
 def format_amounts(amounts: Mapping[str, int]) -> str:
@@ -312,8 +328,8 @@ def format_shortfall(request: ResourceRequest, resources: Resources) -> str:
     return "; ".join(missing)
 
 
-def _format(scalars: Mapping[str, int], gpus: int, ports: Ports, role: str | None) -> str:
-    suffix = "" if role is None else f"({quote_role(role)})"
+def _format(scalars: Mapping[str, int], gpus: int, ports: Ports, holder: str | None) -> str:
+    suffix = "" if holder is None else f"({format_holder(holder)})"
     first = [kind for kind in ("cpus", "mem", "disk") if kind in scalars]
     others = sorted(kind for kind in scalars if kind not in first)
     parts = [f"{kind}{suffix}:{format_amount(kind, scalars[kind])}" for kind in first]
@@ -369,7 +385,7 @@ def _partition_value(part: str) -> tuple[str, str, str]:
 
 
 def _parse_head(head: str) -> tuple[str, str | None]:
-    """Read `name` or `name(role)`."""
+    """Read `name` or `name(holder)`."""
     head = head.strip()
     kind, parenthesis, rest = head.partition("(")
     kind = kind.strip()
@@ -382,14 +398,37 @@ def _parse_head(head: str) -> tuple[str, str | None]:
     rest = rest.strip()
     if not rest.endswith(")"):
         raise InvalidText(f"resources: {head!r} has no closing parenthesis", "write gpus(role):4")
-    role = rest[:-1].strip()
-    if _QUOTED_ROLE.fullmatch(role):
-        role = re.sub(r"\\(.)", r"\1", role[1:-1], flags=re.DOTALL)
-    elif not _PLAIN_ROLE.fullmatch(role):
+    return kind, _parse_holder(rest[:-1].strip())
+
+
+def _parse_holder(text: str) -> str | None:
+    """Read whom a static reservation is for: a role, in quotes where it must be, or an expression, in quotes as a whole or not."""
+    if text in ("*", '"*"'):
+        return None
+    if not _QUOTED_ROLE.fullmatch(text):
+        return _expression(text)
+    inside = unquote_role(text)
+    if role_problem(inside):
+        # No role, but perhaps an expression in quotes.
+        return _expression(inside)
+    if not _is_expression(inside):
+        return quote_role(inside)
+    if inside.startswith('"'):
+        return _expression(inside)
+    raise InvalidText(
+        f"resources: ({text}) may mean the role of that name or the expression {parse_role_expression(inside)}",
+        f"write ({parse_role_expression(inside)}) for the expression, ({quote_role(text)}) for the role",
+    )
+
+
+def _expression(text: str) -> str:
+    try:
+        return str(parse_role_expression(text))
+    except InvalidText as error:
+        if problem := role_problem(text) if re.fullmatch(r"[A-Za-z0-9._/-]*", text) else None:
+            raise InvalidText(f"resources: {problem}", "see docs/vocabulary.md for role names") from None
         raise InvalidText(
-            f"resources: role {role!r} has characters outside letters, digits, '.', '_', '-', '/'",
-            'write it in double quotes: gpus("a@b"):4',
-        )
-    if problem := role_problem(role):
-        raise InvalidText(f"resources: {problem}", "see docs/vocabulary.md for role names")
-    return kind, None if role == "*" else role
+            f"resources: {error.detail.message}",
+            'write a role, gpus(ml):4, one with other characters in double quotes, gpus("a@b"):4, '
+            "or an expression, gpus(ml/** | eng):4",
+        ) from None

@@ -110,6 +110,10 @@ class OperatorClient:
         """One flag."""
         return (await self._call("GetFlag", operator_service_pb2.GetFlagRequest(name=name))).flag  # type: ignore[no-any-return]
 
+    async def role_groups(self) -> list[operator_service_pb2.RoleGroupView]:
+        """All role groups."""
+        return await self._all("RoleGroups", "groups")
+
     async def explain_framework(
         self, framework: str, *, agent: str = "", role: str = ""
     ) -> operator_service_pb2.ExplainFrameworkResponse:
@@ -145,8 +149,12 @@ class OperatorClient:
         labels: Mapping[str, str] | None = None,
         *,
         force: bool = False,
+        roles: str = "",
     ) -> operator_service_pb2.ReservationView:
-        """Keep resources of an agent for a role; the answer names the devices that were picked. `force`: also beyond a limit."""
+        """Keep resources of an agent for a role; the answer names the devices that were picked. `force`: also beyond a limit.
+
+        `roles`: a role expression instead, with an empty `role`.
+        """
         request = operator_service_pb2.ReserveResourcesRequest(
             request_id=_fresh_id(),
             agent=agent,
@@ -154,15 +162,27 @@ class OperatorClient:
             resources=encode_request(resources),
             labels=labels or {},
             force=force,
+            roles=roles,
         )
         return (await self._call("ReserveResources", request)).reservation  # type: ignore[no-any-return]
 
     async def unreserve(
-        self, agent: str, role: str, resources: ResourceRequest, labels: Mapping[str, str] | None = None
+        self,
+        agent: str,
+        role: str,
+        resources: ResourceRequest,
+        labels: Mapping[str, str] | None = None,
+        *,
+        roles: str = "",
     ) -> operator_service_pb2.ReservationView:
-        """Give reserved resources back; only what no task holds."""
+        """Give reserved resources back; only what no task holds. `roles`: of a role expression instead, with an empty `role`."""
         request = operator_service_pb2.UnreserveResourcesRequest(
-            request_id=_fresh_id(), agent=agent, role=role, resources=encode_request(resources), labels=labels or {}
+            request_id=_fresh_id(),
+            agent=agent,
+            role=role,
+            resources=encode_request(resources),
+            labels=labels or {},
+            roles=roles,
         )
         return (await self._call("UnreserveResources", request)).reservation  # type: ignore[no-any-return]
 
@@ -236,6 +256,18 @@ class OperatorClient:
         """Forget a visibility rule."""
         request = operator_service_pb2.RemoveRuleRequest(request_id=_fresh_id(), name=name)
         return await self._call("RemoveRule", request)  # type: ignore[no-any-return]
+
+    async def set_role_group(self, name: str, members: Iterable[str]) -> operator_service_pb2.SetRoleGroupResponse:
+        """Make a role group of these roles or role expressions; offers that it forbids are rescinded before this returns."""
+        request = operator_service_pb2.SetRoleGroupRequest(request_id=_fresh_id(), name=name, members=list(members))
+        return await self._call("SetRoleGroup", request)  # type: ignore[no-any-return]
+
+    async def remove_role_group(
+        self, name: str, *, force: bool = False
+    ) -> operator_service_pb2.RemoveRoleGroupResponse:
+        """Forget a role group; refused where reservations or groups name it, unless `force`."""
+        request = operator_service_pb2.RemoveRoleGroupRequest(request_id=_fresh_id(), name=name, force=force)
+        return await self._call("RemoveRoleGroup", request)  # type: ignore[no-any-return]
 
     # --- streams ---------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ from bursar.core.resources import (
     subtract_holdings,
     to_reserved,
 )
-from bursar.core.roles import plain_role
+from bursar.core.role_expressions import plain_holder
 from bursar.core.text import format_amounts, format_duration
 from bursar.master.allocator.carve import carve
 from bursar.master.allocator.constraints import is_foreign
@@ -292,7 +292,7 @@ def _available(cluster: Cluster, gang: Gang, agent_id: AgentId) -> Holding:
     there = books.free
     if books.gang_hold and cluster.gangs.holder is gang:
         there = add_holdings(there, books.gang_hold)
-    available = offerable(there, gang.request.role)
+    available = offerable(cluster.holders, there, gang.request.role)
     if not cluster.visibility.rules or not available:
         return available
     framework, agent = cluster.frameworks[gang.key.framework_id], cluster.agents[agent_id]
@@ -313,7 +313,7 @@ def _capacity(cluster: Cluster, gang: Gang, agent: Agent) -> Room:
             for stack, part in total.items()
         }
     cliques = _cliques(cluster, agent) if gang.request.topology.nvlink_clique else None
-    available = offerable(total, gang.request.role)
+    available = offerable(cluster.holders, total, gang.request.role)
     if cluster.visibility.rules:
         rule = _rule_of(cluster, cluster.frameworks[gang.key.framework_id], gang.request.role, agent)
         if rule is not None:
@@ -363,7 +363,7 @@ def _look(cluster: Cluster, gang: Gang, agent_ids: Iterable[AgentId] | None, *, 
             continue
         books = books_of[agent_id]
         plain = rule is None and not holds
-        available = offerable(books.free, role) if plain else _available(cluster, gang, agent_id)
+        available = offerable(cluster.holders, books.free, role) if plain else _available(cluster, gang, agent_id)
         if by_clique:
             room = room_in(available, _cliques(cluster, agent))
             counts = tuple([fits(room, group.resources) for group in groups])
@@ -577,7 +577,7 @@ def _within_quota(cluster: Cluster, gang: Gang, holdings: Iterable[Holding]) -> 
     loose: dict[tuple[str, bool], int] = {}
     for holding in holdings:
         for stack, part in holding.items():
-            if not stack or plain_role(stack[-1].holder) is None:
+            if not stack or plain_holder(stack[-1].holder) is None:
                 for kind in shares.quota_kinds:
                     key = kind, bool(stack)
                     loose[key] = loose.get(key, 0) + part.amount(kind)

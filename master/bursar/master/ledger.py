@@ -27,7 +27,7 @@ from bursar.core.resources import (
     subtract_ports,
     sum_resources,
 )
-from bursar.core.roles import plain_role
+from bursar.core.role_expressions import plain_holder
 from bursar.master.allocator.shares import Client
 
 
@@ -395,7 +395,7 @@ class Ledger:
     @staticmethod
     def _keep(stack: Stack, resources: Resources, change: Callable[[str, Mapping[str, int]], None]) -> None:
         """Tell the accounts of a bucket that is kept for a plain role."""
-        if stack and (role := plain_role(stack[-1].holder)) is not None:
+        if stack and (role := plain_holder(stack[-1].holder)) is not None:
             change(role, resources.amounts())
 
     def _take(self, agent_id: AgentId, books: Books, holding: Holding) -> None:
@@ -464,8 +464,8 @@ def _entry(client: Client, holding: Holding) -> _Entry:
         amounts = part.amounts() if part.devices else part.scalars
         if not stack:
             return _Entry(client, holding, amounts, _NOTHING)
-        return _Entry(client, holding, amounts, _NOTHING if plain_role(stack[-1].holder) is None else amounts)
-    kept = [part for stack, part in holding.items() if stack and plain_role(stack[-1].holder) is not None]
+        return _Entry(client, holding, amounts, _NOTHING if plain_holder(stack[-1].holder) is None else amounts)
+    kept = [part for stack, part in holding.items() if stack and plain_holder(stack[-1].holder) is not None]
     return _Entry(
         client, holding, holding_total(holding).amounts(), sum_resources(kept).amounts() if kept else _NOTHING
     )

@@ -25,6 +25,7 @@ from bursar.master import (
     agents,
     frameworks,
     gangs,
+    groups,
     offers,
     operations,
     operators,
@@ -129,6 +130,7 @@ class MasterMachine:
         tasks_of: dict[FrameworkId, set[TaskKey]] = {}
         for key in cluster.tasks:
             tasks_of.setdefault(key.framework_id, set()).add(key)
+        cluster.holders.check({name: groups.group_of(members) for name, members in durable.role_groups.items()})
         assert cluster.flags.at_run_time.items() <= durable.flags.items()
         for agent in cluster.agents.values():
             assert (agent.connection is not None) == (agent.state is AgentState.ACTIVE), agent.agent_id
@@ -172,6 +174,8 @@ class MasterMachine:
         for offer_id, outstanding in cluster.offers.items():
             assert outstanding.offer.offer_id == offer_id
             assert offer_id in cluster.frameworks[outstanding.offer.framework_id].offers
+            for part in outstanding.offer.resources:
+                assert not part.stack or cluster.holders.covers(part.stack[-1].holder, outstanding.offer.role), offer_id
             assert (
                 to_reserved(cluster.ledger.offer_holding(outstanding.offer.agent_id, offer_id))
                 == outstanding.offer.resources
@@ -182,6 +186,7 @@ class MasterMachine:
     def _recover(self, now: Instant) -> None:
         """Rebuild the state from the registry: agents are awaited, frameworks have what is left of their time."""
         cluster, durable = self.cluster, self.cluster.durable
+        groups.load_groups(cluster)
         rules.recover_rules(cluster, now.monotonic_ms, now.wall_ms)
         for agent_id, known in sorted(durable.agents.items()):
             state = AgentState.UNREACHABLE if known.unreachable else AgentState.RECOVERING

@@ -33,7 +33,7 @@ from bursar.core.resources import (
     holding_total,
     subtract_ports,
 )
-from bursar.core.roles import covers
+from bursar.core.role_expressions import plain_holder
 from bursar.core.text import format_amount, format_duration, format_milli, format_request, format_resources
 from bursar.master.allocator.cycle import Proposal, consider
 from bursar.master.allocator.filters import AgentFilters
@@ -343,8 +343,10 @@ def _reservation_hint(group: Group) -> str:
             holder = stack[-1].holder
             if stack[-1].type is ReservationType.STATIC:
                 return f"run in a role that {holder} covers; the reservation is static: the agent's --resources says it"
+            role = plain_holder(holder)
+            whose = f"--roles '{holder}'" if role is None or role != holder else f"--role {holder}"
             return (
-                f"run in a role that {holder} covers, or `bursar unreserve --role {holder} --agent {group.agent.info.hostname} "
+                f"run in a role that {holder} covers, or `bursar unreserve {whose} --agent {group.agent.info.hostname} "
                 f"--resources '{format_resources(part)}'`"
             )
     return "see `bursar reservation ls`; run in a role that is covered, or unreserve"
@@ -667,7 +669,7 @@ def _books(group: Group, agent: Agent) -> Books:
 
 
 def _covers(cluster: Cluster, stack: Stack, role: str) -> bool:
-    return covers(stack[-1].holder, role)
+    return cluster.holders.covers(stack[-1].holder, role)
 
 
 def _siblings(left: Node, right: Node) -> tuple[Node, Node]:

@@ -281,11 +281,12 @@ def _plan_reserve(
             "reserve to the role of the offers",
             f"{path}.reserve.role",
         )
+    expression = reservations.read_holder_of(cluster, reserve.role, "", f"{path}.reserve.role")
+    if isinstance(expression, ErrorDetail):
+        return expression
     level = Reservation(
-        ReservationType.DYNAMIC, reserve.role, framework.info.principal, tuple(sorted(reserve.labels.items()))
+        ReservationType.DYNAMIC, str(expression), framework.info.principal, tuple(sorted(reserve.labels.items()))
     )
-    if error := reservations.holder_problem(reserve.role, f"{path}.reserve.role"):
-        return error
     if error := reservations.request_problem(reserve.resources, f"{path}.reserve.resources"):
         return error
     remaining = plan.remaining[reserve.agent_id]

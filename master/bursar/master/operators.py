@@ -9,7 +9,7 @@ from bursar.core.messages import operator as op
 from bursar.core.messages.operator import FlagView, OperatorRequest, OperatorResponse
 from bursar.core.tasks import StatusReason
 from bursar.core.text import parse_minimum
-from bursar.master import frameworks, quotas, reservations, role_views, rules, views, weights
+from bursar.master import frameworks, groups, quotas, reservations, role_views, rules, views, weights
 from bursar.master.agents import tell_ping_settings
 from bursar.master.explain import explain_agent, explain_framework, explain_role
 from bursar.master.flags import find_flag, read_run_time_value
@@ -32,6 +32,8 @@ MUTATING = (
     op.SetQuotasRequest,
     op.AddRuleRequest,
     op.RemoveRuleRequest,
+    op.SetRoleGroupRequest,
+    op.RemoveRoleGroupRequest,
 )
 
 
@@ -73,10 +75,11 @@ def answer(
         case op.ListDevicesRequest():
             return _list_devices(cluster, request)
         case op.ListReservationsRequest(page):
+            expand = groups.expander(cluster)
             kept = [
                 view
                 for agent_id in sorted(cluster.agents)
-                for view in views.reservation_views(cluster, cluster.agents[agent_id])
+                for view in views.reservation_views(cluster, cluster.agents[agent_id], expand)
             ]
             numbered = sorted((f"{view.agent_id}/{index:06d}", view) for index, view in enumerate(kept))
             chosen, token = views.page_of(numbered, lambda item: item[0], page)
@@ -93,6 +96,9 @@ def answer(
             return rules.try_rules(cluster, request)
         case op.AuditRulesRequest():
             return rules.audit_rules(cluster)
+        case op.ListRoleGroupsRequest(page):
+            names, token = views.page_of(sorted(cluster.holders.groups), lambda name: name, page)
+            return op.ListRoleGroupsResponse(groups.group_views(cluster, names), token)
         case op.ExplainFrameworkRequest(name, agent_name, role):
             return _explain_framework(cluster, turn, name, agent_name, role)
         case op.ExplainRoleRequest(role):
@@ -117,6 +123,8 @@ def answer(
             | op.SetQuotasRequest()
             | op.AddRuleRequest()
             | op.RemoveRuleRequest()
+            | op.SetRoleGroupRequest()
+            | op.RemoveRoleGroupRequest()
         ):
             result = _change(cluster, turn, request, principal)
             if not isinstance(result, ErrorDetail):
@@ -139,7 +147,9 @@ def _change(
     | op.SetWeightsRequest
     | op.SetQuotasRequest
     | op.AddRuleRequest
-    | op.RemoveRuleRequest,
+    | op.RemoveRuleRequest
+    | op.SetRoleGroupRequest
+    | op.RemoveRoleGroupRequest,
     principal: str,
 ) -> Answer:
     match request:
@@ -174,6 +184,10 @@ def _change(
             return rules.add_rule(cluster, turn, request)
         case op.RemoveRuleRequest():
             return rules.remove_rule(cluster, turn, request)
+        case op.SetRoleGroupRequest():
+            return groups.set_group(cluster, turn, request)
+        case op.RemoveRoleGroupRequest():
+            return groups.remove_group(cluster, turn, request)
         case _:
             assert_never(request)
 

@@ -187,6 +187,14 @@ class QuotasRecorded:
     quotas: tuple[Quota, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RoleGroupRecorded:
+    """A role group has these members now, each the text of a role expression; None: there is no such group any more."""
+
+    name: str
+    members: tuple[str, ...] | None
+
+
 Record = (
     TermRaised
     | AgentRecorded
@@ -207,6 +215,7 @@ Record = (
     | Audited
     | WeightsRecorded
     | QuotasRecorded
+    | RoleGroupRecorded
 )
 
 
@@ -269,6 +278,8 @@ class Durable:
     weights: dict[str, int] = field(default_factory=dict)
     #: Those with a guarantee or a limit, by role.
     quotas: dict[str, Quota] = field(default_factory=dict)
+    #: Members of role groups, by name.
+    role_groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     #: The ids of `calls` by framework, oldest first: an accept must not walk the calls of everybody. None: not yet known.
     _ids: dict[FrameworkId, dict[str, None]] | None = field(default=None, compare=False, repr=False)
 
@@ -340,6 +351,10 @@ class Durable:
             case RequestDone(request_id, response_type, response):
                 self.requests[request_id] = (response_type, response)
                 _trim(self.requests, MAX_REQUESTS)
+            case RoleGroupRecorded(name, None):
+                self.role_groups.pop(name, None)
+            case RoleGroupRecorded(name, tuple(members)):
+                self.role_groups[name] = members
             case Audited():
                 pass  # kept by the registry for people; no program reads it back
             case WeightsRecorded(weights):

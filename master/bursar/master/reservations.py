@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.ids import AgentId, OfferId
 from bursar.core.messages.operator import (
     ReservationView,
@@ -27,29 +27,74 @@ from bursar.core.resources import (
     sum_resources,
     to_reserved,
 )
+from bursar.core.role_expressions import (
+    MAX_COST,
+    RoleExpression,
+    parse_role_expression,
+    read_holder,
+    role_expression,
+)
 from bursar.core.roles import DEFAULT_ROLE, role_problem
 from bursar.core.text import format_request, format_resources, format_shortfall
 from bursar.master.allocator.carve import carve
 from bursar.master.bundles import let_go
+from bursar.master.groups import expander, unknown_groups_problem
 from bursar.master.ledger import Books
 from bursar.master.offers import rescind
 from bursar.master.quotas import reserve_problem
 from bursar.master.records import ReservationsRecorded
 from bursar.master.state import Agent, Cluster, Turn
 
+#: Up to this cost it is looked for whether an expression covers anything at all.
+MAX_SEARCHED = 500
 
-def holder_problem(role: str, field: str = "role") -> ErrorDetail | None:
-    """Say why resources cannot be reserved to such a role."""
-    if problem := role_problem(role):
-        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, problem, "write a role such as research or eng/backend", field)
-    if role == DEFAULT_ROLE:
+
+def read_holder_of(
+    cluster: Cluster, role: str, roles: str, role_field: str = "role", roles_field: str = "roles"
+) -> RoleExpression | ErrorDetail:
+    """Whom resources are to be reserved to: a plain role, or an expression with groups that exist and that covers somebody."""
+    if role and roles:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT, "both a role and a role expression are named", "name one of them", roles_field
+        )
+    if not roles:
+        if problem := role_problem(role):
+            return ErrorDetail(
+                ErrorReason.INVALID_ARGUMENT, problem, "write a role such as research or eng/backend", role_field
+            )
+        if role == DEFAULT_ROLE:
+            return ErrorDetail(
+                ErrorReason.INVALID_ARGUMENT,
+                "resources cannot be reserved to '*': unreserved resources are everybody's already",
+                "name a role",
+                role_field,
+            )
+        return role_expression(role)
+    if roles.strip() == DEFAULT_ROLE:
+        return read_holder_of(cluster, DEFAULT_ROLE, "", roles_field)
+    try:
+        expression = parse_role_expression(roles)
+    except InvalidText as error:
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, error.detail.message, error.detail.hint, roles_field)
+    groups = cluster.holders.groups
+    if unknown := unknown_groups_problem(cluster, expression.groups, roles_field):
+        return unknown
+    cost = expression.cost(groups)
+    if cost > MAX_COST:
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT,
-            "resources cannot be reserved to '*': unreserved resources are everybody's already",
-            "name a role",
-            field,
+            f"the role expression would cost too much to evaluate: {cost} roles, groups and operators in all",
+            f"at most {MAX_COST}: name roles above, instead of many below",
+            roles_field,
         )
-    return None
+    if cost <= MAX_SEARCHED and expression.covers_nothing(groups):
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"the role expression {str(expression)!r} covers no role, whatever it is called",
+            "look at what '&' and '!' leave, and at the members of its groups (`bursar group ls`)",
+            roles_field,
+        )
+    return expression
 
 
 def move(cluster: Cluster, agent_id: AgentId, source: Stack, target: Stack, resources: Resources) -> None:
@@ -75,45 +120,63 @@ def reserve(
 
     Devices that are free are preferred to offered ones; which ones are kept is decided here, and never what a task holds.
     """
-    if error := holder_problem(request.role) or request_problem(request.resources):
+    expression = read_holder_of(cluster, request.role, request.roles)
+    if isinstance(expression, ErrorDetail):
+        return expression
+    if error := request_problem(request.resources):
         return error
     let_go(cluster, agent.agent_id)
+    holder = str(expression)
     books = cluster.ledger.books[agent.agent_id]
     free = books.free.get(UNRESERVED, EMPTY)
     in_the_way = _offers_to_rescind(cluster, agent, request.resources, UNRESERVED, free)
     if isinstance(in_the_way, ErrorDetail):
         return in_the_way
-    if not request.force and (error := reserve_problem(cluster, request.role, request.resources, in_the_way)):
+    role = expression.plain
+    # What is kept for an expression is charged to nobody until it is used.
+    if (
+        role is not None
+        and not request.force
+        and (error := reserve_problem(cluster, role, request.resources, in_the_way))
+    ):
         return error
-    rescind(cluster, turn, in_the_way, f"resources of {agent.info.hostname} were reserved to {request.role}")
+    rescind(cluster, turn, in_the_way, f"resources of {agent.info.hostname} were reserved to {holder}")
     part = carve({UNRESERVED: books.free.get(UNRESERVED, EMPTY)}, request.resources, agent.devices)
     assert part is not None and UNRESERVED in part, request
     resources = part[UNRESERVED]
-    level = Reservation(ReservationType.DYNAMIC, request.role, principal, tuple(sorted(request.labels.items())))
+    level = Reservation(ReservationType.DYNAMIC, holder, principal, tuple(sorted(request.labels.items())))
     move(cluster, agent.agent_id, UNRESERVED, (level,), resources)
     record(cluster, turn, agent.agent_id)
     turn.publish(
         "resources_reserved",
-        f"{format_resources(resources)} of {agent.info.hostname} reserved to {request.role}",
+        f"{format_resources(resources)} of {agent.info.hostname} reserved to {holder}",
         agent_id=agent.agent_id,
     )
-    return ReserveResourcesResponse(ReservationView(agent.agent_id, agent.info.hostname, (level,), resources))
+    return ReserveResourcesResponse(_view(cluster, agent, (level,), resources))
 
 
 def unreserve(
     cluster: Cluster, turn: Turn, agent: Agent, request: UnreserveResourcesRequest
 ) -> UnreserveResourcesResponse | ErrorDetail:
     """Pop the top level of a role's dynamic reservations; only what no task holds."""
-    if error := holder_problem(request.role) or request_problem(request.resources):
+    expression = read_unreserved_holder(request)
+    if isinstance(expression, ErrorDetail):
+        return expression
+    error = request_problem(request.resources)
+    if error is not None:
         return error
+    holder = str(expression)
     labels = tuple(sorted(request.labels.items()))
     stacks = [
         stack
         for stack in agent.reservations
-        if stack[-1].holder == request.role and (not labels or stack[-1].labels == labels)
+        if read_holder(stack[-1].holder) == expression and (not labels or stack[-1].labels == labels)
     ]
     if not stacks:
-        static = any(stack and stack[-1].holder == request.role for stack in cluster.ledger.books[agent.agent_id].total)
+        static = any(
+            stack and read_holder(stack[-1].holder) == expression
+            for stack in cluster.ledger.books[agent.agent_id].total
+        )
         hint = (
             "this reservation is static: change the agent's --resources and restart it"
             if static
@@ -121,7 +184,7 @@ def unreserve(
         )
         return ErrorDetail(
             ErrorReason.NOT_FOUND,
-            f"{agent.info.hostname} keeps nothing for {request.role} that could be unreserved",
+            f"{agent.info.hostname} keeps nothing for {holder} that could be unreserved",
             hint,
             "role",
         )
@@ -141,12 +204,37 @@ def unreserve(
         record(cluster, turn, agent.agent_id)
         turn.publish(
             "resources_unreserved",
-            f"{format_resources(resources)} of {agent.info.hostname} given back by {request.role}",
+            f"{format_resources(resources)} of {agent.info.hostname} given back by {holder}",
             agent_id=agent.agent_id,
         )
-        return UnreserveResourcesResponse(ReservationView(agent.agent_id, agent.info.hostname, stack, resources))
+        return UnreserveResourcesResponse(_view(cluster, agent, stack, resources))
     assert error is not None
     return error
+
+
+def read_unreserved_holder(request: UnreserveResourcesRequest) -> RoleExpression | ErrorDetail:
+    """Whose reservation is meant: also one whose groups do not exist any more."""
+    if bool(request.role) == bool(request.roles):
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            "a reservation is named by a role, or by a role expression",
+            "name one of them, as `bursar reservation ls` shows it",
+            "role",
+        )
+    if request.role:
+        if problem := role_problem(request.role):
+            hint = "write a role such as research or eng/backend"
+            return ErrorDetail(ErrorReason.INVALID_ARGUMENT, problem, hint, "role")
+        return role_expression(request.role)
+    try:
+        return parse_role_expression(request.roles)
+    except InvalidText as error:
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, error.detail.message, error.detail.hint, "roles")
+
+
+def _view(cluster: Cluster, agent: Agent, stack: Stack, resources: Resources) -> ReservationView:
+    covered = expander(cluster)(stack[-1].holder)
+    return ReservationView(agent.agent_id, agent.info.hostname, stack, resources, covered_roles=covered)
 
 
 def request_problem(request: ResourceRequest, field: str = "resources") -> ErrorDetail | None:

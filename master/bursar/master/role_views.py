@@ -8,7 +8,8 @@ from dataclasses import replace
 from bursar.core.ids import FrameworkId
 from bursar.core.messages.operator import Quota, RoleView
 from bursar.core.resources import Resources, holding_total
-from bursar.core.roles import DEFAULT_ROLE, ancestors, plain_role
+from bursar.core.role_expressions import plain_holder
+from bursar.core.roles import DEFAULT_ROLE, ancestors
 from bursar.master.allocator.quota import least_limit_left, unmet
 from bursar.master.state import Cluster
 from bursar.master.views import sum_anywhere
@@ -21,7 +22,7 @@ def role_names(cluster: Cluster) -> list[str]:
     for framework in cluster.frameworks.values():
         names.update(framework.info.roles)
     for books in cluster.ledger.books.values():
-        names.update(role for stack in books.total if stack and (role := plain_role(stack[-1].holder)) is not None)
+        names.update(role for stack in books.total if stack and (role := plain_holder(stack[-1].holder)) is not None)
     names.update(role.removesuffix(OWN_LEAF) for role in cluster.durable.weights)
     names.update(above for role in list(names) for above in ancestors(role))
     return sorted(names)
@@ -38,7 +39,7 @@ def role_views(cluster: Cluster, roles: Iterable[str]) -> tuple[RoleView, ...]:
             for entry in entries.values():
                 _add_up(found, entry.client.role, holding_total(entry.holding))
         for stack, part in books.total.items():
-            if stack and (owner := plain_role(stack[-1].holder)) is not None:
+            if stack and (owner := plain_holder(stack[-1].holder)) is not None:
                 _add_up(reserved, owner, part)
     for framework in cluster.frameworks.values():
         for role in framework.info.roles:

@@ -33,7 +33,7 @@ def compile_rules(cluster: Cluster) -> None:
     """Make the rules in force from what is durable and from the flags."""
     headroom = parse_headroom(str(cluster.flags.value("gpu-headroom")))
     rules = _compile(cluster, cluster.durable.rules)
-    cluster.visibility.set_rules(rules, headroom, cluster.visibility.groups)
+    cluster.visibility.set_rules(rules, headroom, cluster.holders.groups)
 
 
 def recover_rules(cluster: Cluster, now_ms: int, wall_ms: int) -> None:

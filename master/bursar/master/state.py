@@ -28,6 +28,7 @@ from bursar.core.text import Minimum, parse_minimum
 from bursar.master.allocator.constraints import RoleSettings
 from bursar.master.allocator.filters import RefuseFilters
 from bursar.master.allocator.held_back import HeldBack
+from bursar.master.allocator.holders import Holders
 from bursar.master.allocator.shares import Shares
 from bursar.master.allocator.visibility import Visibility
 from bursar.master.bundles import Gangs
@@ -290,6 +291,8 @@ class Cluster:
         self.visibility = Visibility()
         #: Frameworks that want something and got no offer in the last full cycles; soft.
         self.hunger: dict[FrameworkId, Hunger] = {}
+        #: The role groups, and whom each reservation's holder covers.
+        self.holders = Holders()
         self.agent_connections: dict[ConnectionId, AgentId] = {}
         self.framework_connections: dict[ConnectionId, FrameworkId] = {}
         #: What is due when: (kind, id); the kinds are listed in `machine`.

@@ -194,11 +194,20 @@ def device_views(cluster: Cluster, agent: Agent) -> list[DeviceView]:
     return views
 
 
-def reservation_views(cluster: Cluster, agent: Agent) -> list[ReservationView]:
-    """What one agent keeps, static and dynamic."""
+def reservation_views(
+    cluster: Cluster, agent: Agent, expand: Callable[[str], tuple[str, ...]]
+) -> list[ReservationView]:
+    """What one agent keeps, static and dynamic; `expand`: see `groups.expander`."""
     books = cluster.ledger.books[agent.agent_id]
     return [
-        ReservationView(agent.agent_id, agent.info.hostname, stack, books.total[stack], books.allocated_in(stack))
+        ReservationView(
+            agent.agent_id,
+            agent.info.hostname,
+            stack,
+            books.total[stack],
+            books.allocated_in(stack),
+            expand(stack[-1].holder),
+        )
         for stack in sorted(books.total)
         if stack
     ]

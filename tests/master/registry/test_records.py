@@ -162,6 +162,11 @@ class History:
             error = self.draw(st.sampled_from([None, ErrorDetail(ErrorReason.CALL_REFUSED, self.text(), "hint", "f")]))
             self.add(r.CallDone(framework_id, CallResult(call_id, False, error, (OperationResult("o"),))))
 
+    def do_role_group(self) -> None:
+        name = self.draw(st.sampled_from(FAMILY))
+        members = self.draw(st.none() | st.lists(st.sampled_from(AWKWARD), max_size=3).map(tuple))
+        self.add(r.RoleGroupRecorded(name, members))
+
     def do_flag(self) -> None:
         name = self.draw(st.sampled_from(FAMILY))
         self.add(r.FlagRecorded(name, self.draw(st.sampled_from([None, "true", self.text()]))))

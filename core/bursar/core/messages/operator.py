@@ -192,6 +192,7 @@ class ReservationView:
     stack: tuple[Reservation, ...]
     resources: Resources
     allocated: Resources = EMPTY
+    covered_roles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +471,7 @@ class ReserveResourcesRequest:
     resources: ResourceRequest
     labels: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
+    roles: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,6 +490,7 @@ class UnreserveResourcesRequest:
     role: str
     resources: ResourceRequest
     labels: Mapping[str, str] = field(default_factory=dict)
+    roles: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -812,6 +815,65 @@ class SetQuotasResponse:
     rescinded_offers: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RoleGroupView:
+    """One role group."""
+
+    name: str
+    members: tuple[str, ...]
+    covered_roles: tuple[str, ...] = ()
+    reservations: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ListRoleGroupsRequest:
+    """All role groups."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListRoleGroupsResponse:
+    """A page of role groups."""
+
+    groups: tuple[RoleGroupView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetRoleGroupRequest:
+    """Make a role group of these members."""
+
+    request_id: str
+    name: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetRoleGroupResponse:
+    """The group as it is now."""
+
+    group: RoleGroupView
+    rescinded_offers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRoleGroupRequest:
+    """Forget a role group."""
+
+    request_id: str
+    name: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRoleGroupResponse:
+    """The group as it was."""
+
+    group: RoleGroupView
+    rescinded_offers: int = 0
+
+
 OperatorRequest = (
     GetMasterRequest
     | ListAgentsRequest
@@ -844,6 +906,9 @@ OperatorRequest = (
     | SetQuotasRequest
     | ExplainRoleRequest
     | ExplainAgentRequest
+    | ListRoleGroupsRequest
+    | SetRoleGroupRequest
+    | RemoveRoleGroupRequest
 )
 OperatorResponse = (
     GetMasterResponse
@@ -877,4 +942,7 @@ OperatorResponse = (
     | SetQuotasResponse
     | ExplainRoleResponse
     | ExplainAgentResponse
+    | ListRoleGroupsResponse
+    | SetRoleGroupResponse
+    | RemoveRoleGroupResponse
 )

@@ -19,11 +19,11 @@ from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.messages.rules import RuleAction
 from bursar.core.resources import UNRESERVED, Holding, to_reserved
-from bursar.core.roles import covers
 from bursar.master.allocator.constraints import is_allocatable, is_foreign
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
 from bursar.master.allocator.filters import AgentFilters
 from bursar.master.allocator.held_back import Within, cut_to_quota, guaranteed_first
+from bursar.master.allocator.holders import Holders
 from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.shares import Client
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
@@ -135,7 +135,7 @@ def consider(
     settings = framework.settings.get(role)
     if settings is not None and not settings.may_take(agent.facts):
         return RefusalReason.OFFER_CONSTRAINTS
-    available = offerable(free, role)
+    available = offerable(cluster.holders, free, role)
     if not available:
         return RefusalReason.RESERVED_FOR_OTHERS if free else RefusalReason.NOT_FREE
     if rule is not None:
@@ -164,9 +164,12 @@ def consider(
             total = cluster.ledger.books[agent.agent_id].total
             if cut_to_demand(total, shapes, agent.devices) is None:
                 return RefusalReason.EXCEEDS_AGENT
-            if cut_to_demand(offerable(total, role), shapes, agent.devices) is None:
+            if cut_to_demand(offerable(cluster.holders, total, role), shapes, agent.devices) is None:
                 return RefusalReason.RESERVED_FOR_OTHERS
-            if rule is not None and cut_to_demand(offerable(free, role), shapes, agent.devices) is not None:
+            if (
+                rule is not None
+                and cut_to_demand(offerable(cluster.holders, free, role), shapes, agent.devices) is not None
+            ):
                 return RefusalReason.STRIPPED_BY_RULE
             return RefusalReason.NOT_FREE
         available, promised = cut.holding, cut.promised
@@ -187,7 +190,7 @@ def consider(
     if minimum and not is_allocatable(available, minimum):
         if within is not None and is_allocatable(everything, minimum):
             return within.reason
-        stripped = rule is not None and is_allocatable(offerable(free, role), minimum)
+        stripped = rule is not None and is_allocatable(offerable(cluster.holders, free, role), minimum)
         return RefusalReason.STRIPPED_BY_RULE if stripped else RefusalReason.TOO_SMALL
     if within is not None and not available:
         return within.reason
@@ -221,11 +224,11 @@ def _restrict(
     return cluster.visibility.restrict(rule, agent.info, books, available, free, takes_gpus)
 
 
-def offerable(free: Holding, role: str) -> Holding:
+def offerable(holders: Holders, free: Holding, role: str) -> Holding:
     """The buckets that a role may be offered: unreserved ones, and those whose owner covers it (RSV-7)."""
     if len(free) == 1 and UNRESERVED in free:
         return free
-    return {stack: part for stack, part in free.items() if not stack or covers(stack[-1].holder, role)}
+    return {stack: part for stack, part in free.items() if not stack or holders.covers(stack[-1].holder, role)}
 
 
 def _hand_out(

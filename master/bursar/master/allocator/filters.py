@@ -157,6 +157,11 @@ class RefuseFilters:
             del self._places[framework_id]
         return woken
 
+    def forget_hidden(self) -> None:
+        """Whom a reservation covers changed: clients that were found blocked may be offered more of what is free."""
+        for on_agent in self._agents.values():
+            on_agent.hidden_from = None
+
     def drop_agent(self, agent_id: AgentId) -> None:
         """Forget what was declined of an agent: it has changed."""
         self._agents.pop(agent_id, None)

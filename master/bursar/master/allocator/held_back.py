@@ -11,7 +11,7 @@ from bursar.core.devices import Device, pick_connected
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import GPUS, MILLI, UNRESERVED, Holding, Resources, Stack
-from bursar.core.roles import plain_role
+from bursar.core.role_expressions import plain_holder
 from bursar.master.allocator.quota import Allowance, allowance, headroom, is_own
 from bursar.master.allocator.shares import Amounts, Node, Shares
 
@@ -91,7 +91,7 @@ def cut_to_quota(
 
 def is_loose(stack: Stack) -> bool:
     """Whether what is held of a bucket counts as consumed for being held: what is reserved to a plain role counts in any case."""
-    return not stack or plain_role(stack[-1].holder) is None
+    return not stack or plain_holder(stack[-1].holder) is None
 
 
 def loose_amounts(holding: Holding) -> dict[str, int]:

@@ -201,9 +201,9 @@ def parse_headroom(text: str) -> Headroom:
         return Headroom(percent)
     amounts: dict[str, int] = {}
     for item in parse_resources(text):
-        if item.role is not None or item.kind in (GPUS, PORTS):
+        if item.holder is not None or item.kind in (GPUS, PORTS):
             raise InvalidText(
-                f"{what}: {item.kind}{f'({item.role})' if item.role else ''} cannot be kept for a GPU",
+                f"{what}: {item.kind}{f'({item.holder})' if item.holder else ''} cannot be kept for a GPU",
                 "name amounts such as cpus:2;mem:8GiB, or a share such as 50%",
             )
         amounts[item.kind] = item.amount

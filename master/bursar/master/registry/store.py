@@ -145,6 +145,8 @@ class Registry:
                 durable.weights[row.role] = row.weight_milli
             for row in connection.execute(sa.select(schema.quotas)):
                 durable.quotas[row.role] = from_json(Quota, row.quota)
+            for row in connection.execute(sa.select(schema.role_groups)):
+                durable.role_groups[row.name] = from_json(tuple[str, ...], row.members)
         return durable
 
     def close(self) -> None:
@@ -374,6 +376,15 @@ def _write_rules(connection: Connection, batch: list[r.RulesRecorded]) -> None:
         connection.execute(sa.insert(schema.rules), rows)
 
 
+def _write_role_groups(connection: Connection, batch: list[r.RoleGroupRecorded]) -> None:
+    for record in batch:
+        if record.members is None:
+            connection.execute(sa.delete(schema.role_groups).where(schema.role_groups.c.name == record.name))
+        else:
+            row = {"name": record.name, "members": write_json(record.members)}
+            _upsert(connection, schema.role_groups, ["name"], [row])
+
+
 def _write_requests(connection: Connection, batch: list[r.RequestDone]) -> None:
     rows = [{"request_id": k.request_id, "response_type": k.response_type, "response": k.response} for k in batch]
     _upsert(connection, schema.requests, ["request_id"], rows)
@@ -433,4 +444,5 @@ _WRITERS: dict[type, Callable[[Connection, list[Any]], None]] = {
     r.Audited: _write_audit,
     r.WeightsRecorded: _write_weights,
     r.QuotasRecorded: _write_quotas,
+    r.RoleGroupRecorded: _write_role_groups,
 }

@@ -209,7 +209,7 @@ class _Machine:
         free = iter(uuids)
         holding: dict[Stack, Resources] = {}
         for item in items:
-            stack: Stack = () if item.role is None else (Reservation(ReservationType.STATIC, item.role),)
+            stack: Stack = () if item.holder is None else (Reservation(ReservationType.STATIC, item.holder),)
             if item.kind == GPUS:
                 part = Resources(devices=frozenset(next(free) for _ in range(item.amount // MILLI)))
             elif item.kind == PORTS:
