@@ -75,8 +75,8 @@ class _Entry:
 class Books:
     """One agent's books. Read by everybody, changed by the Ledger alone."""
 
-    #: What the agent has, by bucket; the dynamic reservations are cut from the unreserved bucket.
-    total: dict[Stack, Resources]
+    #: What the agent has, by bucket; the dynamic reservations are cut from the unreserved bucket. Never changed in place.
+    total: Holding
     #: Never changed in place: a new one stands for a change.
     free: Holding = field(default_factory=dict)
     offered: dict[OfferId, _Entry] = field(default_factory=dict)
@@ -184,9 +184,12 @@ class Ledger:
     def set_total(self, agent_id: AgentId, total: Holding) -> None:
         """The agent has other resources now; what is held stays held and may become excess."""
         books = self.books[agent_id]
+        total = {stack: part for stack, part in total.items() if part}
+        if total == books.total:
+            return
         if books.counted:
             self._discount_total(books)
-        books.total = {stack: part for stack, part in total.items() if part}
+        books.total = total
         if books.counted:
             self._count_total(books)
         self._settle(agent_id, books)
@@ -422,6 +425,10 @@ class Ledger:
         if books.gang_hold:
             books.gang_hold = {}
             self.gang_holds.discard(agent_id)
+        if not books.offered and not books.allocated and not books.withheld_devices:
+            books.in_excess = False
+            self._set_free(agent_id, books, books.total)
+            return
         held = books.held()
         free = {}
         for stack in books.total:
