@@ -16,13 +16,16 @@ from typing import Any
 import pytest
 
 from bursar.core.clock import Instant
+from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, ConnectionId, FrameworkId
 from bursar.core.machine import TimePassed
 from bursar.core.messages.agent import AgentInfo, Register
 from bursar.core.messages.framework import FrameworkInfo, Revive, Subscribe
 from bursar.core.messages.offers import Decline, Filters
+from bursar.core.messages.operator import Quota, RoleWeight, SetQuotasRequest, SetWeightsRequest
 from bursar.core.resources import PortRange, ReservedResources, Resources
-from bursar.master.events import AgentRegistering, FrameworkCalled
+from bursar.master.effects import Reply
+from bursar.master.events import AgentRegistering, FrameworkCalled, OperatorCalled
 from bursar.master.flags import FlagValues
 from bursar.master.machine import MasterMachine
 from bursar.master.records import Durable
@@ -90,6 +93,15 @@ class Cluster:
         ]
         return milliseconds(lambda: [self.step(event) for event in events])
 
+    def ask(self, request: Any) -> float:
+        """An operator asks, and is not refused; milliseconds."""
+        effects: list[Any] = []
+        event = OperatorCalled(next(self.connections), request, "operator")
+        took = milliseconds(lambda: effects.extend(self.machine.step(event, self.now)))
+        (reply,) = [effect for effect in effects if isinstance(effect, Reply)]
+        assert not isinstance(reply.answer, ErrorDetail), reply.answer
+        return took
+
     def forget_filters(self) -> None:
         """Let short filters end, unseen."""
         self.now = Instant(self.now.monotonic_ms + 1001, self.now.wall_ms + 1001)
@@ -100,19 +112,6 @@ def milliseconds(work: Callable[[], Any]) -> float:
     begun = time.process_time()
     work()
     return (time.process_time() - begun) * 1e3
-
-
-def bare_loop_ms(agents: int) -> float:
-    """So that machines can be compared: a loop that no allocator can do without, one step an agent."""
-    held = dict.fromkeys(("cpus", "mem", "disk"), 0)
-
-    def loop() -> None:
-        for _ in range(agents):
-            for kind in held:
-                held[kind] += 1
-            max(amount * 10**18 // 1_000_003 for amount in held.values())
-
-    return milliseconds(loop)
 
 
 @pytest.fixture
@@ -203,6 +202,36 @@ def test_one_agent_freed(row: Any) -> None:
         assert made == 1
         times.append(took)
     row("one agent freed in 10,000 × 1,000, until it is offered", "–", sorted(times)[len(times) // 2], 0.2)
+
+
+def test_quota(row: Any) -> None:
+    """One framework in each role, with a quota (guarantee and limit) of half an agent or of two."""
+    cluster = Cluster(3_000, 3_000, 3_000)
+    quotas = [
+        Quota(f"role-{n:04}", amounts, amounts)
+        for n in range(3_000)
+        for amounts in ({"cpus": 12_000, "mem": 2048 << 20} if n % 2 else {"cpus": 48_000, "mem": 8192 << 20},)
+    ]
+    row("setting 3,000 quotas, force", "–", cluster.ask(SetQuotasRequest("", tuple(quotas), True)), 250)
+    _, took = cluster.cycle()
+    row("3,000 agents, 3,000 roles with quota, first cycle", "14,682", took, 60)
+    made, took = cluster.cycle()
+    assert made == 0
+    row("… and the next, forced", "14,090", took, 5)
+
+
+def test_changes(row: Any) -> None:
+    """What an operator changes on 10,000 agents with everything offered, until it is answered and all is offered again."""
+    cluster = Cluster(10_000, 1_000, 100)
+    cluster.cycle()
+    changes = {
+        "a weight": SetWeightsRequest("", (RoleWeight("role-0001", 3000),)),
+        "a limit": SetQuotasRequest("", (Quota("role-0002", {}, {"cpus": 240_000}),), True),
+        "a guarantee": SetQuotasRequest("", (Quota("role-0003", {"cpus": 2_400_000}, {}),), True),
+    }
+    for name, request in changes.items():
+        took = cluster.ask(request)
+        row(f"{name} changed on 10,000 agents", "–", took + cluster.cycle(full=False)[1], 250)
 
 
 def test_memory(figures: Any) -> None:
