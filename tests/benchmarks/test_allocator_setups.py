@@ -20,10 +20,11 @@ from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, ConnectionId, FrameworkId
 from bursar.core.machine import TimePassed
 from bursar.core.messages.agent import AgentInfo, Register
-from bursar.core.messages.framework import FrameworkInfo, Revive, Subscribe
-from bursar.core.messages.offers import Decline, Filters
-from bursar.core.messages.operator import Quota, RoleWeight, SetQuotasRequest, SetWeightsRequest
-from bursar.core.resources import PortRange, ReservedResources, Resources
+from bursar.core.messages.framework import FrameworkInfo, OfferSettings, Revive, Subscribe
+from bursar.core.messages.offers import Decline, Demand, Filters, Shape
+from bursar.core.messages.operator import AddRuleRequest, Quota, RoleWeight, SetQuotasRequest, SetWeightsRequest
+from bursar.core.messages.rules import Rule, RuleAction
+from bursar.core.resources import PortRange, ReservedResources, ResourceRequest, Resources
 from bursar.master.effects import Reply
 from bursar.master.events import AgentRegistering, FrameworkCalled, OperatorCalled
 from bursar.master.flags import FlagValues
@@ -65,14 +66,20 @@ class Cluster:
         ]
         return milliseconds(lambda: [self.step(event) for event in events])
 
-    def add_frameworks(self, count: int, roles: int) -> float:
-        """Subscribe so many, evenly in so many roles (one role is `*`); milliseconds."""
+    def add_frameworks(self, count: int, roles: int, *, picky: bool = False) -> float:
+        """Subscribe so many, evenly in so many roles (one role is `*`); milliseconds. Picky: with a demand of whole agents and
+        offer constraints.
+        """
+        shape = ResourceRequest({"cpus": 24_000, "mem": 4096 << 20, "disk": 4096 << 20})
         events = []
         for n in range(count):
             role = "*" if roles == 1 else f"role-{n % roles:04}"
             framework_id = FrameworkId(f"framework-{n:04}")
             connection = self.frameworks[framework_id] = ConnectionId(next(self.connections))
-            events.append(FrameworkCalled(connection, Subscribe(FrameworkInfo(framework_id, "1", f"f{n}", (role,)))))
+            settings = (OfferSettings(role, ("cpus>=1,!rack",)),) if picky else ()
+            info = FrameworkInfo(framework_id, "1", f"f{n}", (role,), offer_settings=settings)
+            demand = Demand(1, (Shape(role, shape, 1_000_000),)) if picky else Demand()
+            events.append(FrameworkCalled(connection, Subscribe(info, demand=demand)))
         return milliseconds(lambda: [self.step(event) for event in events])
 
     def cycle(self, *, full: bool = True) -> tuple[int, float]:
@@ -146,6 +153,27 @@ def test_full_cycle(row: Any, agents: int, frameworks: int, roles: int, mesos: s
     row(f"{name}, best of 3", mesos, min(cycles), goal)
     if agents == 10_000 and frameworks == 200:
         row("taking back 10,000 offers", "260", min(backs), 25)
+
+
+@pytest.mark.parametrize(
+    ("agents", "frameworks", "mesos", "goal"),
+    [(1_000, 50, "14", 10), (10_000, 200, "258", 90), (10_000, 1_000, "389", 100)],
+)
+def test_everything_on(row: Any, agents: int, frameworks: int, mesos: str, goal: float) -> None:
+    """With a rule that speaks of every agent, a limit, a demand and constraints of every framework."""
+    cluster = Cluster(agents, 0)
+    cluster.add_frameworks(frameworks, 1, picky=True)
+    rule = Rule("old", RuleAction.HIDE_AGENT, framework="lacks=NOTHING,role=nobody/**", agent="cpus>=1")
+    cluster.ask(AddRuleRequest(rule))
+    cluster.ask(SetQuotasRequest("", (Quota("*", {}, {"cpus": 24_000 * agents}),), True))
+    cycles = []
+    for _ in range(3):
+        made, took = cluster.cycle()
+        assert made == agents
+        cycles.append(took)
+        cluster.decline_all(0)
+        cluster.forget_filters()
+    row(f"the same with rules, limits, demand and constraints, {agents:,} × {frameworks:,}", mesos, min(cycles), goal)
 
 
 def test_nothing_left(row: Any) -> None:
