@@ -14,9 +14,9 @@ from bursar.core.resources import (
     ResourceRequest,
     Resources,
     Stack,
+    holding_total,
     intersect_ports,
     subtract_ports,
-    sum_resources,
 )
 
 
@@ -28,6 +28,10 @@ def carve(
     Reserved resources are used before unreserved ones, the most refined first. Devices that are named are taken; the others are
     the best-connected set, within one bucket where one suffices.
     """
+    if len(available) == 1:
+        ((only, part),) = available.items()
+        cut = _carve_one(part, request, devices, count)
+        return None if cut is None else {only: cut} if cut else {}
     stacks = sorted(available, key=lambda stack: (-len(stack), stack))
     result: dict[Stack, Resources] = {}
 
@@ -60,6 +64,34 @@ def carve(
     for stack, uuids in picked.items():
         take(stack, Resources(devices=uuids))
     return result
+
+
+def _carve_one(
+    part: Resources, request: ResourceRequest, devices: Mapping[DeviceUuid, Device], count: int
+) -> Resources | None:
+    """The same from one bucket, as it mostly is; the bucket's own value where all of it is taken."""
+    scalars = {}
+    for kind, amount in request.scalars.items():
+        wanted = amount * count
+        if wanted > part.scalars.get(kind, 0):
+            return None
+        if wanted > 0:
+            scalars[kind] = wanted
+    if request.ports and (count > 1 or subtract_ports(request.ports, part.ports)):
+        return None
+    picked: frozenset[DeviceUuid] = frozenset()
+    if wanted := request.gpu_count * count:
+        if request.devices:
+            picked = frozenset(request.devices)
+            if count > 1 or request.gpus > len(request.devices) or not picked <= part.devices:
+                return None
+        elif wanted > len(part.devices):
+            return None
+        else:
+            picked = frozenset(pick_connected(part.devices, wanted, devices))
+    if scalars == part.scalars and request.ports == part.ports and picked == part.devices:
+        return part
+    return Resources(scalars, request.ports, picked)
 
 
 def _pick_devices(
@@ -96,7 +128,7 @@ def fitting_count(available: Holding, request: ResourceRequest, limit: int) -> i
     """How often a request fits into what is available, at most `limit`; amounts only."""
     if not request:
         return 0
-    total = sum_resources(available.values())
+    total = holding_total(available)
     fits = limit
     for kind, amount in request.scalars.items():
         if amount > 0:

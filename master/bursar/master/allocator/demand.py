@@ -35,6 +35,11 @@ def cut_to_demand(
     available: Holding, shapes: list[tuple[int, ResourceRequest, int]], devices: Mapping[DeviceUuid, Device]
 ) -> Cut | None:
     """Cut what is available to shapes × counts, in the framework's order; None where no shape fits."""
+    if len(shapes) == 1:
+        ((index, request, count),) = shapes
+        fits = fitting_count(available, request, count)
+        part = carve(available, request, devices, fits) if fits > 0 else None
+        return None if part is None else Cut(part, {index: fits})
     rest: Holding = available
     holding: dict[Stack, Resources] = {}
     promised: dict[int, int] = {}
