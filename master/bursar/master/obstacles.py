@@ -120,7 +120,7 @@ def ask(
         copy = AgentFilters()
         copy.by_client = filters.by_client
         filters = copy
-    return consider(cluster, agent, client, framework, free, filters)
+    return consider(cluster, agent, client, framework, free, filters, exact=True)
 
 
 @contextmanager

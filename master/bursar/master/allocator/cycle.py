@@ -18,7 +18,7 @@ from bursar.core.ids import AgentId, OfferId
 from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.messages.rules import RuleAction
-from bursar.core.resources import UNRESERVED, Holding, to_reserved
+from bursar.core.resources import UNRESERVED, Holding, Ports, to_reserved
 from bursar.master.allocator.constraints import is_allocatable, is_foreign
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
 from bursar.master.allocator.filters import AgentFilters
@@ -47,8 +47,9 @@ def run_cycle(cluster: Cluster, agent_ids: AbstractSet[AgentId], now_ms: int, wa
     expires_in_ms = cluster.flags.duration_ms("offer-timeout")
     made: list[OutstandingOffer] = []
     cluster.held_back.forget(in_cycle=True)
+    refused: dict[_Amounts, _Alike] = {}
     for agent in _in_order(cluster, agent_ids):
-        _offer_agent(cluster, agent, wall_ms, expires_in_ms, made)
+        _offer_agent(cluster, agent, wall_ms, expires_in_ms, made, refused)
     cluster.held_back.forget(in_cycle=False)
     if made:
         # They expire together: one deadline for all of them.
@@ -68,8 +69,49 @@ def _in_order(cluster: Cluster, agent_ids: AbstractSet[AgentId]) -> list[Agent]:
     return sorted([cluster.agents[agent_id] for agent_id in agent_ids], key=attrgetter("order"))
 
 
+class _Alike:
+    """Agents of which the same amounts are free: who was refused one of them in this cycle is refused all of them."""
+
+    __slots__ = ("cut", "refused")
+
+    def __init__(self) -> None:
+        self.refused: set[Client] = set()
+        #: What quota cut off for these: (role, kind).
+        self.cut: set[tuple[str, str]] = set()
+
+
+_Amounts = tuple[tuple[tuple[str, int], ...], Ports, int]
+"""What is free and unreserved of an agent: scalars, ports, how many GPUs."""
+
+#: Refusals for want of amounts. During a cycle neither what quota allows nor what a framework wants grows, so they stand for all
+#: agents alike.
+_WANT_OF_AMOUNTS = frozenset(
+    {
+        RefusalReason.SUPPRESSED,
+        RefusalReason.EXCEEDS_AGENT,
+        RefusalReason.NOT_FREE,
+        RefusalReason.QUOTA_LIMIT,
+        RefusalReason.HEADROOM,
+        RefusalReason.TOO_SMALL,
+    }
+)
+
+
+def _amounts_of(free: Holding) -> _Amounts | None:
+    """The amounts by which agents are alike; None where something is reserved."""
+    if len(free) != 1 or UNRESERVED not in free:
+        return None
+    part = free[UNRESERVED]
+    return tuple(sorted(part.scalars.items())), part.ports, len(part.devices)
+
+
 def _offer_agent(
-    cluster: Cluster, agent: Agent, wall_ms: int, expires_in_ms: int, made: list[OutstandingOffer]
+    cluster: Cluster,
+    agent: Agent,
+    wall_ms: int,
+    expires_in_ms: int,
+    made: list[OutstandingOffer],
+    refused: dict[_Amounts, _Alike],
 ) -> None:
     """Offer one agent until nothing is left, or nobody may have it."""
     agent_id = agent.agent_id
@@ -84,6 +126,11 @@ def _offer_agent(
         held_back.begin()
     while free := books.free:
         hidden = None if filters is None else filters.known_hidden(free)
+        amounts = _amounts_of(free) if refused else None
+        alike = None if amounts is None else refused.get(amounts)
+        if alike is not None:
+            hidden = alike.refused if hidden is None else hidden | alike.refused
+            held_back.cut |= alike.cut
         order = chain(guaranteed_first(shares, free), shares.order()) if shares.quota_kinds else shares.order()
         for node in order:
             client = node.client
@@ -101,10 +148,26 @@ def _offer_agent(
                 break
             if not _may_change(proposal, framework):
                 done.add(client)
+            if proposal in _WANT_OF_AMOUNTS and _is_for_want_of_amounts(cluster, agent, client, framework):
+                if alike is None and (amounts := _amounts_of(free)) is not None:
+                    alike = refused.setdefault(amounts, _Alike())
+                if alike is not None:
+                    alike.refused.add(client)
+                    alike.cut |= held_back.cut
         else:
             if shares.quota_kinds:
                 held_back.park(agent_id, shares, cluster.ledger.free_unreserved())
             return
+
+
+def _is_for_want_of_amounts(cluster: Cluster, agent: Agent, client: Client, framework: Framework) -> bool:
+    """Whether an agent alike would be refused, too: no rule took anything away, and no device is asked for by name."""
+    visibility = cluster.visibility
+    if visibility.rules and visibility.class_of_client(client.role, framework.info) & visibility.class_of_agent(
+        agent.info
+    ):
+        return False
+    return not any(shape.resources.devices for shape in framework.demand.shapes)
 
 
 def _may_change(proposal: Proposal | RefusalReason, framework: Framework) -> bool:
@@ -121,10 +184,13 @@ def consider(
     framework: Framework,
     free: Holding,
     filters: AgentFilters | None,
+    *,
+    exact: bool = False,
 ) -> Proposal | RefusalReason:
     """Decide what a client may have of what is free on an agent, or why nothing; `filters` are those on the agent.
 
-    The cheap steps come first. The framework is active and the role not suppressed: the order of shares holds no others.
+    A cycle need not know which of several reasons it is that no shape fits; for people it is found out (`exact`). The cheap steps
+    come first. The framework is active and the role not suppressed: the order of shares holds no others.
     """
     role = client.role
     rule = cluster.visibility.verdict(agent.info, role, framework.info) if cluster.visibility.rules else None
@@ -158,6 +224,8 @@ def consider(
         if not shapes:
             return RefusalReason.SUPPRESSED
         cut = cut_to_demand(available, shapes, agent.devices)
+        if cut is None and not exact:
+            return RefusalReason.NOT_FREE
         if cut is None and within is not None and cut_to_demand(everything, shapes, agent.devices) is not None:
             return within.reason
         if cut is None:
