@@ -147,6 +147,18 @@ def reserved(book: Any) -> Refusal:
     return refusal
 
 
+@provokes(RefusalReason.CAPABILITY_MISSING)
+def refined(book: Any) -> Refusal:
+    book.agent(cpus=8)
+    book.reserve("a", "eng", book.request(cpus=6))
+    book.ask(op.ReserveResourcesRequest("", "a", "eng/a", book.request(cpus=6), source="eng"))
+    book.framework(roles=["eng/a"], demand=Demand(1, (book.shape(cpus=4, role="eng/a"),)))
+    refusal = the_refusal(book)
+    assert only(refusal, ObstacleKind.CAPABILITY).name == "RESERVATION_REFINEMENT"
+    assert only(refusal, ObstacleKind.RESERVATION).name == "eng/a"
+    return refusal
+
+
 @provokes(RefusalReason.NOT_FREE)
 def not_free(book: Any) -> Refusal:
     book.agent(cpus=8)
@@ -235,9 +247,7 @@ def others_first(book: Any) -> Refusal:
 
 
 #: Reasons of steps that the allocator does not have yet. Take one out when its dialogue is written; never add one.
-OWED = {
-    RefusalReason.CAPABILITY_MISSING,
-}
+OWED: set[RefusalReason] = set()
 
 
 def test_every_reason_that_is_given_has_a_section_in_the_docs() -> None:

@@ -78,9 +78,23 @@ def _check_holder(role: str, roles: str) -> None:
 
 @click.command()
 @click.option("--force", is_flag=True, help="Also beyond a limit of the role.")
+@click.option(
+    "--source",
+    type=ROLES,
+    default="",
+    metavar="EXPR",
+    help="Take it from what is reserved to this role or expression, not from what is unreserved.",
+)
 @_what
 def reserve(
-    role: str, roles: str, agent: str, resources: ResourceRequest, labels: dict[str, str], force: bool, output: str
+    role: str,
+    roles: str,
+    agent: str,
+    resources: ResourceRequest,
+    labels: dict[str, str],
+    force: bool,
+    source: str,
+    output: str,
 ) -> None:
     """Keep resources of one agent for a role, or for all roles that an expression covers.
 
@@ -88,7 +102,7 @@ def reserve(
     devices that were picked.
     """
     _check_holder(role, roles)
-    view = ask(lambda client: client.reserve(agent, role, resources, labels, force=force, roles=roles))
+    view = ask(lambda client: client.reserve(agent, role, resources, labels, force=force, roles=roles, source=source))
     out.print_one(view, LISTING, output)
 
 

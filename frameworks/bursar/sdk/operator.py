@@ -150,10 +150,11 @@ class OperatorClient:
         *,
         force: bool = False,
         roles: str = "",
+        source: str = "",
     ) -> operator_service_pb2.ReservationView:
         """Keep resources of an agent for a role; the answer names the devices that were picked. `force`: also beyond a limit.
 
-        `roles`: a role expression instead, with an empty `role`.
+        `roles`: a role expression instead, with an empty `role`. `source`: take it from what is reserved to that role or expression.
         """
         request = operator_service_pb2.ReserveResourcesRequest(
             request_id=_fresh_id(),
@@ -163,6 +164,7 @@ class OperatorClient:
             labels=labels or {},
             force=force,
             roles=roles,
+            source=source,
         )
         return (await self._call("ReserveResources", request)).reservation  # type: ignore[no-any-return]
 

@@ -103,6 +103,8 @@ def update(cluster: Cluster, turn: Turn, framework: Framework, call: UpdateFrame
         cluster.shares.set_active(role, framework.framework_id, False)
     if gone or revived:
         cluster.filters.drop_framework(framework.framework_id, gone | revived)
+    if set(before.capabilities) != set(info.capabilities):
+        cluster.filters.forget_hidden()
     turn.persist(FrameworkRecorded(info, framework.subscribed_at_ms))
     gangs.end_in_roles(cluster, turn, framework, gone)
     in_roles_gone = [offer_id for offer_id in framework.offers if cluster.offers[offer_id].offer.role in gone]

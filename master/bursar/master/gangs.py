@@ -286,13 +286,17 @@ def _cliques(cluster: Cluster, agent: Agent) -> Cliques:
     return known[1]
 
 
+def _capabilities(cluster: Cluster, gang: Gang) -> tuple[str, ...]:
+    return cluster.frameworks[gang.key.framework_id].info.capabilities
+
+
 def _available(cluster: Cluster, gang: Gang, agent_id: AgentId) -> Holding:
     """What an agent has for a gang now: what its role may be offered of what is free or held for it."""
     books = cluster.ledger.books[agent_id]
     there = books.free
     if books.gang_hold and cluster.gangs.holder is gang:
         there = add_holdings(there, books.gang_hold)
-    available = offerable(cluster.holders, there, gang.request.role)
+    available = offerable(cluster.holders, there, gang.request.role, _capabilities(cluster, gang))
     if not cluster.visibility.rules or not available:
         return available
     framework, agent = cluster.frameworks[gang.key.framework_id], cluster.agents[agent_id]
@@ -313,7 +317,7 @@ def _capacity(cluster: Cluster, gang: Gang, agent: Agent) -> Room:
             for stack, part in total.items()
         }
     cliques = _cliques(cluster, agent) if gang.request.topology.nvlink_clique else None
-    available = offerable(cluster.holders, total, gang.request.role)
+    available = offerable(cluster.holders, total, gang.request.role, _capabilities(cluster, gang))
     if cluster.visibility.rules:
         rule = _rule_of(cluster, cluster.frameworks[gang.key.framework_id], gang.request.role, agent)
         if rule is not None:
@@ -353,6 +357,7 @@ def _look(cluster: Cluster, gang: Gang, agent_ids: Iterable[AgentId] | None, *, 
         for agent in agents:
             _forget_spot(gang, agent.agent_id)
     # Agents alike are decided alike.
+    capabilities = framework.info.capabilities
     known: dict[tuple[object, ...], tuple[Room, tuple[int, ...]]] = {}
     for agent, rule in _permitted(cluster, framework, role, agents):
         if agent.state is not active:
@@ -363,7 +368,9 @@ def _look(cluster: Cluster, gang: Gang, agent_ids: Iterable[AgentId] | None, *, 
             continue
         books = books_of[agent_id]
         plain = rule is None and not holds
-        available = offerable(cluster.holders, books.free, role) if plain else _available(cluster, gang, agent_id)
+        available = (
+            offerable(cluster.holders, books.free, role, capabilities) if plain else _available(cluster, gang, agent_id)
+        )
         if by_clique:
             room = room_in(available, _cliques(cluster, agent))
             counts = tuple([fits(room, group.resources) for group in groups])

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from bursar.core.clock import Instant
 from bursar.core.ids import AgentId, FrameworkId
-from bursar.core.messages.framework import REGION_AWARE
+from bursar.core.messages.framework import REGION_AWARE, RESERVATION_REFINEMENT
 from bursar.core.messages.offers import Shape
 from bursar.core.messages.operator import FrameworkState, Obstacle, ObstacleKind, RefusalReason
 from bursar.core.predicates import AgentFacts, format_predicates, matches
@@ -598,8 +598,14 @@ def _region(group: Group) -> Iterator[Obstacle]:
     yield Obstacle(ObstacleKind.CAPABILITY, REGION_AWARE, f"the framework lacks the capability {REGION_AWARE}")
 
 
-def _nothing(group: Group) -> Iterable[Obstacle]:
-    return ()
+def _refined(group: Group) -> Iterator[Obstacle]:
+    for agent in group.agents.values():
+        for stack in sorted(_books(group, agent).total):
+            if len(stack) > 1 and _covers(group.cluster, stack, group.client.role):
+                text = f"{agent.info.hostname} keeps it for {' > '.join(level.holder for level in stack)}"
+                yield Obstacle(ObstacleKind.RESERVATION, stack[-1].holder, text, agent_id=agent.agent_id)
+    text = f"the framework lacks the capability {RESERVATION_REFINEMENT}"
+    yield Obstacle(ObstacleKind.CAPABILITY, RESERVATION_REFINEMENT, text)
 
 
 WORDS: dict[RefusalReason, Words] = {
@@ -629,9 +635,11 @@ WORDS: dict[RefusalReason, Words] = {
         lambda group: "what would be enough is reserved for other roles", _reservation_hint, _reservations
     ),
     RefusalReason.CAPABILITY_MISSING: Words(
-        lambda group: "what would be enough is of a kind that the framework lacks the capability for",
+        lambda group: (
+            f"what would be enough is a refined reservation, and the framework lacks {RESERVATION_REFINEMENT}"
+        ),
         lambda group: "add the capability, where the framework can do with that",
-        _nothing,
+        _refined,
     ),
     RefusalReason.NOT_FREE: Words(lambda group: "large enough, but in use", _not_free_hint, _holders),
     RefusalReason.STRIPPED_BY_RULE: Words(_rule_says, _rule_hint, _rules),

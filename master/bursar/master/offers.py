@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, OfferId
-from bursar.core.messages.framework import Offers, Rescind
+from bursar.core.messages.framework import RESERVATION_REFINEMENT, Offers, Rescind
 from bursar.core.messages.gangs import GangState
 from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, AgentDescription, Decline, Filters, Offer
 from bursar.core.messages.rules import RuleAction
@@ -199,6 +199,12 @@ def rescind_forbidden(cluster: Cluster, turn: Turn, reason: str, only: Framework
         capabilities = cluster.frameworks[offer.framework_id].info.capabilities
         if is_foreign(cluster.region, capabilities, cluster.agents[offer.agent_id].facts):
             forbidden.add(offer_id)
+    for offer_id in cluster.offers if only is None else only.offers:
+        offer = cluster.offers[offer_id].offer
+        if any(len(part.stack) > 1 for part in offer.resources):
+            capabilities = cluster.frameworks[offer.framework_id].info.capabilities
+            if RESERVATION_REFINEMENT not in capabilities:
+                forbidden.add(offer_id)
     return rescind(cluster, turn, forbidden, reason)
 
 

@@ -11,17 +11,18 @@ from dataclasses import dataclass, field, replace
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, OfferId
+from bursar.core.messages.framework import RESERVATION_REFINEMENT
 from bursar.core.messages.gangs import GangState
 from bursar.core.messages.offers import Accept, CallResult, Launch, OperationResult, Reserve, Unreserve
 from bursar.core.resources import (
     EMPTY,
-    UNRESERVED,
     Reservation,
     ReservationType,
     Resources,
     Stack,
     add_holdings,
     holding_total,
+    stack_problem,
     subtract_holdings,
     to_holding,
     to_reserved,
@@ -289,21 +290,33 @@ def _plan_reserve(
     )
     if error := reservations.request_problem(reserve.resources, f"{path}.reserve.resources"):
         return error
+    source = reserve.onto
+    target = (*source, level)
+    if source and RESERVATION_REFINEMENT not in framework.info.capabilities:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"only a framework with the capability {RESERVATION_REFINEMENT} may refine a reservation",
+            "subscribe with the capability: refined resources are not offered without it",
+            f"{path}.reserve.onto",
+        )
+    # What is offered is covered by its owner today; one level is pushed, on that (RSV-6).
+    if problem := stack_problem(target):
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, problem, "see docs/reservations.md", f"{path}.reserve.onto")
     remaining = plan.remaining[reserve.agent_id]
     devices = cluster.agents[reserve.agent_id].devices
-    part = carve({UNRESERVED: remaining.get(UNRESERVED, EMPTY)}, reserve.resources, devices)
+    part = carve({source: remaining.get(source, EMPTY)}, reserve.resources, devices)
     if part is None:
+        what = f"resources reserved to {source[-1].holder}" if source else "unreserved resources"
         return ErrorDetail(
             ErrorReason.INSUFFICIENT_RESOURCES,
-            "the offers have less unreserved resources than are to be reserved",
+            f"the offers have less {what} than are to be reserved",
             "reserve less",
             f"{path}.reserve.resources",
         )
-    resources = part[UNRESERVED]
-    target = (level,)
-    moved = subtract_holdings(remaining, {UNRESERVED: resources})
+    resources = part[source]
+    moved = subtract_holdings(remaining, {source: resources})
     plan.remaining[reserve.agent_id] = add_holdings(moved, {target: resources})
-    plan.steps.append(_Restack(reserve.agent_id, UNRESERVED, target, resources))
+    plan.steps.append(_Restack(reserve.agent_id, source, target, resources))
     return None
 
 

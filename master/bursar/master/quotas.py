@@ -327,9 +327,12 @@ def _invalid(message: str, hint: str, field: str) -> ErrorDetail:
 
 
 def reserve_problem(
-    cluster: Cluster, role: str, resources: ResourceRequest, going: Iterable[OfferId]
+    cluster: Cluster, role: str, resources: ResourceRequest, going: Iterable[OfferId], payer: str | None = None
 ) -> ErrorDetail | None:
-    """An operator's reservation would pass a limit of the role or of one above it (T21); `going` are offers that end for it."""
+    """An operator's reservation would pass a limit of the role or of one above it (T21); `going` are offers that end for it.
+
+    `payer`: whom it is reserved to now; for that role and those above it nothing changes.
+    """
     if not cluster.shares.quota_kinds:
         return None
     amounts = dict(resources.scalars)
@@ -340,6 +343,8 @@ def reserve_problem(
         offer = cluster.offers[offer_id].offer
         _add(freed.setdefault(offer.role, {}), loose_amounts(to_holding(offer.resources)))
     for path in (role, *ancestors(role)):
+        if payer is not None and covers(path, payer):
+            break
         for kind, limit in sorted(_limits(cluster, path).items()):
             given_back = sum(parts.get(kind, 0) for below, parts in freed.items() if covers(path, below))
             then = _consumed(cluster, path).get(kind, 0) - given_back + amounts.get(kind, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.ids import AgentId, OfferId
 from bursar.core.messages.operator import (
@@ -31,10 +33,11 @@ from bursar.core.role_expressions import (
     MAX_COST,
     RoleExpression,
     parse_role_expression,
+    plain_holder,
     read_holder,
     role_expression,
 )
-from bursar.core.roles import DEFAULT_ROLE, role_problem
+from bursar.core.roles import DEFAULT_ROLE, is_strict_subrole, role_problem
 from bursar.core.text import format_request, format_resources, format_shortfall
 from bursar.master.allocator.carve import carve
 from bursar.master.bundles import let_go
@@ -116,100 +119,186 @@ def record(cluster: Cluster, turn: Turn, agent_id: AgentId) -> None:
 def reserve(
     cluster: Cluster, turn: Turn, agent: Agent, request: ReserveResourcesRequest, principal: str
 ) -> ReserveResourcesResponse | ErrorDetail:
-    """Reserve free or offered resources to a role, rescinding only the offers that stand in the way (RSV-3).
+    """Reserve free or offered resources, rescinding only the offers that stand in the way (RSV-3).
 
-    Devices that are free are preferred to offered ones; which ones are kept is decided here, and never what a task holds.
+    Without a source they are unreserved ones; with one they come from under its reservations, which are popped down to what the
+    new one may stand on (RSV-4). Devices that are free are preferred to offered ones; which ones are kept is decided here, and
+    never what a task holds.
     """
     expression = read_holder_of(cluster, request.role, request.roles)
     if isinstance(expression, ErrorDetail):
         return expression
     if error := request_problem(request.resources):
         return error
+    labels = tuple(sorted(request.labels.items()))
+    level = Reservation(ReservationType.DYNAMIC, str(expression), principal, labels)
+    routes = _routes(cluster, agent, request.source, level, expression)
+    if isinstance(routes, ErrorDetail):
+        return routes
     let_go(cluster, agent.agent_id)
-    holder = str(expression)
-    books = cluster.ledger.books[agent.agent_id]
-    free = books.free.get(UNRESERVED, EMPTY)
-    in_the_way = _offers_to_rescind(cluster, agent, request.resources, UNRESERVED, free)
-    if isinstance(in_the_way, ErrorDetail):
-        return in_the_way
-    role = expression.plain
+    found = _first_that_gives(cluster, agent, request.resources, list(routes))
+    if isinstance(found, ErrorDetail):
+        return found
+    source, in_the_way = found
+    target, role = routes[source], expression.plain
     # What is kept for an expression is charged to nobody until it is used.
-    if (
-        role is not None
-        and not request.force
-        and (error := reserve_problem(cluster, role, request.resources, in_the_way))
-    ):
-        return error
-    rescind(cluster, turn, in_the_way, f"resources of {agent.info.hostname} were reserved to {holder}")
-    part = carve({UNRESERVED: books.free.get(UNRESERVED, EMPTY)}, request.resources, agent.devices)
-    assert part is not None and UNRESERVED in part, request
-    resources = part[UNRESERVED]
-    level = Reservation(ReservationType.DYNAMIC, holder, principal, tuple(sorted(request.labels.items())))
-    move(cluster, agent.agent_id, UNRESERVED, (level,), resources)
-    record(cluster, turn, agent.agent_id)
+    if role is not None and not request.force:
+        payer = plain_holder(source[-1].holder) if source else None
+        if error := reserve_problem(cluster, role, request.resources, in_the_way, payer):
+            return error
+    rescind(cluster, turn, in_the_way, f"resources of {agent.info.hostname} were reserved to {level.holder}")
+    resources = _shift(cluster, turn, agent, source, target, request.resources)
     turn.publish(
         "resources_reserved",
-        f"{format_resources(resources)} of {agent.info.hostname} reserved to {holder}",
+        f"{format_resources(resources)} of {agent.info.hostname} reserved to {level.holder}",
         agent_id=agent.agent_id,
     )
-    return ReserveResourcesResponse(_view(cluster, agent, (level,), resources))
+    return ReserveResourcesResponse(_view(cluster, agent, target, resources))
 
 
 def unreserve(
     cluster: Cluster, turn: Turn, agent: Agent, request: UnreserveResourcesRequest
 ) -> UnreserveResourcesResponse | ErrorDetail:
-    """Pop the top level of a role's dynamic reservations; only what no task holds."""
+    """Pop the top level of somebody's dynamic reservations; only what no task holds."""
     expression = read_unreserved_holder(request)
     if isinstance(expression, ErrorDetail):
         return expression
     error = request_problem(request.resources)
     if error is not None:
         return error
-    holder = str(expression)
     labels = tuple(sorted(request.labels.items()))
     stacks = [
         stack
-        for stack in agent.reservations
-        if read_holder(stack[-1].holder) == expression and (not labels or stack[-1].labels == labels)
+        for stack in _stacks_of(cluster, agent, expression)
+        if stack in agent.reservations and (not labels or stack[-1].labels == labels)
     ]
     if not stacks:
-        static = any(
-            stack and read_holder(stack[-1].holder) == expression
-            for stack in cluster.ledger.books[agent.agent_id].total
-        )
-        hint = (
-            "this reservation is static: change the agent's --resources and restart it"
-            if static
-            else "see `bursar reservation ls`"
-        )
+        return _nothing_kept(cluster, agent, expression)
+    let_go(cluster, agent.agent_id)
+    found = _first_that_gives(cluster, agent, request.resources, stacks)
+    if isinstance(found, ErrorDetail):
+        return found
+    stack, in_the_way = found
+    rescind(cluster, turn, in_the_way, f"resources of {agent.info.hostname} were unreserved")
+    resources = _shift(cluster, turn, agent, stack, stack[:-1], request.resources)
+    turn.publish(
+        "resources_unreserved",
+        f"{format_resources(resources)} of {agent.info.hostname} given back by {stack[-1].holder}",
+        agent_id=agent.agent_id,
+    )
+    return UnreserveResourcesResponse(_view(cluster, agent, stack, resources))
+
+
+def refine(cluster: Cluster, source: Stack, level: Reservation, expression: RoleExpression) -> Stack | ErrorDetail:
+    """Where resources come to when they are re-reserved: the source popped as far as needed, and the level pushed (RSV-4, RSV-6).
+
+    What refines is one plain role: below the plain role under it, or covered by the expression under it. Levels may be skipped.
+    """
+    role = expression.plain
+    for depth in range(len(source), 0, -1):
+        below = source[:depth]
+        top = below[-1]
+        if top.holder == level.holder and level.labels in ((), top.labels):
+            if depth == len(source):
+                return ErrorDetail(
+                    ErrorReason.INVALID_ARGUMENT,
+                    f"what is reserved to {top.holder} is to be reserved to it again",
+                    "name another role, other labels, or no source",
+                    "source",
+                )
+            return below
+        plain = plain_holder(top.holder)
+        if role is not None and (
+            is_strict_subrole(role, plain) if plain is not None else cluster.holders.covers(top.holder, role)
+        ):
+            return (*below, level)
+        if top.type is ReservationType.STATIC:
+            return ErrorDetail(
+                ErrorReason.INVALID_ARGUMENT,
+                f"{level.holder!r} does not refine {top.holder!r}, which is reserved statically and stays",
+                "name one role that it covers, or change the agent's --resources",
+                "source",
+            )
+    return (level,)
+
+
+def _routes(
+    cluster: Cluster, agent: Agent, source: str, level: Reservation, expression: RoleExpression
+) -> dict[Stack, Stack] | ErrorDetail:
+    """From which buckets to which, the best first."""
+    if not source:
+        return {UNRESERVED: (level,)}
+    try:
+        holder = parse_role_expression(source)
+    except InvalidText as error:
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, error.detail.message, error.detail.hint, "source")
+    stacks = _stacks_of(cluster, agent, holder)
+    if not stacks:
         return ErrorDetail(
             ErrorReason.NOT_FOUND,
-            f"{agent.info.hostname} keeps nothing for {holder} that could be unreserved",
-            hint,
-            "role",
+            f"{agent.info.hostname} keeps nothing for {holder}",
+            "see `bursar reservation ls`",
+            "source",
         )
-    let_go(cluster, agent.agent_id)
+    routes: dict[Stack, Stack] = {}
+    problem: ErrorDetail | None = None
+    for stack in stacks:
+        target = refine(cluster, stack, level, expression)
+        if isinstance(target, ErrorDetail):
+            problem = target
+        else:
+            routes[stack] = target
+    return routes if routes or problem is None else problem
+
+
+def _stacks_of(cluster: Cluster, agent: Agent, holder: RoleExpression) -> list[Stack]:
+    """The buckets of an agent whose owner is the holder."""
+    total = cluster.ledger.books[agent.agent_id].total
+    return [stack for stack in sorted(total) if stack and read_holder(stack[-1].holder) == holder]
+
+
+def _nothing_kept(cluster: Cluster, agent: Agent, expression: RoleExpression) -> ErrorDetail:
+    static = any(stack[-1].type is ReservationType.STATIC for stack in _stacks_of(cluster, agent, expression))
+    return ErrorDetail(
+        ErrorReason.NOT_FOUND,
+        f"{agent.info.hostname} keeps nothing for {expression} that could be unreserved",
+        "this reservation is static: change the agent's --resources and restart it"
+        if static
+        else "see `bursar reservation ls`",
+        "role",
+    )
+
+
+def _first_that_gives(
+    cluster: Cluster, agent: Agent, request: ResourceRequest, stacks: Iterable[Stack]
+) -> tuple[Stack, list[OfferId]] | ErrorDetail:
+    """The first bucket that has what is asked for, and the offers that must be rescinded for it; or what the last one lacks."""
+    problem: ErrorDetail | None = None
     books = cluster.ledger.books[agent.agent_id]
-    for stack in sorted(stacks):
-        free = books.free.get(stack, EMPTY)
-        in_the_way = _offers_to_rescind(cluster, agent, request.resources, stack, free)
-        if isinstance(in_the_way, ErrorDetail):
-            error = in_the_way
-            continue
-        rescind(cluster, turn, in_the_way, f"resources of {agent.info.hostname} were unreserved")
-        part = carve({stack: books.free.get(stack, EMPTY)}, request.resources, agent.devices)
-        assert part is not None and stack in part, request
-        resources = part[stack]
-        move(cluster, agent.agent_id, stack, stack[:-1], resources)
-        record(cluster, turn, agent.agent_id)
-        turn.publish(
-            "resources_unreserved",
-            f"{format_resources(resources)} of {agent.info.hostname} given back by {holder}",
-            agent_id=agent.agent_id,
-        )
-        return UnreserveResourcesResponse(_view(cluster, agent, stack, resources))
-    assert error is not None
-    return error
+    for stack in stacks:
+        in_the_way = _offers_to_rescind(cluster, agent, request, stack, books.free.get(stack, EMPTY))
+        if not isinstance(in_the_way, ErrorDetail):
+            return stack, in_the_way
+        problem = in_the_way
+    assert problem is not None
+    return problem
+
+
+def _shift(
+    cluster: Cluster, turn: Turn, agent: Agent, source: Stack, target: Stack, request: ResourceRequest
+) -> Resources:
+    """Move what is asked for, which is free by now, from one bucket to another, level by level; return it."""
+    free = cluster.ledger.books[agent.agent_id].free.get(source, EMPTY)
+    part = carve({source: free}, request, agent.devices)
+    assert part is not None and source in part, request
+    while source != target[: len(source)]:
+        move(cluster, agent.agent_id, source, source[:-1], part[source])
+        part = {source[:-1]: part[source]}
+        source = source[:-1]
+    if source != target:
+        move(cluster, agent.agent_id, source, target, part[source])
+    record(cluster, turn, agent.agent_id)
+    return part[source]
 
 
 def read_unreserved_holder(request: UnreserveResourcesRequest) -> RoleExpression | ErrorDetail:

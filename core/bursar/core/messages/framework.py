@@ -15,6 +15,8 @@ GPU_RESOURCES = "GPU_RESOURCES"
 """The capability of frameworks that know what to do with agents that have GPUs (GPU-3)."""
 
 REGION_AWARE = "REGION_AWARE"
+#: Understands stacks of two reservations and more; without it those are not offered (RSV-14).
+RESERVATION_REFINEMENT = "RESERVATION_REFINEMENT"
 """The capability of frameworks that know that agents may be in another region than the master (FD-3)."""
 
 

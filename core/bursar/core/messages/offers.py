@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, FrameworkId, OfferId
-from bursar.core.resources import ReservedResources, ResourceRequest
+from bursar.core.resources import Reservation, ReservedResources, ResourceRequest
 from bursar.core.tasks import TaskSpec
 
 DEFAULT_REFUSE_MS = 5000
@@ -67,6 +67,8 @@ class Reserve:
     resources: ResourceRequest
     role: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    #: The offered reservation that this refines; empty: unreserved resources.
+    onto: tuple[Reservation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

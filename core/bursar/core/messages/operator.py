@@ -472,6 +472,7 @@ class ReserveResourcesRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     force: bool = False
     roles: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

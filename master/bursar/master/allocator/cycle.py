@@ -7,7 +7,7 @@ all as the guarantee of progress; when the former is quiet, the latter makes no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import chain
 from operator import attrgetter
@@ -15,10 +15,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from bursar.core.ids import AgentId, OfferId
+from bursar.core.messages.framework import RESERVATION_REFINEMENT
 from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.messages.rules import RuleAction
 from bursar.core.resources import UNRESERVED, Holding, Ports, to_reserved
+from bursar.master.allocator.carve import fitting_count
 from bursar.master.allocator.constraints import is_allocatable, is_foreign
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
 from bursar.master.allocator.filters import AgentFilters
@@ -192,18 +194,18 @@ def consider(
     A cycle need not know which of several reasons it is that no shape fits; for people it is found out (`exact`). The cheap steps
     come first. The framework is active and the role not suppressed: the order of shares holds no others.
     """
-    role = client.role
+    role, capabilities = client.role, framework.info.capabilities
     rule = cluster.visibility.verdict(agent.info, role, framework.info) if cluster.visibility.rules else None
     if rule is not None and rule.action is RuleAction.HIDE_AGENT:
         return RefusalReason.HIDDEN_BY_RULE
-    if cluster.region and is_foreign(cluster.region, framework.info.capabilities, agent.facts):
+    if cluster.region and is_foreign(cluster.region, capabilities, agent.facts):
         return RefusalReason.OTHER_REGION
     settings = framework.settings.get(role)
     if settings is not None and not settings.may_take(agent.facts):
         return RefusalReason.OFFER_CONSTRAINTS
-    available = offerable(cluster.holders, free, role)
+    available = offerable(cluster.holders, free, role, capabilities)
     if not available:
-        return RefusalReason.RESERVED_FOR_OTHERS if free else RefusalReason.NOT_FREE
+        return _not_for(cluster, free, role, framework) if free else RefusalReason.NOT_FREE
     if rule is not None:
         available = _restrict(cluster, rule, agent, role, framework, available, free)
         if not available:
@@ -232,11 +234,12 @@ def consider(
             total = cluster.ledger.books[agent.agent_id].total
             if cut_to_demand(total, shapes, agent.devices) is None:
                 return RefusalReason.EXCEEDS_AGENT
-            if cut_to_demand(offerable(cluster.holders, total, role), shapes, agent.devices) is None:
-                return RefusalReason.RESERVED_FOR_OTHERS
+            if cut_to_demand(offerable(cluster.holders, total, role, capabilities), shapes, agent.devices) is None:
+                return _not_for(cluster, total, role, framework)
             if (
                 rule is not None
-                and cut_to_demand(offerable(cluster.holders, free, role), shapes, agent.devices) is not None
+                and cut_to_demand(offerable(cluster.holders, free, role, capabilities), shapes, agent.devices)
+                is not None
             ):
                 return RefusalReason.STRIPPED_BY_RULE
             return RefusalReason.NOT_FREE
@@ -258,7 +261,7 @@ def consider(
     if minimum and not is_allocatable(available, minimum):
         if within is not None and is_allocatable(everything, minimum):
             return within.reason
-        stripped = rule is not None and is_allocatable(offerable(cluster.holders, free, role), minimum)
+        stripped = rule is not None and is_allocatable(offerable(cluster.holders, free, role, capabilities), minimum)
         return RefusalReason.STRIPPED_BY_RULE if stripped else RefusalReason.TOO_SMALL
     if within is not None and not available:
         return within.reason
@@ -292,11 +295,33 @@ def _restrict(
     return cluster.visibility.restrict(rule, agent.info, books, available, free, takes_gpus)
 
 
-def offerable(holders: Holders, free: Holding, role: str) -> Holding:
-    """The buckets that a role may be offered: unreserved ones, and those whose owner covers it (RSV-7)."""
+def offerable(holders: Holders, free: Holding, role: str, capabilities: Collection[str]) -> Holding:
+    """The buckets that a role may be offered: unreserved ones, and those whose owner covers it (RSV-7).
+
+    Refined ones are for frameworks that understand them (RSV-14).
+    """
     if len(free) == 1 and UNRESERVED in free:
         return free
-    return {stack: part for stack, part in free.items() if not stack or holders.covers(stack[-1].holder, role)}
+    return {
+        stack: part
+        for stack, part in free.items()
+        if not stack
+        or (holders.covers(stack[-1].holder, role) and (len(stack) == 1 or RESERVATION_REFINEMENT in capabilities))
+    }
+
+
+def _not_for(cluster: Cluster, there: Holding, role: str, framework: Framework) -> RefusalReason:
+    """Why nothing, or not enough, of what is there is for a framework in a role."""
+    holders, capabilities = cluster.holders, framework.info.capabilities
+    everything = offerable(holders, there, role, (RESERVATION_REFINEMENT,))
+    if len(everything) > len(offerable(holders, there, role, capabilities)):
+        demand = framework.demand
+        if not demand.version:
+            return RefusalReason.CAPABILITY_MISSING
+        for shape in demand.shapes:
+            if shape.role == role and fitting_count(everything, shape.resources, 1):
+                return RefusalReason.CAPABILITY_MISSING
+    return RefusalReason.RESERVED_FOR_OTHERS
 
 
 def _hand_out(

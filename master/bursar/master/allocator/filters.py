@@ -158,7 +158,7 @@ class RefuseFilters:
         return woken
 
     def forget_hidden(self) -> None:
-        """Whom a reservation covers changed: clients that were found blocked may be offered more of what is free."""
+        """Whom reservations are for changed: clients that were found blocked may be offered more of what is free."""
         for on_agent in self._agents.values():
             on_agent.hidden_from = None
 
