@@ -196,6 +196,58 @@ def test_bad_roles_and_resources_are_wrong_usage(cluster: Any, role: str, resour
     assert done.code == 2 and done.stdout == "" and "Error" in done.stderr, done
 
 
+def test_reserving_for_several_roles_where_the_master_picks(cluster: Any) -> None:
+    expression = "(lab/** | crew) & !lab/guests"
+    what = ("--roles", expression, "--gpus", "2", "--cpus", "1", "--where", "hostname=node-gpu,gpus>=2")
+    dry = cluster.bursar("reserve", *what, "--dry-run", "-o", "json")
+    assert dry.code == 0 and "dry run" in dry.stderr, dry
+    assert not cluster.ls("reservation")
+    try:
+        (made,) = cluster.bursar("reserve", *what, "-o", "json").json
+        assert made["stack"][-1]["holder"] == expression and made["hostname"] == "node-gpu"
+        assert made["resources"]["device_uuids"] == dry.json[0]["resources"]["device_uuids"]
+        count = ("--gpus", "2", "--", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES")
+        inside = cluster.bursar("run", "--role", "lab/vision", *count)
+        assert inside.code == 0 and set(inside.stdout.strip().split(",")) == set(made["resources"]["device_uuids"])
+        for role in ("lab", "lab/guests"):
+            assert cluster.bursar("run", "--role", role, "--gpus", "4", "--wait", "1500ms", "--", "true").code == 124
+        assert expression in cluster.bursar("reservation", "ls", "--wide").stdout
+    finally:
+        back = cluster.bursar("unreserve", "--roles", expression, "--gpus", "2", "--cpus", "1", "-o", "json")
+    assert back.code == 0 and not cluster.ls("reservation"), back
+
+
+def test_what_cannot_be_reserved_says_the_closest_that_can(cluster: Any) -> None:
+    done = cluster.bursar("reserve", "--role", "lab", "--gpus", "4000")
+    assert done.code == 1 and "the closest is gpus:" in done.stderr, done
+    done = cluster.bursar("reserve", "--role", "lab", "--gpus", "1", "--where", "rack=nowhere")
+    assert done.code == 1 and "no agent matches 'rack=nowhere'" in done.stderr, done
+    done = cluster.bursar("reserve", "--roles", "lab & !lab", "--gpus", "1")
+    assert done.code == 1 and "covers no role" in done.stderr, done
+    done = cluster.bursar("reserve", "--roles", "lab | (crew", "--gpus", "1")
+    assert done.code == 2 and "')' is expected" in done.stderr, done
+    assert not cluster.ls("reservation")
+
+
+def test_a_group_is_made_used_changed_and_removed(cluster: Any) -> None:
+    assert cluster.bursar("group", "set", "crew", "lab/vision", "lab/text/**").code == 0
+    (group,) = cluster.ls("group")
+    assert group["members"] == ["lab/vision", "lab/text/**"]
+    assert cluster.bursar("group", "ls", "-o", "name").stdout == "crew\n"
+    assert cluster.bursar("reserve", "--roles", "@crew", "--gpus", "1").code == 0
+    try:
+        refused = cluster.bursar("group", "rm", "crew")
+        assert refused.code == 1 and "1 reservation" in refused.stderr and "--force" in refused.stderr
+        changed = cluster.bursar("group", "set", "@crew", "lab/text").stdout
+        assert "MEMBERS:      lab/text\n" in changed and "RESERVATIONS: 1" in changed
+        assert cluster.bursar("group", "set", "crew", "@crew").code == 1
+    finally:
+        assert cluster.bursar("unreserve", "--roles", "@crew", "--gpus", "1").code == 0
+    assert cluster.bursar("group", "rm", "crew").code == 0
+    assert cluster.bursar("group", "rm", "crew").code == 3
+    assert cluster.ls("group") == []
+
+
 # --- flags ----------------------------------------------------------------------------------------------------------
 
 

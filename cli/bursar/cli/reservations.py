@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import RESERVABLE_ROLE, RESOURCES, ROLES, ask, master_option, output_option
-from bursar.core.resources import ResourceRequest
+from bursar.cli.options import (
+    CPUS_TEXT,
+    GPU_COUNT,
+    MEM_TEXT,
+    RESERVABLE_ROLE,
+    RESOURCES,
+    ROLES,
+    ask,
+    master_option,
+    output_option,
+)
+from bursar.cli.problems import say
+from bursar.core.resources import CPUS, MEM, ResourceRequest
+from bursar.core.text import parse_amount
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,8 +57,18 @@ def _what(command: F) -> F:
             metavar="NAME=VALUE",
             help="Repeatable; part of its identity.",
         ),
-        click.option("--resources", type=RESOURCES, required=True, help='For example "gpus:2;cpus:4".'),
-        click.option("--agent", required=True, help="An id, prefix or hostname."),
+        click.option("--dry-run", is_flag=True, help="Only print what would be done."),
+        click.option(
+            "--where",
+            default="",
+            metavar="PREDICATES",
+            help='Only agents and devices that these are true of, such as "gpu.model=H100,rack=r1".',
+        ),
+        click.option("--mem", type=MEM_TEXT, default=None, help="Memory in all."),
+        click.option("--cpus", type=CPUS_TEXT, default=None, help="CPUs in all."),
+        click.option("--gpus", type=GPU_COUNT, default=None, help="Whole GPUs in all."),
+        click.option("--resources", type=RESOURCES, default=None, help='For example "gpus:2;cpus:4".'),
+        click.option("--agent", default="", help="An id, prefix or hostname.  [those that the master picks]"),
         click.option(
             "--roles",
             type=ROLES,
@@ -76,6 +99,34 @@ def _check_holder(role: str, roles: str) -> None:
         raise click.UsageError("name whom it is for: either --role or --roles")
 
 
+def _asked(resources: ResourceRequest | None, gpus: int | None, cpus: str | None, mem: str | None) -> ResourceRequest:
+    """What --resources and the options for single kinds say together."""
+    asked = resources or ResourceRequest()
+    scalars = dict(asked.scalars)
+    for kind, text in ((CPUS, cpus), (MEM, mem)):
+        if text is not None:
+            if kind in scalars:
+                raise click.UsageError(f"--{kind} and --resources both say how much {kind}")
+            scalars[kind] = parse_amount(kind, text)
+    if gpus is not None and asked.gpus:
+        raise click.UsageError("--gpus and --resources both say how many GPUs")
+    asked = ResourceRequest(scalars, asked.ports, gpus or asked.gpus)
+    if not asked:
+        raise click.UsageError("say how much: --gpus, --cpus, --mem or --resources")
+    return asked
+
+
+def _print(response: Any, one: bool, dry_run: bool, verb: str, output: str) -> None:
+    """What was chosen: in full for one agent that was named, else as a list."""
+    if one:
+        out.print_one(response.reservation, LISTING, output)
+    else:
+        out.print_list(response.reservations, LISTING, output)
+    count = response.rescinded_offers
+    if dry_run:
+        say(f"nothing was {verb}, this is a dry run" + (f"; {count} offer(s) would be rescinded" if count else ""))
+
+
 @click.command()
 @click.option("--force", is_flag=True, help="Also beyond a limit of the role.")
 @click.option(
@@ -90,31 +141,61 @@ def reserve(
     role: str,
     roles: str,
     agent: str,
-    resources: ResourceRequest,
+    resources: ResourceRequest | None,
+    gpus: int | None,
+    cpus: str | None,
+    mem: str | None,
+    where: str,
     labels: dict[str, str],
     force: bool,
     source: str,
+    dry_run: bool,
     output: str,
 ) -> None:
-    """Keep resources of one agent for a role, or for all roles that an expression covers.
+    """Keep resources for a role, or for all roles that an expression covers.
 
-    Takes what is free or offered (such offers are rescinded), never what a task holds. Prints what was reserved, with the
-    devices that were picked.
+    Of one agent, or of those that the master picks: the fewest that have enough, with the best-connected GPUs, and cliques of
+    NVLinks whole where that can be. Each GPU comes with its part of the CPUs and the memory. Takes what is free or offered (such
+    offers are rescinded), never what a task holds; all that is asked for, or nothing. Prints what was reserved, with the devices
+    that were picked.
     """
     _check_holder(role, roles)
-    view = ask(lambda client: client.reserve(agent, role, resources, labels, force=force, roles=roles, source=source))
-    out.print_one(view, LISTING, output)
+    asked = _asked(resources, gpus, cpus, mem)
+    response = ask(
+        lambda client: client.reserve_where(
+            roles, asked, where, role=role, agent=agent, source=source, labels=labels, force=force, dry_run=dry_run
+        )
+    )
+    _print(response, bool(agent), dry_run, "reserved", output)
 
 
 @click.command()
 @_what
 def unreserve(
-    role: str, roles: str, agent: str, resources: ResourceRequest, labels: dict[str, str], output: str
+    role: str,
+    roles: str,
+    agent: str,
+    resources: ResourceRequest | None,
+    gpus: int | None,
+    cpus: str | None,
+    mem: str | None,
+    where: str,
+    labels: dict[str, str],
+    dry_run: bool,
+    output: str,
 ) -> None:
-    """Give reserved resources back to everybody; only what no task holds."""
+    """Give reserved resources back; only what no task holds.
+
+    To everybody, or to whom they were reserved before. Of one agent, or of those that the master picks.
+    """
     _check_holder(role, roles)
-    view = ask(lambda client: client.unreserve(agent, role, resources, labels, roles=roles))
-    out.print_one(view, LISTING, output)
+    asked = _asked(resources, gpus, cpus, mem)
+    response = ask(
+        lambda client: client.unreserve_where(
+            roles, asked, where, role=role, agent=agent, labels=labels, dry_run=dry_run
+        )
+    )
+    _print(response, bool(agent), dry_run, "given back", output)
 
 
 @click.group()
@@ -123,8 +204,10 @@ def reservation() -> None:
 
 
 @reservation.command("ls")
+@click.option("--wide", is_flag=True, help="With the principals, and the roles known now that are covered.")
 @output_option
 @master_option
-def list_reservations(output: str) -> None:
+def list_reservations(wide: bool, output: str) -> None:
     """List all reservations and their devices."""
-    out.print_list(ask(lambda client: client.reservations()), LISTING, output)
+    listing = replace(LISTING, columns=LISTING.columns | LISTING.details) if wide else LISTING
+    out.print_list(ask(lambda client: client.reservations()), listing, output)

@@ -168,6 +168,60 @@ class OperatorClient:
         )
         return (await self._call("ReserveResources", request)).reservation  # type: ignore[no-any-return]
 
+    async def reserve_where(
+        self,
+        roles: str,
+        resources: ResourceRequest,
+        where: str = "",
+        *,
+        role: str = "",
+        agent: str = "",
+        source: str = "",
+        labels: Mapping[str, str] | None = None,
+        force: bool = False,
+        dry_run: bool = False,
+    ) -> operator_service_pb2.ReserveResourcesResponse:
+        """Keep resources for whom a role expression covers, on the agents and devices that the master picks among those that
+        predicates (`gpu.model=H100,rack=r1`) are true of: all that is asked for, or nothing. `dry_run`: only say which. `role`: a plain role, with empty `roles`.
+        """
+        request = operator_service_pb2.ReserveResourcesRequest(
+            request_id=_fresh_id(),
+            agent=agent,
+            role=role,
+            roles=roles,
+            resources=encode_request(resources),
+            labels=labels or {},
+            force=force,
+            source=source,
+            where=where,
+            dry_run=dry_run,
+        )
+        return await self._call("ReserveResources", request)  # type: ignore[no-any-return]
+
+    async def unreserve_where(
+        self,
+        roles: str,
+        resources: ResourceRequest,
+        where: str = "",
+        *,
+        role: str = "",
+        agent: str = "",
+        labels: Mapping[str, str] | None = None,
+        dry_run: bool = False,
+    ) -> operator_service_pb2.UnreserveResourcesResponse:
+        """Give back what is kept for a role expression, on the agents that the master picks. `dry_run`: only say which."""
+        request = operator_service_pb2.UnreserveResourcesRequest(
+            request_id=_fresh_id(),
+            agent=agent,
+            role=role,
+            roles=roles,
+            resources=encode_request(resources),
+            labels=labels or {},
+            where=where,
+            dry_run=dry_run,
+        )
+        return await self._call("UnreserveResources", request)  # type: ignore[no-any-return]
+
     async def unreserve(
         self,
         agent: str,

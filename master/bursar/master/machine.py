@@ -294,7 +294,7 @@ class MasterMachine:
         """One request of an operator; a repeat of one that changed something gets the first answer."""
         request = event.request
         request_id = getattr(request, "request_id", "")
-        mutating = isinstance(request, operators.MUTATING)
+        mutating = isinstance(request, operators.MUTATING) and not getattr(request, "dry_run", False)
         if mutating and request_id and self._answers is not None:
             remembered = self.cluster.durable.requests.get(request_id)
             if remembered is not None:

@@ -127,7 +127,7 @@ def answer(
             | op.RemoveRoleGroupRequest()
         ):
             result = _change(cluster, turn, request, principal)
-            if not isinstance(result, ErrorDetail):
+            if not isinstance(result, ErrorDetail) and not getattr(request, "dry_run", False):
                 action = type(request).__name__.removesuffix("Request")
                 turn.persist(Audited(turn.now.wall_ms, principal, action, repr(request)))
             return result
@@ -163,15 +163,9 @@ def _change(
             kill(cluster, turn, task, StatusReason.KILLED_BY_OPERATOR, request.grace_ms)
             return op.KillTaskResponse(views.task_view(cluster, task))
         case op.ReserveResourcesRequest():
-            agent = views.find_agent(cluster, request.agent)
-            return (
-                agent
-                if isinstance(agent, ErrorDetail)
-                else reservations.reserve(cluster, turn, agent, request, principal)
-            )
+            return reservations.reserve(cluster, turn, request, principal)
         case op.UnreserveResourcesRequest():
-            agent = views.find_agent(cluster, request.agent)
-            return agent if isinstance(agent, ErrorDetail) else reservations.unreserve(cluster, turn, agent, request)
+            return reservations.unreserve(cluster, turn, request)
         case op.SetFlagRequest():
             return _set_flag(cluster, turn, request.name, request.value)
         case op.UnsetFlagRequest():

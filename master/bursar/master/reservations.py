@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.ids import AgentId, OfferId
 from bursar.core.messages.operator import (
+    AgentState,
     ReservationView,
     ReserveResourcesRequest,
     ReserveResourcesResponse,
     UnreserveResourcesRequest,
     UnreserveResourcesResponse,
+)
+from bursar.core.predicates import (
+    AgentFacts,
+    Predicate,
+    is_about_devices,
+    matches,
+    matches_device,
+    parse_predicates,
 )
 from bursar.core.resources import (
     EMPTY,
@@ -23,6 +33,7 @@ from bursar.core.resources import (
     Resources,
     Stack,
     add_holdings,
+    holding_total,
     intersect_ports,
     subtract_holdings,
     subtract_ports,
@@ -44,9 +55,11 @@ from bursar.master.bundles import let_go
 from bursar.master.groups import expander, unknown_groups_problem
 from bursar.master.ledger import Books
 from bursar.master.offers import rescind
+from bursar.master.picking import Shortfall, Spot, choose
 from bursar.master.quotas import reserve_problem
 from bursar.master.records import ReservationsRecorded
 from bursar.master.state import Agent, Cluster, Turn
+from bursar.master.views import find_agent
 
 #: Up to this cost it is looked for whether an expression covers anything at all.
 MAX_SEARCHED = 500
@@ -117,13 +130,13 @@ def record(cluster: Cluster, turn: Turn, agent_id: AgentId) -> None:
 
 
 def reserve(
-    cluster: Cluster, turn: Turn, agent: Agent, request: ReserveResourcesRequest, principal: str
+    cluster: Cluster, turn: Turn, request: ReserveResourcesRequest, principal: str
 ) -> ReserveResourcesResponse | ErrorDetail:
-    """Reserve free or offered resources, rescinding only the offers that stand in the way (RSV-3).
+    """Reserve free or offered resources, rescinding only the offers that stand in the way (RSV-3); all that is asked for, or nothing.
 
     Without a source they are unreserved ones; with one they come from under its reservations, which are popped down to what the
-    new one may stand on (RSV-4). Devices that are free are preferred to offered ones; which ones are kept is decided here, and
-    never what a task holds.
+    new one may stand on (RSV-4). Which devices are kept is decided here, and without an agent also on which agents; never what a
+    task holds.
     """
     expression = read_holder_of(cluster, request.role, request.roles)
     if isinstance(expression, ErrorDetail):
@@ -132,61 +145,270 @@ def reserve(
         return error
     labels = tuple(sorted(request.labels.items()))
     level = Reservation(ReservationType.DYNAMIC, str(expression), principal, labels)
-    routes = _routes(cluster, agent, request.source, level, expression)
-    if isinstance(routes, ErrorDetail):
-        return routes
-    let_go(cluster, agent.agent_id)
-    found = _first_that_gives(cluster, agent, request.resources, list(routes))
+    found = _find_agents(cluster, request.agent, request.where)
     if isinstance(found, ErrorDetail):
         return found
-    source, in_the_way = found
-    target, role = routes[source], expression.plain
+    routes: dict[AgentId, dict[Stack, Stack]] = {}
+    problem: ErrorDetail | None = None
+    for agent in found.agents:
+        route = _routes(cluster, agent, request.source, level, expression)
+        if isinstance(route, ErrorDetail):
+            problem = route
+        else:
+            routes[agent.agent_id] = route
+    if not routes and problem is not None:
+        if problem.reason is ErrorReason.NOT_FOUND and not request.agent:
+            problem = replace(problem, message=f"no agent keeps anything for {request.source}{found.that_match}")
+        return problem
+    picked = _pick(cluster, found, routes, request.resources)
+    if isinstance(picked, ErrorDetail):
+        return picked
+    role = expression.plain
     # What is kept for an expression is charged to nobody until it is used.
     if role is not None and not request.force:
+        # All sources have the same owner.
+        source = picked[0].stack
         payer = plain_holder(source[-1].holder) if source else None
-        if error := reserve_problem(cluster, role, request.resources, in_the_way, payer):
+        going = [offer_id for pick in picked for offer_id in pick.in_the_way]
+        if error := reserve_problem(cluster, role, request.resources, going, payer):
             return error
-    rescind(cluster, turn, in_the_way, f"resources of {agent.info.hostname} were reserved to {level.holder}")
-    resources = _shift(cluster, turn, agent, source, target, request.resources)
-    turn.publish(
+    views, rescinded = _carry_out(
+        cluster,
+        turn,
+        picked,
+        routes,
+        request.dry_run,
+        f"reserved to {level.holder}",
         "resources_reserved",
-        f"{format_resources(resources)} of {agent.info.hostname} reserved to {level.holder}",
-        agent_id=agent.agent_id,
     )
-    return ReserveResourcesResponse(_view(cluster, agent, target, resources))
+    return ReserveResourcesResponse(views[0], views, rescinded)
 
 
 def unreserve(
-    cluster: Cluster, turn: Turn, agent: Agent, request: UnreserveResourcesRequest
+    cluster: Cluster, turn: Turn, request: UnreserveResourcesRequest
 ) -> UnreserveResourcesResponse | ErrorDetail:
-    """Pop the top level of somebody's dynamic reservations; only what no task holds."""
+    """Pop the top level of somebody's dynamic reservations; only what no task holds, and all that is asked for or nothing."""
     expression = read_unreserved_holder(request)
     if isinstance(expression, ErrorDetail):
         return expression
-    error = request_problem(request.resources)
-    if error is not None:
+    if error := request_problem(request.resources):
         return error
     labels = tuple(sorted(request.labels.items()))
-    stacks = [
-        stack
-        for stack in _stacks_of(cluster, agent, expression)
-        if stack in agent.reservations and (not labels or stack[-1].labels == labels)
-    ]
-    if not stacks:
-        return _nothing_kept(cluster, agent, expression)
-    let_go(cluster, agent.agent_id)
-    found = _first_that_gives(cluster, agent, request.resources, stacks)
+    found = _find_agents(cluster, request.agent, request.where)
     if isinstance(found, ErrorDetail):
         return found
-    stack, in_the_way = found
-    rescind(cluster, turn, in_the_way, f"resources of {agent.info.hostname} were unreserved")
-    resources = _shift(cluster, turn, agent, stack, stack[:-1], request.resources)
-    turn.publish(
+    routes: dict[AgentId, dict[Stack, Stack]] = {}
+    for agent in found.agents:
+        stacks = [
+            stack
+            for stack in _stacks_of(cluster, agent, expression)
+            if stack in agent.reservations and (not labels or stack[-1].labels == labels)
+        ]
+        if stacks:
+            routes[agent.agent_id] = {stack: stack[:-1] for stack in stacks}
+    if not routes:
+        return _nothing_kept(cluster, found, expression)
+    picked = _pick(cluster, found, routes, request.resources)
+    if isinstance(picked, ErrorDetail):
+        return picked
+    views, rescinded = _carry_out(
+        cluster,
+        turn,
+        picked,
+        routes,
+        request.dry_run,
+        f"given back by {expression}",
         "resources_unreserved",
-        f"{format_resources(resources)} of {agent.info.hostname} given back by {stack[-1].holder}",
-        agent_id=agent.agent_id,
     )
-    return UnreserveResourcesResponse(_view(cluster, agent, stack, resources))
+    return UnreserveResourcesResponse(views[0], views, rescinded)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The agents that a request is about."""
+
+    agents: tuple[Agent, ...]
+    #: Predicates on single devices: others are left where they are.
+    about_devices: tuple[Predicate, ...]
+    #: Whether one was named: then no other will do.
+    named: bool
+    #: For people: ` on the agents that …`.
+    that_match: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Picked:
+    """What to take of one bucket of one agent, and the offers that must be rescinded for it."""
+
+    agent: Agent
+    stack: Stack
+    request: ResourceRequest
+    in_the_way: tuple[OfferId, ...]
+
+
+def _find_agents(cluster: Cluster, name: str, where: str) -> _Found | ErrorDetail:
+    """One that is named, or all that are active; of these, those that predicates are true of."""
+    try:
+        predicates = parse_predicates(where, "where")
+    except InvalidText as error:
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, error.detail.message, error.detail.hint, "where")
+    if name:
+        agent = find_agent(cluster, name)
+        if isinstance(agent, ErrorDetail):
+            return agent
+        agents = [agent]
+    else:
+        agents = [agent for agent in cluster.agents.values() if agent.state is AgentState.ACTIVE]
+        agents.sort(key=lambda agent: (agent.info.hostname, agent.agent_id))
+    matching = [agent for agent in agents if all(_is_true(cluster, agent, predicate) for predicate in predicates)]
+    if not matching:
+        if not agents:
+            return ErrorDetail(
+                ErrorReason.INSUFFICIENT_RESOURCES, "no agent is active", "see `bursar agent ls`", "agent"
+            )
+        of = len(agents)
+        counts = ", ".join(
+            f"{predicate} of {sum(_is_true(cluster, agent, predicate) for agent in agents)}" for predicate in predicates
+        )
+        return ErrorDetail(
+            ErrorReason.INSUFFICIENT_RESOURCES,
+            f"no agent matches {where!r}: of {of} agent{'s' if of > 1 else ''}, {counts}",
+            "loosen the predicates; see `bursar agent show` and `bursar gpu ls`",
+            "where",
+        )
+    text = f" where {where}" if where else ""
+    return _Found(tuple(matching), tuple(filter(is_about_devices, predicates)), bool(name), text)
+
+
+def _is_true(cluster: Cluster, agent: Agent, predicate: Predicate) -> bool:
+    """Of an agent with all that it has; what is about devices, of any of them."""
+    if is_about_devices(predicate):
+        return any(matches_device(predicate, device) for device in agent.info.devices)
+    total = holding_total(cluster.ledger.books[agent.agent_id].total)
+    info = agent.info
+    return matches(predicate, AgentFacts(info.hostname, info.attributes, total.amounts(), info.devices))
+
+
+def _pick(
+    cluster: Cluster, found: _Found, routes: Mapping[AgentId, Mapping[Stack, Stack]], request: ResourceRequest
+) -> list[_Picked] | ErrorDetail:
+    """What to take of which buckets; changes nothing."""
+    agents = [agent for agent in found.agents if agent.agent_id in routes]
+    if found.named and not found.about_devices:
+        (agent,) = agents
+        given = _first_that_gives(cluster, agent, request, list(routes[agent.agent_id]))
+        if isinstance(given, ErrorDetail):
+            return given
+        stack, offers = given
+        return [_Picked(agent, stack, request, tuple(offers))]
+    by_id = {agent.agent_id: agent for agent in agents}
+    spots = [
+        _spot(cluster, agent, stack, found.about_devices, order)
+        for order, agent in enumerate(agents)
+        for stack in routes[agent.agent_id]
+    ]
+    choices = choose(spots, request)
+    if isinstance(choices, Shortfall):
+        return _shortfall_problem(found, by_id, request, choices)
+    picked = []
+    for choice in choices:
+        agent, stack = by_id[choice.spot.agent_id], choice.spot.stack
+        in_the_way = _offers_to_rescind(cluster, agent, choice.request, stack, _free(cluster, agent, stack))
+        if isinstance(in_the_way, ErrorDetail):
+            return in_the_way
+        picked.append(_Picked(agent, stack, choice.request, tuple(in_the_way)))
+    return picked
+
+
+def _spot(cluster: Cluster, agent: Agent, stack: Stack, about_devices: Sequence[Predicate], order: int) -> Spot:
+    books = cluster.ledger.books[agent.agent_id]
+    offered = sum_resources(entry.holding[stack] for entry in books.offered.values() if stack in entry.holding)
+    free, held = _free(cluster, agent, stack), books.allocated_in(stack)
+    if about_devices:
+        suit = frozenset(
+            uuid
+            for uuid, device in agent.devices.items()
+            if all(matches_device(predicate, device) for predicate in about_devices)
+        )
+        free, offered, held = (
+            Resources(part.scalars, part.ports, part.devices & suit) for part in (free, offered, held)
+        )
+    return Spot(agent.agent_id, stack, free, offered, held, agent.devices, order)
+
+
+def _free(cluster: Cluster, agent: Agent, stack: Stack) -> Resources:
+    """What is free of a bucket, with what is held for a gang: an operator has the better right."""
+    books = cluster.ledger.books[agent.agent_id]
+    return books.free.get(stack, EMPTY) + books.gang_hold.get(stack, EMPTY)
+
+
+def _shortfall_problem(
+    found: _Found, agents: Mapping[AgentId, Agent], request: ResourceRequest, short: Shortfall
+) -> ErrorDetail:
+    """What is lacking, and the closest that can be had."""
+    where = f"{len(agents)} agents" if len(agents) > 1 else next(iter(agents.values())).info.hostname
+    reason = ErrorReason.RESOURCES_IN_USE if short.in_use else ErrorReason.INSUFFICIENT_RESOURCES
+    in_use = "; tasks hold the rest, and are never touched" if short.in_use else ""
+    says = f"{format_request(request)} cannot be had of {where}{found.that_match}"
+    if short.closest:
+        shown = [
+            f"{agents[spot.agent_id].info.hostname} {format_request(part)}" for spot, part in short.spots[:_MAX_SHOWN]
+        ]
+        more = f" and {len(short.spots) - _MAX_SHOWN} more" if len(short.spots) > _MAX_SHOWN else ""
+        return ErrorDetail(
+            reason,
+            f"{says}: the closest is {format_request(short.closest)} ({', '.join(shown)}{more}){in_use}",
+            "ask for that, or loosen --where",
+            "resources",
+        )
+    return ErrorDetail(
+        reason,
+        f"{says}: nothing of the kind is free or offered there{in_use}",
+        "ask for less of each kind; see `bursar agent ls` and `bursar reservation ls`",
+        "resources",
+    )
+
+
+#: Agents that a message names at most.
+_MAX_SHOWN = 5
+
+
+def _carry_out(
+    cluster: Cluster,
+    turn: Turn,
+    picked: Sequence[_Picked],
+    routes: Mapping[AgentId, Mapping[Stack, Stack]],
+    dry_run: bool,
+    what: str,
+    kind: str,
+) -> tuple[tuple[ReservationView, ...], int]:
+    """Rescind and move, or only say what would be moved."""
+    views = []
+    rescinded = 0
+    for pick in picked:
+        agent, source = pick.agent, pick.stack
+        target = routes[agent.agent_id][source]
+        books = cluster.ledger.books[agent.agent_id]
+        # What was given back is shown as the reservation that it was.
+        shown = source if kind == "resources_unreserved" else target
+        if dry_run:
+            offers = [books.offered[offer_id].holding[source] for offer_id in pick.in_the_way]
+            pool = sum_resources([_free(cluster, agent, source), *offers])
+            part = carve({source: pool}, pick.request, agent.devices)
+            assert part is not None, pick
+            resources = part[source]
+            rescinded += len(pick.in_the_way)
+        else:
+            let_go(cluster, agent.agent_id)
+            done = "unreserved" if kind == "resources_unreserved" else what
+            why = f"resources of {agent.info.hostname} were {done}"
+            rescinded += rescind(cluster, turn, pick.in_the_way, why)
+            resources = _shift(cluster, turn, agent, source, target, pick.request)
+            turn.publish(
+                kind, f"{format_resources(resources)} of {agent.info.hostname} {what}", agent_id=agent.agent_id
+            )
+        views.append(_view(cluster, agent, shown, resources))
+    return tuple(views), rescinded
 
 
 def refine(cluster: Cluster, source: Stack, level: Reservation, expression: RoleExpression) -> Stack | ErrorDetail:
@@ -257,11 +479,16 @@ def _stacks_of(cluster: Cluster, agent: Agent, holder: RoleExpression) -> list[S
     return [stack for stack in sorted(total) if stack and read_holder(stack[-1].holder) == holder]
 
 
-def _nothing_kept(cluster: Cluster, agent: Agent, expression: RoleExpression) -> ErrorDetail:
-    static = any(stack[-1].type is ReservationType.STATIC for stack in _stacks_of(cluster, agent, expression))
+def _nothing_kept(cluster: Cluster, found: _Found, expression: RoleExpression) -> ErrorDetail:
+    static = any(
+        stack[-1].type is ReservationType.STATIC
+        for agent in found.agents
+        for stack in _stacks_of(cluster, agent, expression)
+    )
+    who = found.agents[0].info.hostname if found.named else f"no agent{found.that_match}"
     return ErrorDetail(
         ErrorReason.NOT_FOUND,
-        f"{agent.info.hostname} keeps nothing for {expression} that could be unreserved",
+        f"{who} keeps {'nothing' if found.named else 'anything'} for {expression} that could be unreserved",
         "this reservation is static: change the agent's --resources and restart it"
         if static
         else "see `bursar reservation ls`",
@@ -274,9 +501,8 @@ def _first_that_gives(
 ) -> tuple[Stack, list[OfferId]] | ErrorDetail:
     """The first bucket that has what is asked for, and the offers that must be rescinded for it; or what the last one lacks."""
     problem: ErrorDetail | None = None
-    books = cluster.ledger.books[agent.agent_id]
     for stack in stacks:
-        in_the_way = _offers_to_rescind(cluster, agent, request, stack, books.free.get(stack, EMPTY))
+        in_the_way = _offers_to_rescind(cluster, agent, request, stack, _free(cluster, agent, stack))
         if not isinstance(in_the_way, ErrorDetail):
             return stack, in_the_way
         problem = in_the_way

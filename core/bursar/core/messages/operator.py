@@ -473,6 +473,8 @@ class ReserveResourcesRequest:
     force: bool = False
     roles: str = ""
     source: str = ""
+    where: str = ""
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -480,6 +482,8 @@ class ReserveResourcesResponse:
     """What was reserved."""
 
     reservation: ReservationView
+    reservations: tuple[ReservationView, ...] = ()
+    rescinded_offers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,6 +496,8 @@ class UnreserveResourcesRequest:
     resources: ResourceRequest
     labels: Mapping[str, str] = field(default_factory=dict)
     roles: str = ""
+    where: str = ""
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,6 +505,8 @@ class UnreserveResourcesResponse:
     """What was unreserved."""
 
     reservation: ReservationView
+    reservations: tuple[ReservationView, ...] = ()
+    rescinded_offers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
