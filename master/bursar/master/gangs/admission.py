@@ -1,0 +1,106 @@
+"""Which gangs are refused at once: those that are not well formed, and those that this cluster could never hold."""
+
+from __future__ import annotations
+
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import id_problem
+from bursar.core.messages.gangs import RequestGang
+from bursar.core.text import format_duration
+from bursar.master.allocator.gangs import Spot, fits, missing_of, place_somewhere, room_for
+from bursar.master.bundles import Gang
+from bursar.master.gangs.room import capacity_of, permitted
+from bursar.master.reservations import request_problem
+from bursar.master.state import Cluster, Framework
+
+MAX_GROUPS = 16
+#: A bundle is one message: as many fit into it.
+MAX_TASKS = 1024
+MAX_GPUS = 8192
+MIN_TTL_MS = 1000
+MAX_TTL_MS = 30 * 86_400_000
+MAX_GANGS_PER_FRAMEWORK = 100
+
+
+def form_problem(cluster: Cluster, framework: Framework, call: RequestGang) -> ErrorDetail | None:
+    """Say what is wrong with the words of a request."""
+
+    def invalid(what: str, hint: str, field: str) -> ErrorDetail:
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, what, hint, field)
+
+    if problem := id_problem(call.gang_id):
+        return invalid(f"gang_id: {problem}", "choose an id for each gang", "gang_id")
+    if call.role not in framework.info.roles:
+        return invalid(f"{call.role!r} is not a role of the framework", "name one of its roles", "role")
+    if not 1 <= len(call.groups) <= MAX_GROUPS:
+        return invalid(
+            f"a gang has at least one group and at most {MAX_GROUPS}, not {len(call.groups)}",
+            "put equal tasks into one group",
+            "groups",
+        )
+    for index, group in enumerate(call.groups):
+        if group.count < 1:
+            return invalid("a group has at least one task", "leave the group out", f"groups[{index}].count")
+        if error := request_problem(group.resources, f"groups[{index}].resources"):
+            return error
+        if group.resources.devices:
+            return invalid("a gang asks for GPUs by number, not by name", "write gpus:N", f"groups[{index}].resources")
+    tasks = sum(group.count for group in call.groups)
+    gpus = sum(group.count * group.resources.gpus for group in call.groups)
+    if tasks > MAX_TASKS or gpus > MAX_GPUS:
+        return invalid(
+            f"a gang has at most {MAX_TASKS} tasks and {MAX_GPUS} GPUs, not {tasks} and {gpus}",
+            "ask for fewer, larger tasks, or for several gangs",
+            "groups",
+        )
+    if not MIN_TTL_MS <= call.ttl_ms <= MAX_TTL_MS:
+        return invalid(
+            f"a gang waits for at least {format_duration(MIN_TTL_MS)} and at most {format_duration(MAX_TTL_MS)},"
+            f" not {call.ttl_ms} ms",
+            "choose another ttl_ms",
+            "ttl_ms",
+        )
+    if len(call.topology.same_attribute) > 255:
+        return invalid("the name of an attribute is too long", "name one such as rack", "topology.same_attribute")
+    mine = sum(key.framework_id == framework.framework_id for key in cluster.gangs.by_key)
+    if mine >= MAX_GANGS_PER_FRAMEWORK:
+        return invalid(f"{mine} gangs of the framework wait already", "cancel some, or ask later", "gang_id")
+    return None
+
+
+def never_fits(cluster: Cluster, framework: Framework, gang: Gang) -> ErrorDetail | None:
+    """Say what is missing if a gang could not start on the whole cluster, empty; agents that are away count."""
+    groups, attribute = gang.request.groups, gang.request.topology.same_attribute
+    seen = [agent for agent, _ in permitted(cluster, framework, gang.request.role, cluster.agents_in_order)]
+    spots: dict[str | int | None, list[Spot]] = {}
+    for agent in seen:
+        value = agent.info.attributes.get(attribute) if attribute else None
+        if not attribute or value is not None:
+            room = capacity_of(cluster, gang, agent)
+            counts = tuple([fits(room, group.resources) for group in groups])
+            spots.setdefault(value, []).append(Spot(agent.agent_id, agent.order, {}, room, counts, value))
+    field = "groups"
+    if place_somewhere(groups, spots) is not None:
+        return None
+    if not seen:
+        hidden = len(cluster.agents)
+        why = f"none of the {hidden} agents may be offered to the framework" if hidden else "there are no agents"
+    elif not spots:
+        why, field = f"no agent has the attribute {attribute}", "topology.same_attribute"
+    else:
+        all_spots = [spot for some in spots.values() for spot in some]
+        why = missing_of(groups, [spot.room for spot in all_spots])
+        if not why and attribute:
+            # Together they are enough, so no value alone is: the one that comes the nearest.
+            best = max(spots, key=lambda value: (room_for(groups, {value: spots[value]}), str(value)))
+            there = missing_of(groups, [spot.room for spot in spots[best]])
+            why, field = f"no {attribute} has enough; on {attribute} {best}, {there}", "topology.same_attribute"
+        if not why:
+            why = f"{room_for(groups, spots)} of its {gang.tasks} tasks have room"
+        if len(seen) < len(cluster.agents):
+            why += f"; {len(cluster.agents) - len(seen)} more agents may not be offered to it: see `bursar explain`"
+    return ErrorDetail(
+        ErrorReason.INSUFFICIENT_RESOURCES,
+        f"the gang could never start in this cluster: {why}",
+        "ask for less, or add agents",
+        field,
+    )

@@ -1,0 +1,118 @@
+"""Withholding for a gang what it can use of what becomes free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bursar.core.devices import Device, pick_connected
+from bursar.core.ids import AgentId, DeviceUuid
+from bursar.core.messages.gangs import GangGroup
+from bursar.core.resources import EMPTY, Resources, Stack, holding_contains, holding_total, intersect_ports
+from bursar.master.allocator.gangs import Cliques, HoldPlan, Room, pick_clique, plan_hold
+from bursar.master.bundles import Gang
+from bursar.master.gangs.limits import limit_left_in_the_way, within_quota
+from bursar.master.gangs.room import available_on, by_value, capacity_of, cliques_on
+from bursar.master.state import Agent, Cluster
+
+
+def hold(cluster: Cluster, gang: Gang) -> bool:
+    """Withhold what a gang can use of what is free; say whether it may hold at all: with everything free, it would fit."""
+    assert gang.spots is not None
+    groups = gang.request.groups
+
+    def capacity(agent_id: AgentId) -> Room:
+        room = gang.capacities.get(agent_id)
+        if room is None:
+            room = gang.capacities[agent_id] = capacity_of(cluster, gang, cluster.agents[agent_id])
+        return room
+
+    best: HoldPlan | None = None
+    for _, spots in sorted(by_value(gang).items(), key=lambda item: str(item[0])):
+        plan = plan_hold(groups, spots, capacity)
+        if not plan.homeless and (best is None or plan.tasks > best.tasks):
+            best = plan
+    if best is None:
+        gang.hindrance = "agents that it needs are away or were changed"
+        return False
+    wanted: dict[AgentId, dict[Stack, Resources]] = {}
+    if gang.at_quota or (cluster.shares.quota_kinds and limit_left_in_the_way(cluster, gang)):
+        return False
+    for agent_id in (*best.filled, *(agent_id for agent_id in best.filling if agent_id not in best.filled)):
+        if holding := _part_to_hold(cluster, gang, cluster.agents[agent_id], best):
+            if cluster.shares.quota_kinds and within_quota(cluster, gang, (*wanted.values(), holding)):
+                # The rest is kept for guarantees.
+                continue
+            wanted[agent_id] = holding
+    for agent_id in sorted(cluster.ledger.gang_holds | wanted.keys()):
+        books = cluster.ledger.books[agent_id]
+        before, after = books.gang_hold, wanted.get(agent_id, {})
+        cluster.ledger.hold_for_gang(agent_id, after)
+        if not holding_contains(after, before):
+            cluster.touch(agent_id)
+        if agent_id in gang.spots:
+            # All in all it has what it had.
+            gang.spots[agent_id].free = books.free
+    return True
+
+
+def _part_to_hold(cluster: Cluster, gang: Gang, agent: Agent, plan: HoldPlan) -> dict[Stack, Resources]:
+    """What an agent has of what the tasks of a plan need there."""
+    available = available_on(cluster, gang, agent.agent_id)
+    groups = gang.request.groups
+    none = (0,) * len(groups)
+    filled, filling = plan.filled.get(agent.agent_id, none), plan.filling.get(agent.agent_id, none)
+    counts = [now + later for now, later in zip(filled, filling, strict=True)]
+    stacks = sorted(available, key=lambda stack: (-len(stack), stack))
+    result: dict[Stack, Resources] = {}
+
+    def take(stack: Stack, part: Resources) -> None:
+        result[stack] = result.get(stack, EMPTY) + part
+
+    needed: dict[str, int] = {}
+    for group, count in zip(groups, counts, strict=True):
+        for kind, amount in group.resources.scalars.items():
+            needed[kind] = needed.get(kind, 0) + amount * count
+        if count and group.resources.ports:
+            for stack in stacks:
+                if common := intersect_ports(group.resources.ports, available[stack].ports):
+                    take(stack, Resources(ports=common))
+    for kind, amount in needed.items():
+        for stack in stacks:
+            there = min(amount, available[stack].scalars.get(kind, 0))
+            if there > 0:
+                take(stack, Resources({kind: there}))
+                amount -= there
+    cliques = cliques_on(cluster, agent) if gang.request.topology.nvlink_clique else None
+    devices = _devices_to_hold(holding_total(available).devices, groups, filled, filling, cliques, agent.devices)
+    for stack in stacks:
+        if part := available[stack].devices & devices:
+            take(stack, Resources(devices=part))
+    return result
+
+
+def _devices_to_hold(
+    free: frozenset[DeviceUuid],
+    groups: Sequence[GangGroup],
+    filled: Sequence[int],
+    filling: Sequence[int],
+    cliques: Cliques | None,
+    devices: Mapping[DeviceUuid, Device],
+) -> frozenset[DeviceUuid]:
+    wanted = sum(
+        group.resources.gpus * (now + later) for group, now, later in zip(groups, filled, filling, strict=True)
+    )
+    if wanted >= len(free):
+        return free
+    if cliques is None or not wanted:
+        return frozenset(pick_connected(free, wanted, devices))
+    rest = free
+    for group, now, later in zip(groups, filled, filling, strict=True):
+        for task in range(now + later if group.resources.gpus else 0):
+            if task < now:
+                picked = frozenset(pick_clique(rest, cliques, devices, group.resources.gpus))
+            else:
+                # It fills where most is there already.
+                part = max((clique & rest for clique in cliques), key=lambda part: (len(part), min(part, default="")))
+                picked = frozenset(sorted(part)[: group.resources.gpus])
+            rest -= picked
+    return free - rest

@@ -1,0 +1,97 @@
+"""Whose turn it is: gangs in one line, served before single offers; and what time does to them."""
+
+from __future__ import annotations
+
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.messages.gangs import GangState
+from bursar.core.text import format_duration
+from bursar.master.allocator.gangs import room_for
+from bursar.master.bundles import Gang, forget_gang, release_hold, tell
+from bursar.master.gangs.holding import hold
+from bursar.master.gangs.limits import client_of
+from bursar.master.gangs.offering import offer_bundle
+from bursar.master.gangs.room import by_value, look, places_of
+from bursar.master.state import Cluster, Turn
+
+#: Gangs that are looked at when something changes; those behind them in line wait.
+MAX_CONSIDERED = 8
+
+
+def serve(cluster: Cluster, turn: Turn, *, full: bool) -> None:
+    """Make bundles for those that fit, and hold for the first that does not. Before the cycle: it offers what is left."""
+    gangs = cluster.gangs
+    dirty = None if cluster.all_dirty else set(cluster.dirty)
+    line = line_up(cluster)
+    for gang in line[MAX_CONSIDERED:]:
+        gang.spots = None
+    line = line[:MAX_CONSIDERED]
+    for gang in line:
+        if dirty is None:
+            gang.spots = None
+        look(cluster, gang, dirty or (), sweep=full)
+        places = places_of(cluster, gang)
+        if places is not None:
+            offer_bundle(cluster, turn, gang, places)
+    line = [gang for gang in line if not gang.bundle_id]
+    now_ms = turn.now.monotonic_ms
+    if gangs.holder is not None and not hold(cluster, gangs.holder):
+        release_hold(cluster)
+    for gang in line:
+        if gangs.holder is not None:
+            return
+        if gang.rests_until_ms <= now_ms and hold(cluster, gang):
+            gangs.holder = gang
+            until_ms = now_ms + cluster.flags.duration_ms("gang-hold-timeout")
+            cluster.deadlines.set(("gang-hold", str(gang.number)), until_ms)
+            turn.publish(
+                "gang_hold_began",
+                f"what gang {gang.key.gang_id} needs is withheld for it as it becomes free",
+                framework_id=gang.key.framework_id,
+            )
+
+
+def line_up(cluster: Cluster) -> list[Gang]:
+    """Gangs that wait, in the order in which they are served: the one that holds; then by turns, fair share and age."""
+    gangs = cluster.gangs
+    waiting = [gang for gang in gangs.by_key.values() if not gang.bundle_id]
+    if len(waiting) < 2:
+        return waiting
+    standing = {gang.number: cluster.shares.standing(client_of(gang)) for gang in waiting}
+    return sorted(waiting, key=lambda gang: (gang is not gangs.holder, gang.turns, standing[gang.number], gang.number))
+
+
+def expire(cluster: Cluster, turn: Turn, number: int) -> bool:
+    """A gang has waited for as long as it wanted; return whether others must be looked at."""
+    gang = cluster.gangs.by_number.get(number)
+    if gang is None or gang.bundle_id:
+        return False
+    look(cluster, gang, ())
+    assert gang.spots is not None
+    why = gang.hindrance or f"{room_for(gang.request.groups, by_value(gang))} of its {gang.tasks} tasks had room"
+    detail = ErrorDetail(
+        ErrorReason.INSUFFICIENT_RESOURCES,
+        f"no bundle within {format_duration(gang.request.ttl_ms)}: {why}",
+        "ask again, for longer or for less",
+        "ttl_ms",
+    )
+    forget_gang(cluster, gang)
+    tell(cluster, turn, gang, GangState.EXPIRED, detail)
+    return True
+
+
+def turn_over(cluster: Cluster, turn: Turn, number: int) -> bool:
+    """A gang has held for as long as it may, or has rested for as long; return whether others must be looked at."""
+    gang = cluster.gangs.by_number.get(number)
+    if gang is None:
+        return False
+    if cluster.gangs.holder is gang:
+        release_hold(cluster)
+        gang.turns += 1
+        gang.rests_until_ms = turn.now.monotonic_ms + cluster.flags.duration_ms("gang-hold-timeout")
+        cluster.deadlines.set(("gang-hold", str(number)), gang.rests_until_ms)
+        turn.publish(
+            "gang_hold_ended",
+            f"gang {gang.key.gang_id} held for as long as it may, and rests",
+            framework_id=gang.key.framework_id,
+        )
+    return True
