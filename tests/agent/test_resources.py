@@ -17,6 +17,7 @@ from bursar.agent.resources import (
     discover_host,
     resolve_resources,
 )
+from bursar.core.device_names import device_name
 from bursar.core.devices import Device
 from bursar.core.errors import InvalidText
 from bursar.core.ids import AgentId, DeviceUuid
@@ -141,3 +142,28 @@ def test_this_machine_can_be_discovered(tmp_path: Path) -> None:
     assert 0 < host.mem_bytes <= psutil.virtual_memory().total
     assert host.disk_bytes > 0
     assert resolve_resources("", host, ()).resources
+
+
+FPGAS = [Device(device_name("fpgas", f"slot-{index}"), "fpgas", index=index) for index in range(3)]
+
+
+def test_other_kinds_of_devices_are_discovered_declared_and_reserved_as_gpus_are() -> None:
+    everything = resolve("", [*GPUS, *FPGAS])
+    assert (bucket(everything).gpus, bucket(everything).amount("fpgas")) == (4, 3000)
+    assert everything.devices == (*GPUS[:1], *FPGAS[:1], *GPUS[1:2], *FPGAS[1:2], *GPUS[2:3], *FPGAS[2:3], *GPUS[3:])
+    some = resolve("gpus(ml):1;fpgas(ml):1;fpgas:1", [*GPUS, *FPGAS])
+    assert bucket(some, "ml").devices == {UUIDS[0], FPGAS[0].uuid}
+    assert bucket(some).devices == {FPGAS[1].uuid}
+    assert some.assignment == {"ml": (FPGAS[0].uuid, UUIDS[0])}
+    again = resolve("gpus(ml):1;fpgas(ml):1;fpgas:1", [*GPUS, *FPGAS], {"ml": [FPGAS[2].uuid, UUIDS[3]]})
+    assert bucket(again, "ml").devices == {UUIDS[3], FPGAS[2].uuid}
+
+
+@pytest.mark.parametrize(("text", "why"), [("fpgas:4", "4 fpgas are declared, but 3"), ("fpgas:0.5", "are devices")])
+def test_more_or_parts_of_other_devices_cannot_be_declared(text: str, why: str) -> None:
+    with pytest.raises(InvalidText, match=why):
+        resolve(text, FPGAS)
+
+
+def test_a_kind_without_devices_is_a_plain_amount() -> None:
+    assert bucket(resolve("licences:3")).scalars["licences"] == 3000

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from bursar.core.device_names import device_kind
 from bursar.core.devices import Device
 from bursar.core.errors import InvalidText
 from bursar.core.ids import DeviceUuid
@@ -118,13 +119,12 @@ def resolve_resources(
     items = parse_resources(text)
     named = {item.kind for item in items}
     items += [item for item in _discovered(host, devices) if item.kind not in named]
-    pick = _Pick(sorted(devices, key=lambda device: device.index))
-    given = _assign_devices([item for item in items if item.kind == GPUS], pick, len(devices), recorded or {})
+    given, warnings = _assign_kinds(items, devices, recorded or {})
     holding: dict[Stack, Resources] = {}
     ports: Ports = ()
     for item in items:
-        if item.kind == GPUS:
-            part = Resources(devices=frozenset(device.uuid for device in given[item.holder]))
+        if item.kind in given:
+            part = Resources(devices=frozenset(device.uuid for device in given[item.kind][item.holder]))
         elif item.kind == PORTS:
             if twice := intersect_ports(ports, item.ports):
                 raise InvalidText(
@@ -135,12 +135,17 @@ def resolve_resources(
         else:
             part = Resources({item.kind: item.amount} if item.amount else {})
         holding = add_holdings(holding, {_stack(item.holder): part})
-    chosen = {device.uuid for part in given.values() for device in part}
+    chosen = {device.uuid for kind in given.values() for part in kind.values() for device in part}
+    assignment: dict[str, tuple[DeviceUuid, ...]] = {}
+    for _, kind in sorted(given.items()):
+        for role, part_of_kind in kind.items():
+            if role and part_of_kind:
+                assignment[role] = (*assignment.get(role, ()), *(device.uuid for device in part_of_kind))
     return ResolvedResources(
         resources=to_reserved(holding),
         devices=tuple(device for device in sorted(devices, key=lambda one: one.index) if device.uuid in chosen),
-        assignment={role: tuple(device.uuid for device in part) for role, part in given.items() if role and part},
-        warnings=(*_excess(items, host), *pick.warnings),
+        assignment=assignment,
+        warnings=(*_excess(items, host), *warnings),
     )
 
 
@@ -154,7 +159,7 @@ def _discovered(host: HostResources, devices: Sequence[Device]) -> list[Resource
         ResourceText(CPUS, None, host.cpus_milli),
         ResourceText(MEM, None, _whole_mib(after_reserve(host.mem_bytes, SYSTEM_RESERVE_MEM_BYTES))),
         ResourceText(DISK, None, _whole_mib(after_reserve(host.disk_bytes, SYSTEM_RESERVE_DISK_BYTES))),
-        ResourceText(GPUS, None, len(devices) * MILLI),
+        *(ResourceText(kind, None, len(found) * MILLI) for kind, found in _by_kind(devices).items()),
         ResourceText(PORTS, None, 0, host.ports),
     ]
 
@@ -163,16 +168,41 @@ def _stack(holder: str | None) -> Stack:
     return UNRESERVED if holder is None else (Reservation(ReservationType.STATIC, holder),)
 
 
+def _by_kind(devices: Iterable[Device]) -> dict[str, list[Device]]:
+    """Devices by kind, each by index; GPUs are always a kind of devices, also where there are none."""
+    found: dict[str, list[Device]] = {GPUS: []}
+    for device in sorted(devices, key=lambda one: one.index):
+        found.setdefault(device.kind, []).append(device)
+    return found
+
+
+def _assign_kinds(
+    items: Sequence[ResourceText], devices: Iterable[Device], recorded: Mapping[str, Sequence[DeviceUuid]]
+) -> tuple[dict[str, dict[str | None, list[Device]]], list[str]]:
+    """The devices of each kind for each holder, and warnings. Raises InvalidText."""
+    given: dict[str, dict[str | None, list[Device]]] = {}
+    warnings: list[str] = []
+    for kind, found in _by_kind(devices).items():
+        mine = [item for item in items if item.kind == kind]
+        if any(item.amount % MILLI for item in mine):
+            raise InvalidText(f"resources: {kind} are devices on this machine", "declare a whole number of them")
+        pick = _Pick(found)
+        before = {role: [uuid for uuid in uuids if device_kind(uuid) == kind] for role, uuids in recorded.items()}
+        given[kind] = _assign_devices(kind, mine, pick, len(found), before)
+        warnings += pick.warnings
+    return given, warnings
+
+
 def _assign_devices(
-    items: Iterable[ResourceText], pick: _Pick, total: int, recorded: Mapping[str, Sequence[DeviceUuid]]
+    kind: str, items: Iterable[ResourceText], pick: _Pick, total: int, recorded: Mapping[str, Sequence[DeviceUuid]]
 ) -> dict[str | None, list[Device]]:
     """Devices for each holder: first what each had, then the first free ones in the order of the text."""
     counts = {item.holder: item.amount // MILLI for item in items}
     wanted = sum(counts.values())
     if wanted > total:
         raise InvalidText(
-            f"resources: {wanted} gpus are declared, but {total} are there",
-            "declare at most those, or leave gpus out to offer all that are found",
+            f"resources: {wanted} {kind} are declared, but {total} are there",
+            f"declare at most those, or leave {kind} out to offer all that are found",
         )
     given: dict[str | None, list[Device]] = {}
     there = {device.uuid for device in pick.free}
@@ -189,7 +219,8 @@ def _assign_devices(
         given[role] += pick.take(count - len(given[role]))
     if pick.free and counts and None not in counts:
         pick.warnings.append(
-            f"{len(pick.free)} of {total} GPUs are in no reservation and hidden: add gpus:{len(pick.free)} to offer them to all"
+            f"{len(pick.free)} of {total} {'GPUs' if kind == GPUS else kind} are in no reservation and hidden:"
+            f" add {kind}:{len(pick.free)} to offer them to all"
         )
     return given
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
 
+from bursar.core.device_names import device_kind, devices_of_kind, gpus_among, parent_of, weight_milli
 from bursar.core.errors import InvalidText
 from bursar.core.ids import DeviceUuid
 from bursar.core.role_expressions import RoleExpression, read_holder
@@ -159,18 +160,43 @@ class Resources:
         return self.minus_saturating(self.minus_saturating(other))
 
     def amount(self, kind: str) -> int:
-        """Amount of one kind in its integer unit; GPUs count 1000 each, ports as their number."""
+        """Amount of one kind in its integer unit; devices count 1000 each, ports as their number."""
         if kind == GPUS:
-            return MILLI * len(self.devices)
+            return MILLI * len(gpus_among(self.devices))
         if kind == PORTS:
             return sum(len(span) for span in self.ports)
-        return self.scalars.get(kind, 0)
+        found = self.scalars.get(kind)
+        if found is None:
+            return MILLI * len(devices_of_kind(self.devices, kind)) if self.devices else 0
+        return found
+
+    @property
+    def gpus(self) -> int:
+        """Number of whole GPUs."""
+        return len(gpus_among(self.devices))
 
     def amounts(self) -> Mapping[str, int]:
-        """All scalar kinds, GPUs among them: what fair share and quota see. Ports are not in it."""
+        """All scalar kinds, devices among them: what fair share and quota see. Ports are not in it.
+
+        Slices and shares count as themselves and as their thousandths of `gpus`, except where their card is there too: as views of one
+        thing they count once.
+        """
         if not self.devices:
             return self.scalars
+        for uuid in self.devices:
+            if "/" in uuid:
+                return {**self.scalars, **_device_amounts(self.devices)}
         return {**self.scalars, GPUS: MILLI * len(self.devices)}
+
+
+def _device_amounts(devices: frozenset[DeviceUuid]) -> dict[str, int]:
+    amounts: dict[str, int] = {}
+    for uuid in devices:
+        kind = device_kind(uuid)
+        amounts[kind] = amounts.get(kind, 0) + MILLI
+        if (weight := weight_milli(uuid)) and parent_of(uuid) not in devices:
+            amounts[GPUS] = amounts.get(GPUS, 0) + weight
+    return amounts
 
 
 EMPTY = Resources()
@@ -186,9 +212,9 @@ def sum_resources(parts: Iterable[Resources]) -> Resources:
 
 @dataclass(frozen=True, slots=True)
 class ResourceRequest:
-    """Resources asked for: GPUs are a count, unless particular devices are named."""
+    """Resources asked for: devices are a count, unless particular ones are named."""
 
-    #: kind → thousandths or bytes; never `gpus`.
+    #: kind → thousandths or bytes; never `gpus`. Device kinds of other names are in it, 1000 for each device.
     scalars: Mapping[str, int] = field(default_factory=lambda: _EMPTY)
     ports: Ports = ()
     #: Whole GPUs, the named ones included.
@@ -204,16 +230,18 @@ class ResourceRequest:
 
     @property
     def gpu_count(self) -> int:
-        """How many GPUs are wanted in all."""
-        return max(self.gpus, len(self.devices))
+        """How many whole GPUs are wanted in all."""
+        if not self.devices:
+            return self.gpus
+        return max(self.gpus, sum("/" not in uuid for uuid in self.devices))
 
     def fits_in(self, resources: Resources) -> bool:
         """Say whether `resources` are enough, whichever devices are picked."""
         available = resources.scalars
         for kind, amount in self.scalars.items():
-            if available.get(kind, 0) < amount:
+            if available.get(kind, 0) < amount and (not resources.devices or resources.amount(kind) < amount):
                 return False
-        if self.gpu_count > len(resources.devices):
+        if self.gpu_count > len(resources.devices) or self.gpu_count > resources.gpus:
             return False
         if self.devices and not resources.devices.issuperset(self.devices):
             return False

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from bursar.core.device_names import device_kind
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId, id_problem
 from bursar.core.resources import ReservedResources, ResourceRequest
 
@@ -191,6 +192,8 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
         return "resources.device_uuids", "a device is named twice"
     if request.gpus and request.devices and request.gpus != len(request.devices):
         return "resources.gpus", f"{request.gpus} GPUs are asked for, but {len(request.devices)} are named"
+    if twice := {device_kind(uuid) for uuid in request.devices} & request.scalars.keys():
+        return f"resources.{min(twice)}", f"{min(twice)} are asked for by number and by name: name them all, or none"
     for kind, amount in request.scalars.items():
         if amount < 0:
             return f"resources.{kind}", "an amount must not be negative"

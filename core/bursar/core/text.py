@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from bursar.core.device_names import device_kinds
 from bursar.core.errors import InvalidText
 from bursar.core.resources import (
     BYTE_KINDS,
@@ -296,7 +297,10 @@ def _is_expression(role: str) -> bool:
 
 def format_resources(resources: Resources, holder: str | None = None) -> str:
     """As `parse_resources` reads it: cpus, mem, disk, gpus, other kinds, ports."""
-    return _format(resources.scalars, len(resources.devices), resources.ports, holder)
+    others = {kind: amount for kind in device_kinds(resources.devices) if (amount := resources.amount(kind))}
+    return _format(
+        {**resources.scalars, **others} if others else resources.scalars, resources.gpus, resources.ports, holder
+    )
 
 
 def format_amounts(amounts: Mapping[str, int]) -> str:
@@ -314,13 +318,13 @@ def format_request(request: ResourceRequest) -> str:
 def format_shortfall(request: ResourceRequest, resources: Resources) -> str:
     """What `resources` lack for a request, kind by kind, for people; empty where they are enough."""
     missing = []
-    if request.gpu_count > len(resources.devices):
-        missing.append(f"gpus: {request.gpu_count} wanted, {len(resources.devices)} there")
+    if request.gpu_count > resources.gpus:
+        missing.append(f"gpus: {request.gpu_count} wanted, {resources.gpus} there")
     absent = [uuid for uuid in request.devices if uuid not in resources.devices]
     if absent:
         missing.append(f"devices not there: {', '.join(absent)}")
     for kind, amount in sorted(request.scalars.items()):
-        there = resources.scalars.get(kind, 0)
+        there = resources.amount(kind)
         if there < amount:
             missing.append(f"{kind}: {format_amount(kind, amount)} wanted, {format_amount(kind, there)} there")
     if lacking := subtract_ports(request.ports, resources.ports):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from bursar.core.device_names import device_kind, devices_of_kind, gpus_among
 from bursar.core.devices import Device
 from bursar.core.errors import BursarError, ErrorDetail, ErrorReason
 from bursar.core.messages import offers as messages
@@ -57,9 +58,9 @@ class Offer:
         self._left: Resources = sum_resources(part.resources for part in offer.resources)
         offered = self._left.devices
         by_uuid = {device.uuid: device for device in description.devices}
-        #: The GPUs of the offer, taken ones included. Which of them a task gets is the master's choice, unless it names them.
+        #: The devices of the offer, taken ones included. Which of them a task gets is the master's choice, unless it names them.
         self.devices: tuple[Device, ...] = tuple(
-            by_uuid.get(uuid) or Device(uuid, "gpus")
+            by_uuid.get(uuid) or Device(uuid, device_kind(uuid))
             for uuid in sorted(offered, key=lambda u: (by_uuid[u].index if u in by_uuid else 1 << 30, u))
         )
         #: GPUs taken by number: they are any of those left.
@@ -81,12 +82,13 @@ class Offer:
     @property
     def gpus(self) -> int:
         """GPUs left."""
-        return len(self._left.devices) - self._counted_gpus
+        return self._left.gpus - self._counted_gpus
 
     @property
     def text(self) -> str:
         """What is left, for people: `cpus:8;mem:16GiB;gpus:4`."""
-        text = format_resources(Resources(self._left.scalars, self._left.ports))
+        others = self._left.devices - gpus_among(self._left.devices)
+        text = format_resources(Resources(self._left.scalars, self._left.ports, others))
         parts = [text] if text else []
         return ";".join([*parts, f"gpus:{self.gpus}"] if self.gpus else parts) or "nothing"
 
@@ -136,8 +138,15 @@ class Offer:
                 )
             )
         wanted = task.request
-        self._left = self._left - Resources(wanted.scalars, wanted.ports, frozenset(wanted.devices))
-        self._counted_gpus += wanted.gpu_count - len(wanted.devices)
+        scalars, devices = dict(wanted.scalars), frozenset(wanted.devices)
+        for kind, amount in wanted.scalars.items():
+            if self._left.scalars.get(kind, 0) < amount:
+                # A kind of devices: any of them, the master chooses.
+                del scalars[kind]
+                pool = devices_of_kind(self._left.devices, kind) - devices
+                devices |= frozenset(sorted(pool)[: amount // MILLI])
+        self._left = self._left - Resources(scalars, wanted.ports, devices)
+        self._counted_gpus += wanted.gpu_count - len(gpus_among(frozenset(wanted.devices)))
 
     def _fits(self, wanted: ResourceRequest) -> bool:
         return wanted.gpu_count <= self.gpus and wanted.fits_in(self._left)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from bursar.core.device_names import has_views, views_hidden_by
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, OfferId, TaskId
 from bursar.core.resources import (
     EMPTY,
@@ -93,6 +94,8 @@ class Books:
     allocated_sum: dict[Stack, Resources] = field(default_factory=dict)
     #: Whether more is held than there is, in any bucket and kind.
     in_excess: bool = False
+    #: Whether there are slices or shares: views of cards, of which taking one hides others (design.md §4).
+    has_views: bool = False
 
     def held(self) -> dict[Stack, Resources]:
         """Offered and allocated together, by bucket."""
@@ -116,7 +119,7 @@ class Books:
 
     def withheld(self) -> dict[Stack, Resources]:
         """Neither free nor held, by bucket: withheld devices, what is held under another bucket than its own, and the gang hold."""
-        if not self.withheld_devices and not self.in_excess:
+        if not self.withheld_devices and not self.in_excess and not self.has_views:
             return add_holdings({}, self.gang_hold)
         held = self.held()
         result = {}
@@ -137,7 +140,16 @@ class Books:
         ports = rest.ports
         for part in elsewhere:
             ports = subtract_ports(ports, part.ports)
+        if self.has_views:
+            devices -= views_hidden_by(self._taken_from(stack, held), devices)
         return Resources(rest.scalars, ports, devices)
+
+    def _taken_from(self, stack: Stack, held: Holding) -> frozenset[DeviceUuid]:
+        """The devices of which a bucket must not show other views: held ones, and for what is unreserved those that are reserved."""
+        parts = [*held.values(), *self.gang_hold.values()]
+        if stack == UNRESERVED:
+            parts += [part for other, part in self.total.items() if other != UNRESERVED]
+        return frozenset().union(*(part.devices for part in parts))
 
     def excess(self) -> dict[Stack, Resources]:
         """Held beyond the total, by bucket."""
@@ -167,6 +179,7 @@ class Ledger:
         assert agent_id not in self.books, agent_id
         books = Books({stack: part for stack, part in total.items() if part}, counted=counted, present=present)
         self.books[agent_id] = books
+        books.has_views = _has_views(books.total)
         if counted:
             self._count_total(books)
         self._settle(agent_id, books)
@@ -190,6 +203,7 @@ class Ledger:
         if books.counted:
             self._discount_total(books)
         books.total = total
+        books.has_views = _has_views(total)
         if books.counted:
             self._count_total(books)
         self._settle(agent_id, books)
@@ -230,7 +244,7 @@ class Ledger:
         free = subtract_holdings(add_holdings(books.free, books.gang_hold), holding)
         books.gang_hold = holding
         (self.gang_holds.add if holding else self.gang_holds.discard)(agent_id)
-        self._set_free(agent_id, books, free)
+        self._set_free(agent_id, books, self._derive_free(books) if books.has_views else free)
 
     # --- offers and tasks ---
 
@@ -262,7 +276,8 @@ class Ledger:
             if books.counted:
                 due.setdefault((entry.client, bool(entry.reserved)), []).append(entry)
             holdings.append(entry.holding)
-            if books.free or books.in_excess or books.withheld_devices or self._free_unreserved is not None:
+            kept = books.free or books.in_excess or books.withheld_devices or books.has_views
+            if kept or self._free_unreserved is not None:
                 self._give_back(agent_id, books, entry, told=True)
             else:
                 # The whole remainder, as it mostly is: exactly what was taken.
@@ -327,6 +342,8 @@ class Ledger:
         if books.in_excess:
             # What comes into a bucket first pays for what is held beyond it.
             self._settle(agent_id, books)
+        elif books.has_views:
+            self._set_free(agent_id, books, self._derive_free(books))
         else:
             self._set_free(agent_id, books, free)
 
@@ -376,6 +393,12 @@ class Ledger:
             assert len(devices) == len(set(devices)), (agent_id, devices)
             free_devices = holding_total(books.free).devices
             assert free_devices.isdisjoint(devices) and free_devices.isdisjoint(books.withheld_devices), agent_id
+            assert books.has_views == _has_views(books.total), agent_id
+            if books.has_views:
+                assert not views_hidden_by(devices, free_devices), agent_id
+                for task in books.allocated.values():
+                    others = [uuid for uuid in devices if uuid not in holding_total(task.holding).devices]
+                    assert not views_hidden_by(holding_total(task.holding).devices, others), agent_id
             for entry in (*books.offered.values(), *books.allocated.values()):
                 assert entry == _entry(entry.client, entry.holding), agent_id
         if self._free_unreserved is not None:
@@ -403,7 +426,10 @@ class Ledger:
 
     def _take(self, agent_id: AgentId, books: Books, holding: Holding) -> None:
         free: Holding = books.free
-        self._set_free(agent_id, books, {} if holding is free else subtract_holdings(free, holding))
+        rest = {} if holding is free else subtract_holdings(free, holding)
+        if rest and books.has_views:
+            rest = without_views(rest, holding)
+        self._set_free(agent_id, books, rest)
 
     def _give_back(self, agent_id: AgentId, books: Books, entry: _Entry, *, told: bool = False) -> Holding:
         holding = entry.holding
@@ -412,6 +438,9 @@ class Ledger:
         if books.in_excess:
             # What comes back first pays for what is held beyond the total.
             self._settle(agent_id, books)
+            return holding
+        if books.has_views:
+            self._set_free(agent_id, books, self._derive_free(books))
             return holding
         back = holding
         if books.withheld_devices:
@@ -425,17 +454,19 @@ class Ledger:
         if books.gang_hold:
             books.gang_hold = {}
             self.gang_holds.discard(agent_id)
-        if not books.offered and not books.allocated and not books.withheld_devices:
+        if not (books.offered or books.allocated or books.withheld_devices or books.has_views):
             books.in_excess = False
             self._set_free(agent_id, books, books.total)
             return
+        books.in_excess = bool(_beyond(books.held(), books.total))
+        self._set_free(agent_id, books, self._derive_free(books))
+
+    @staticmethod
+    def _derive_free(books: Books) -> Holding:
+        """What is free, from everything else."""
         held = books.held()
-        free = {}
-        for stack in books.total:
-            if rest := books.offerable(stack, held):
-                free[stack] = rest
-        books.in_excess = bool(_beyond(held, books.total))
-        self._set_free(agent_id, books, free)
+        free = {stack: rest for stack in books.total if (rest := books.offerable(stack, held))}
+        return subtract_holdings(free, books.gang_hold) if books.gang_hold else free
 
     def _set_free(self, agent_id: AgentId, books: Books, free: Holding) -> None:
         if self._free_unreserved is not None:
@@ -463,6 +494,21 @@ class Ledger:
 
 
 _NOTHING: Mapping[str, int] = MappingProxyType({})
+
+
+def without_views(rest: Holding, taken: Holding) -> dict[Stack, Resources]:
+    """What is left of a holding once devices were taken from it: their other views go with them."""
+    devices = holding_total(taken).devices
+    result = {}
+    for stack, part in rest.items():
+        left = _without(part, views_hidden_by(devices, part.devices)) if part.devices and devices else part
+        if left:
+            result[stack] = left
+    return result
+
+
+def _has_views(total: Holding) -> bool:
+    return any(has_views(part.devices) for part in total.values())
 
 
 def _entry(client: Client, holding: Holding) -> _Entry:

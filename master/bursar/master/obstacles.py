@@ -15,6 +15,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from bursar.core.clock import Instant
+from bursar.core.device_names import device_kinds
 from bursar.core.ids import AgentId, FrameworkId
 from bursar.core.messages.framework import REGION_AWARE, RESERVATION_REFINEMENT
 from bursar.core.messages.offers import Shape
@@ -725,8 +726,8 @@ def _with_amount(
     framework_id: str = "",
 ) -> Obstacle:
     """An obstacle that names how much it holds of the first kind that matters."""
-    there = [GPUS] if part.devices else []
-    there += sorted(part.scalars)
+    there = [GPUS] if part.gpus else []
+    there += [*device_kinds(part.devices), *sorted(part.scalars)]
     resource = next((kind for kind in kinds if part.amount(kind)), there[0] if there else "")
     amount = part.amount(resource) if resource else 0
     return Obstacle(kind, name, text, framework_id, agent.agent_id, resource, amount)

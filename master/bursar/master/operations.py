@@ -34,7 +34,7 @@ from bursar.master.allocator.carve import carve
 from bursar.master.allocator.demand import shape_of_task
 from bursar.master.allocator.held_back import is_loose, loose_amounts
 from bursar.master.bundles import Gang, bundles_among, end_bundles, whole_bundles
-from bursar.master.ledger import TaskKey
+from bursar.master.ledger import TaskKey, without_views
 from bursar.master.offers import damp, end_offers, refuse_until_ms
 from bursar.master.quotas import accept_problem
 from bursar.master.records import CallDone, TaskRecorded
@@ -212,7 +212,7 @@ def _plan_launch(
                 "launch fewer or smaller tasks on these offers",
                 f"{field_path}.resources",
             )
-        remaining[agent_id] = subtract_holdings(remaining[agent_id], part)
+        remaining[agent_id] = without_views(subtract_holdings(remaining[agent_id], part), part)
         steps.append(_Start(agent_id, spec, part, operation_id))
         ids.add(spec.task_id)
     plan.remaining = remaining
@@ -314,7 +314,7 @@ def _plan_reserve(
             f"{path}.reserve.resources",
         )
     resources = part[source]
-    moved = subtract_holdings(remaining, {source: resources})
+    moved = without_views(subtract_holdings(remaining, {source: resources}), {source: resources})
     plan.remaining[reserve.agent_id] = add_holdings(moved, {target: resources})
     plan.steps.append(_Restack(reserve.agent_id, source, target, resources))
     return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from bursar.core.device_names import gpus_among
 from bursar.core.devices import Device, pick_connected
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.resources import BYTE_KINDS, MILLI, ResourceRequest, Resources, Stack, subtract_ports
@@ -79,11 +80,11 @@ class _Deal:
         request, parts = self.request, self.parts
         most = parts
         for kind, amount in request.scalars.items():
-            most = min(most, ((resources.scalars.get(kind, 0) - more + 1) * parts - 1) // amount)
+            most = min(most, ((resources.amount(kind) - more + 1) * parts - 1) // amount)
         if request.devices:
             return most if most == parts and resources.devices.issuperset(request.devices) else 0
         if request.gpus:
-            most = min(most, len(resources.devices) * parts // request.gpus)
+            most = min(most, resources.gpus * parts // request.gpus)
         if request.ports and (most < parts or subtract_ports(request.ports, resources.ports)):
             return 0
         return most
@@ -203,9 +204,9 @@ def _shares(spots: Sequence[Spot], plan: Mapping[int, int], deal: _Deal) -> dict
 
 def _pick(spot: Spot, count: int) -> frozenset[DeviceUuid]:
     """The best-connected devices; free ones where they are as well connected."""
-    best = frozenset(pick_connected(spot.usable.devices, count, spot.devices))
-    if count <= len(spot.free.devices):
-        free = frozenset(pick_connected(spot.free.devices, count, spot.devices))
+    best = frozenset(pick_connected(gpus_among(spot.usable.devices), count, spot.devices))
+    if count <= spot.free.gpus:
+        free = frozenset(pick_connected(gpus_among(spot.free.devices), count, spot.devices))
         if _quality(spot, free) <= _quality(spot, best):
             return free
     return best

@@ -631,8 +631,8 @@ def _fits(resources: Resources, request: ResourceRequest, stack: Stack, agent: A
 
 
 def _missing(pool: Resources, request: ResourceRequest) -> dict[str, int]:
-    missing = {kind: amount - pool.scalars.get(kind, 0) for kind, amount in request.scalars.items()}
-    missing["gpus"] = request.gpu_count - len(pool.devices)
+    missing = {kind: amount - pool.amount(kind) for kind, amount in request.scalars.items()}
+    missing["gpus"] = request.gpu_count - pool.gpus
     if request.devices:
         missing["gpus"] = len(set(request.devices) - pool.devices)
     if request.ports:
@@ -646,7 +646,7 @@ def _brings(part: Resources, missing: dict[str, int], request: ResourceRequest) 
     for kind, amount in missing.items():
         there = part.amount(kind)
         if kind == "gpus":
-            there = len(part.devices.intersection(request.devices) if request.devices else part.devices)
+            there = len(part.devices.intersection(request.devices)) if request.devices else part.gpus
         elif kind == "ports":
             there = Resources(ports=intersect_ports(request.ports, part.ports)).amount(kind)
         score += min(there, amount) * 1_000_000 // amount if there else 0

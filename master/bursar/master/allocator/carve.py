@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bursar.core.device_names import devices_of_kind, gpus_among, parent_of, views_hidden_by
 from bursar.core.devices import Device, pick_connected
 from bursar.core.ids import DeviceUuid
 from bursar.core.resources import (
     EMPTY,
+    MILLI,
     Holding,
     ResourceRequest,
     Resources,
@@ -45,6 +47,12 @@ def carve(
             if there > 0:
                 take(stack, Resources({kind: there}))
                 missing -= there
+        for stack in stacks if missing > 0 else ():
+            named = frozenset(request.devices)
+            uuids = pick_of_kind(available[stack].devices - named, kind, missing // MILLI, devices)
+            if uuids and missing % MILLI == 0:
+                take(stack, Resources(devices=uuids))
+                missing -= MILLI * len(uuids)
         if missing > 0:
             return None
     if request.ports:
@@ -63,7 +71,8 @@ def carve(
         return None
     for stack, uuids in picked.items():
         take(stack, Resources(devices=uuids))
-    return result
+    every = holding_total(result).devices
+    return None if views_hidden_by(every, every) else result
 
 
 def _carve_one(
@@ -71,24 +80,35 @@ def _carve_one(
 ) -> Resources | None:
     """The same from one bucket, as it mostly is; the bucket's own value where all of it is taken."""
     scalars = {}
+    others: frozenset[DeviceUuid] = frozenset()
     for kind, amount in request.scalars.items():
         wanted = amount * count
         if wanted > part.scalars.get(kind, 0):
-            return None
-        if wanted > 0:
+            pool = part.devices.difference(
+                request.devices, views_hidden_by(others.union(request.devices), part.devices)
+            )
+            of_kind = pick_of_kind(pool, kind, wanted // MILLI, devices)
+            if MILLI * len(of_kind) != wanted:
+                return None
+            others |= of_kind
+        elif wanted > 0:
             scalars[kind] = wanted
     if request.ports and (count > 1 or subtract_ports(request.ports, part.ports)):
         return None
     picked: frozenset[DeviceUuid] = frozenset()
-    if wanted := request.gpu_count * count:
-        if request.devices:
-            picked = frozenset(request.devices)
-            if count > 1 or request.gpus > len(request.devices) or not picked <= part.devices:
-                return None
-        elif wanted > len(part.devices):
+    if request.devices:
+        picked = frozenset(request.devices)
+        if count > 1 or request.gpus > len(request.devices) or not picked <= part.devices:
             return None
-        else:
-            picked = frozenset(pick_connected(part.devices, wanted, devices))
+    elif wanted := request.gpu_count * count:
+        gpus = gpus_among(part.devices)
+        if others:
+            gpus -= views_hidden_by(others, gpus)
+        if wanted > len(gpus):
+            return None
+        picked = frozenset(pick_connected(gpus, wanted, devices))
+    if others:
+        picked |= others
     if scalars == part.scalars and request.ports == part.ports and picked == part.devices:
         return part
     return Resources(scalars, request.ports, picked)
@@ -102,7 +122,7 @@ def _pick_devices(
     count: int,
 ) -> dict[Stack, frozenset[DeviceUuid]] | None:
     wanted = request.gpu_count * count
-    if wanted == 0:
+    if wanted == 0 and not request.devices:
         return {}
     if request.devices:
         if count > 1 or request.gpus > len(request.devices):
@@ -112,16 +132,44 @@ def _pick_devices(
         return found if sum(map(len, found.values())) == len(named) else None
     # One bucket where one suffices: the most refined that has enough.
     for stack in stacks:
-        if len(available[stack].devices) >= wanted:
-            return {stack: frozenset(pick_connected(available[stack].devices, wanted, devices))}
+        if len(pool := gpus_among(available[stack].devices)) >= wanted:
+            return {stack: frozenset(pick_connected(pool, wanted, devices))}
     result: dict[Stack, frozenset[DeviceUuid]] = {}
     for stack in stacks:
-        pool = available[stack].devices
+        pool = gpus_among(available[stack].devices)
         part = min(len(pool), wanted)
         if part:
             result[stack] = frozenset(pick_connected(pool, part, devices))
             wanted -= part
     return result if wanted == 0 else None
+
+
+def pick_of_kind(
+    pool: frozenset[DeviceUuid], kind: str, count: int, devices: Mapping[DeviceUuid, Device]
+) -> frozenset[DeviceUuid]:
+    """At most `count` devices of a kind other than whole GPUs: of slices and shares the ones of cards that are broken already, the
+    fullest card first; of others the best-connected.
+    """
+    there = devices_of_kind(pool, kind) if pool else pool
+    if not there or count <= 0:
+        return frozenset()
+    if len(there) <= count:
+        return there
+    parents = {uuid: parent_of(uuid) for uuid in there}
+    if not any(parents.values()):
+        return frozenset(pick_connected(there, count, devices))
+    left: dict[DeviceUuid | None, int] = {}
+    for uuid in pool:
+        card = parent_of(uuid)
+        left[card] = left.get(card, 0) + 1
+    order = sorted(there, key=lambda uuid: (parents[uuid] in pool, left[parents[uuid]], parents[uuid] or "", uuid))
+    return frozenset(order[:count])
+
+
+def _amount(total: Resources, kind: str, of: int) -> int:
+    """What is there of a kind; of devices nothing where a part of one is asked for."""
+    found = total.scalars.get(kind, 0)
+    return total.amount(kind) if found < of and total.devices and of % MILLI == 0 else found
 
 
 def fitting_count(available: Holding, request: ResourceRequest, limit: int) -> int:
@@ -132,9 +180,9 @@ def fitting_count(available: Holding, request: ResourceRequest, limit: int) -> i
     fits = limit
     for kind, amount in request.scalars.items():
         if amount > 0:
-            fits = min(fits, total.scalars.get(kind, 0) // amount)
+            fits = min(fits, _amount(total, kind, amount) // amount)
     if request.gpu_count:
-        fits = min(fits, len(total.devices) // request.gpu_count)
+        fits = min(fits, total.gpus // request.gpu_count)
     if request.devices:
         fits = min(fits, 1 if total.devices.issuperset(request.devices) else 0)
     if request.ports:

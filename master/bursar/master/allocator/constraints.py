@@ -24,7 +24,7 @@ from bursar.core.predicates import (
     matches_all,
     parse_predicates,
 )
-from bursar.core.resources import GPUS, MILLI, Holding
+from bursar.core.resources import Holding
 from bursar.core.text import Minimum, parse_minimum
 
 MAX_GROUPS = 32
@@ -92,7 +92,7 @@ def is_allocatable(offered: Holding, minimum: Minimum) -> bool:
         for kind, least in alternative:
             there = 0
             for part in offered.values():
-                there += MILLI * len(part.devices) if kind == GPUS else part.scalars.get(kind, 0)
+                there += part.scalars.get(kind, 0) if not part.devices else part.amounts().get(kind, 0)
             if there < least:
                 break
         else:

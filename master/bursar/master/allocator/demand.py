@@ -10,6 +10,7 @@ from bursar.core.ids import DeviceUuid
 from bursar.core.messages.offers import Demand
 from bursar.core.resources import Holding, ResourceRequest, Resources, Stack, add_holdings, subtract_holdings
 from bursar.master.allocator.carve import carve, fitting_count
+from bursar.master.ledger import without_views
 
 
 class Cut(NamedTuple):
@@ -50,7 +51,7 @@ def cut_to_demand(
         part = carve(rest, request, devices, fits)
         if part is None:
             continue
-        rest = subtract_holdings(rest, part)
+        rest = without_views(subtract_holdings(rest, part), part)
         holding = add_holdings(holding, part)
         promised[index] = fits
         if not rest:

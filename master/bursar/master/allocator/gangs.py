@@ -86,7 +86,10 @@ def room_in(available: Holding, cliques: Cliques | None) -> Room:
     parts = None
     if cliques is not None:
         parts = tuple(sorted(size for clique in cliques if (size := len(clique & total.devices))))
-    return Room(total.scalars, len(total.devices), parts, total.ports)
+    if total.gpus == len(total.devices):
+        return Room(total.scalars, len(total.devices), parts, total.ports)
+    amounts = {kind: amount for kind, amount in total.amounts().items() if kind != GPUS}
+    return Room(amounts, total.gpus, parts, total.ports)
 
 
 def fits(room: Room, request: ResourceRequest) -> int:

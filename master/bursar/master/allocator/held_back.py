@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from bursar.core.device_names import device_kinds, devices_of_kind, gpus_among, parent_of, weight_milli
 from bursar.core.devices import Device, pick_connected
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.operator import RefusalReason
@@ -112,8 +113,27 @@ def _cut(whole: Resources, left: Amounts, devices: Mapping[DeviceUuid, Device]) 
     scalars = {kind: amount for kind, there in whole.scalars.items() if (amount := left.get(kind, there))}
     picked = whole.devices
     if GPUS in left:
-        picked = frozenset(pick_connected(whole.devices, left[GPUS] // MILLI, devices))
+        gpus = gpus_among(whole.devices)
+        kept = frozenset(pick_connected(gpus, min(len(gpus), left[GPUS] // MILLI), devices))
+        picked = kept | _light_enough(whole.devices - gpus, kept, left[GPUS] - MILLI * len(kept))
+    for kind in device_kinds(picked):
+        if kind in left:
+            mine = devices_of_kind(picked, kind)
+            picked = (picked - mine) | frozenset(pick_connected(mine, min(len(mine), left[kind] // MILLI), devices))
     return Resources(scalars, whole.ports, picked)
+
+
+def _light_enough(
+    others: frozenset[DeviceUuid], cards: frozenset[DeviceUuid], room_milli: int
+) -> frozenset[DeviceUuid]:
+    """Of slices, shares and devices of other kinds, those that do not weigh more than is left; beside their card they weigh nothing."""
+    kept = set()
+    for uuid in sorted(others):
+        weight = 0 if parent_of(uuid) in cards else weight_milli(uuid)
+        if weight <= room_milli:
+            room_milli -= weight
+            kept.add(uuid)
+    return frozenset(kept)
 
 
 def guaranteed_first(shares: Shares, free: Holding) -> Iterator[Node]:

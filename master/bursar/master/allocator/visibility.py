@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from bursar.core.device_names import devices_of_kind, weight_milli
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.messages.framework import FrameworkInfo
@@ -221,7 +222,13 @@ def strip(holding: Holding, kinds: frozenset[str]) -> dict[Stack, Resources]:
     result = {}
     for stack, part in holding.items():
         scalars = {kind: amount for kind, amount in part.scalars.items() if kind not in kinds}
-        left = Resources(scalars, () if PORTS in kinds else part.ports, frozenset() if GPUS in kinds else part.devices)
+        devices = part.devices
+        for kind in kinds:
+            if devices:
+                # With the cards go their slices and shares.
+                gone = devices_of_kind(devices, kind)
+                devices -= gone if kind != GPUS else gone.union(uuid for uuid in devices if weight_milli(uuid))
+        left = Resources(scalars, () if PORTS in kinds else part.ports, devices)
         if left:
             result[stack] = left
     return result

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bursar.core.device_names import gpus_among
 from bursar.core.devices import Device, pick_connected
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.gangs import GangGroup
-from bursar.core.resources import EMPTY, Resources, Stack, holding_contains, holding_total, intersect_ports
+from bursar.core.resources import EMPTY, MILLI, Resources, Stack, holding_contains, holding_total, intersect_ports
+from bursar.master.allocator.carve import pick_of_kind
 from bursar.master.allocator.gangs import Cliques, HoldPlan, Room, pick_clique, plan_hold
 from bursar.master.bundles import Gang
 from bursar.master.gangs.limits import limit_left_in_the_way, within_quota
@@ -82,8 +84,15 @@ def _part_to_hold(cluster: Cluster, gang: Gang, agent: Agent, plan: HoldPlan) ->
             if there > 0:
                 take(stack, Resources({kind: there}))
                 amount -= there
+        for stack in stacks if amount > 0 else ():
+            uuids = pick_of_kind(available[stack].devices, kind, -(-amount // MILLI), agent.devices)
+            if uuids:
+                take(stack, Resources(devices=uuids))
+                amount -= MILLI * len(uuids)
     cliques = cliques_on(cluster, agent) if gang.request.topology.nvlink_clique else None
-    devices = _devices_to_hold(holding_total(available).devices, groups, filled, filling, cliques, agent.devices)
+    devices = _devices_to_hold(
+        gpus_among(holding_total(available).devices), groups, filled, filling, cliques, agent.devices
+    )
     for stack in stacks:
         if part := available[stack].devices & devices:
             take(stack, Resources(devices=part))

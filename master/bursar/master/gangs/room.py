@@ -73,7 +73,7 @@ def look(cluster: Cluster, gang: Gang, agent_ids: Iterable[AgentId] | None, *, s
             counts = tuple([fits(room, group.resources) for group in groups])
         else:
             part = holding_total(available) if available else EMPTY
-            key = (len(part.devices), part.ports, *part.scalars.items())
+            key = (part.gpus, part.ports, *part.amounts().items())
             found = known.get(key)
             if found is None:
                 room = room_in(available, None)
