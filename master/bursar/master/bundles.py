@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.gangs import GangState, GangUpdate, RequestGang
+from bursar.core.resources import Holding
 from bursar.core.tasks import TaskState, TaskStatus
-from bursar.master.allocator.gangs import Cliques, Counts, Room, Spot
+from bursar.master.allocator.gangs import Alike, Cliques, Counts, Order, Room
 
 if TYPE_CHECKING:
     from bursar.core.devices import Device
@@ -49,12 +50,12 @@ class Gang:
     offer_ids: tuple[OfferId, ...] = ()
     #: Monotonic time at which it has waited long enough.
     deadline_ms: int = 0
-    #: Agents that it may use; None: to be found anew.
-    spots: dict[AgentId, Spot] | None = None
-    #: How many tasks of each group fit, taken alone, by the attribute that all agents must share.
+    #: Agents that it may use, with what was free there when that was found and those that they are like; None: to be found anew.
+    spots: dict[AgentId, tuple[Holding, Alike, Order]] | None = None
+    #: Those that are alike, by what they have.
+    classes: dict[object, Alike] = field(default_factory=dict)
     #: Where its tasks had room when that was last found out, for as long as nothing changed.
     chosen: Counts | None = None
-    sums: dict[str | int | None, list[int]] = field(default_factory=dict)
     #: What agents have for it once they are empty; found when something is to be held.
     capacities: dict[AgentId, Room] = field(default_factory=dict)
     #: What stands in its way although all would fit, for people; set when it was last tried.
@@ -109,6 +110,9 @@ class Gangs:
             framework = cluster.frameworks[key.framework_id]
             assert framework.connection is not None, key
             assert gang.request.role in framework.info.roles, key
+            if gang.spots is not None:
+                assert all(order in alike.orders for _, alike, order in gang.spots.values()), key
+                assert sum(len(alike.orders) for alike in gang.classes.values()) == len(gang.spots), key
         holder = self.holder
         assert holder is None or (self.by_number.get(holder.number) is holder and not holder.bundle_id)
         assert holder is not None or not cluster.ledger.gang_holds, "held for nobody"

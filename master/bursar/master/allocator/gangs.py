@@ -11,17 +11,18 @@ that fits in none of these ways waits, although a way may exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from heapq import nsmallest
-from operator import attrgetter
+from heapq import merge, nsmallest
+from itertools import islice
 from typing import NamedTuple
 
 from bursar.core.devices import Device
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.gangs import GangGroup
-from bursar.core.resources import GPUS, Holding, Ports, ResourceRequest, holding_total, subtract_ports
+from bursar.core.resources import GPUS, Ports, ResourceRequest, Resources, subtract_ports
 from bursar.core.text import format_amounts
 
 Cliques = tuple[frozenset[DeviceUuid], ...]
@@ -32,19 +33,23 @@ _MANY = 1 << 40
 
 def cliques_of(devices: Iterable[Device]) -> Cliques:
     """Part the GPUs of an agent into cliques, the largest first. Exact where NVLinks form disjoint groups, as they mostly do."""
-    known = sorted(
-        (device for device in devices if device.kind == GPUS), key=lambda device: (device.index, device.uuid)
-    )
-    position = {device.uuid: index for index, device in enumerate(known)}
-    neighbours = [0] * len(known)
-    for index, device in enumerate(known):
-        for link in device.links:
-            peer = position.get(link.peer_uuid)
-            if link.kind == "nvlink" and peer is not None and peer != index:
-                # Whichever end describes it.
-                neighbours[index] |= 1 << peer
-                neighbours[peer] |= 1 << index
-    return tuple(frozenset(known[index].uuid for index in part) for part in _parted(tuple(neighbours)))
+    known = sorted([(device.index, device.uuid, device.links) for device in devices if device.kind == GPUS])
+    bits = {uuid: 1 << index for index, (_, uuid, _) in enumerate(known)}
+    everyone = (1 << len(known)) - 1
+    neighbours = []
+    for index, (_, _, links) in enumerate(known):
+        linked = 0
+        for link in links:
+            if link.kind == "nvlink":
+                linked |= bits.get(link.peer_uuid, 0)
+        neighbours.append(linked & ~(1 << index))
+    if any(linked | 1 << index != everyone for index, linked in enumerate(neighbours)):
+        for index, linked in enumerate(neighbours):
+            # Whichever end describes it.
+            for other in range(len(neighbours)):
+                if linked >> other & 1:
+                    neighbours[other] |= 1 << index
+    return tuple(frozenset([known[index][1] for index in part]) for part in _parted(tuple(neighbours)))
 
 
 @lru_cache(maxsize=4096)
@@ -80,9 +85,8 @@ class Room(NamedTuple):
 NO_ROOM = Room({}, 0, None, ())
 
 
-def room_in(available: Holding, cliques: Cliques | None) -> Room:
+def room_in(total: Resources, cliques: Cliques | None) -> Room:
     """The room that resources make."""
-    total = holding_total(available)
     parts = None
     if cliques is not None:
         parts = tuple(sorted(size for clique in cliques if (size := len(clique & total.devices))))
@@ -143,26 +147,61 @@ def lacking(room: Room, request: ResourceRequest) -> int:
     return most
 
 
+Order = tuple[int, AgentId]
+"""Where an agent stands in the order of agents, and who it is."""
+
+
 @dataclass(slots=True, eq=False)
-class Spot:
-    """An agent that a gang may use."""
+class Alike:
+    """Agents that are alike for a gang: the same room, and the same value of the attribute that all must share."""
 
-    agent_id: AgentId
-    #: Place in the order of agents.
-    order: tuple[int, AgentId]
-    #: What was free when this was found: another object means that it is out of date.
-    free: Holding
     room: Room
-    #: How many tasks of each group, taken alone, have room.
+    #: How many tasks of each group, taken alone, have room on each.
     fits: tuple[int, ...]
-    #: The attribute that all must share.
     value: str | int | None = None
-    #: How many would have room on the empty agent, and what the next one lacks now; found when something is to be kept.
-    could: tuple[int, ...] | None = None
-    lacks: tuple[int, ...] = ()
+    #: The agents, in order.
+    orders: list[Order] = field(default_factory=list)
+    #: By how many tasks of each group would have room on them once they are empty; found when something is to be kept.
+    emptied: dict[tuple[int, ...], list[Order]] = field(default_factory=dict)
+    _could: dict[Order, tuple[int, ...]] = field(default_factory=dict)
+    _lacks: tuple[int, ...] | None = None
+
+    def remove(self, order: Order) -> None:
+        """An agent of these is not like them any more."""
+        del self.orders[bisect_left(self.orders, order)]
+        could = self._could.pop(order, None)
+        if could is not None:
+            part = self.emptied[could]
+            del part[bisect_left(part, order)]
+
+    def once_empty(
+        self, groups: Sequence[GangGroup], capacity: Callable[[AgentId], Room]
+    ) -> Mapping[tuple[int, ...], list[Order]]:
+        """The agents by what they could take once nothing else runs there."""
+        if len(self._could) < len(self.orders):
+            for order in self.orders:
+                if order not in self._could:
+                    most = capacity(order[1])
+                    could = self._could[order] = tuple([fits(most, group.resources) for group in groups])
+                    _enter(self.emptied.setdefault(could, []), order)
+        return self.emptied
+
+    def lacks(self, groups: Sequence[GangGroup]) -> tuple[int, ...]:
+        """What each of them lacks for one (more) task of each group."""
+        if self._lacks is None:
+            self._lacks = tuple([lacking(self.room, group.resources) for group in groups])
+        return self._lacks
 
 
-_by_order = attrgetter("order")
+def _enter(orders: list[Order], order: Order) -> None:
+    if not orders or orders[-1] < order:
+        orders.append(order)
+    else:
+        insort(orders, order)
+
+
+ByValue = Mapping[str | int | None, Sequence[Alike]]
+"""Agents alike, by the value of the attribute that all must share."""
 Counts = dict[AgentId, list[int]]
 """How many tasks of each group go to an agent."""
 
@@ -180,67 +219,133 @@ def _orders(groups: Sequence[GangGroup]) -> list[tuple[int, ...]]:
     return list(dict.fromkeys((size, given, given[::-1])))
 
 
-def _fill(groups: Sequence[GangGroup], order: tuple[int, ...], spots: Sequence[Spot]) -> tuple[Counts, list[int]]:
-    """Place what has room; return where, and how many of each group have none."""
-    counts: Counts = {}
-    rooms: dict[AgentId, Room] = {}
-    left = [group.count for group in groups]
+@dataclass(slots=True, eq=False)
+class _Filled:
+    """Where tasks were placed."""
+
+    counts: Counts
+    #: How many tasks of each group have no place.
+    left: list[int]
+    #: The agents that got some: where they stand, and the room that they had.
+    homes: dict[AgentId, tuple[Order, Room]] = field(default_factory=dict)
+
+
+def _fill(groups: Sequence[GangGroup], order: tuple[int, ...], there: Sequence[Alike]) -> _Filled:
+    """Place what has room."""
+    filled = _Filled({}, [group.count for group in groups])
+    #: What is left of agents that got some tasks.
+    rooms: dict[Order, Room] = {}
     for index in order:
-        request, need = groups[index].resources, left[index]
-        by_count: dict[int, list[Spot]] = {}
-        for spot in spots:
-            count = spot.fits[index]
-            if count and rooms and spot.agent_id in rooms:
-                count = fits(rooms[spot.agent_id], request)
-            if count:
-                by_count.setdefault(count, []).append(spot)
-        chosen: list[tuple[Spot, int]] = []
-        spare: list[Spot] = []
+        request, need = groups[index].resources, filled.left[index]
+        chosen: list[tuple[Order, Room, int]] = []
+        spare: tuple[Order, Room] | None = None
+        by_count = _by_count(request, index, there, rooms)
         for count in sorted(by_count, reverse=True):
             if not need or (spare and count < need):
                 break
-            here = by_count[count]
-            whole = min(len(here), need // count)
-            here = sorted(here, key=_by_order) if len(here) <= whole + 1 else nsmallest(whole + 1, here, key=_by_order)
-            chosen += [(spot, count) for spot in here[:whole]]
-            need -= whole * count
+            whole = need // count
+            here = list(islice(merge(*by_count[count]), whole + 1))
+            chosen += [(one, room, count) for one, room in here[:whole]]
+            need -= min(whole, len(here)) * count
             # Those of which the rest would take a part only: the last of them is the tightest.
-            spare = here[whole:] or spare
+            spare = here[whole] if len(here) > whole else spare
         if need and spare:
-            chosen.append((spare[0], need))
+            chosen.append((*spare, need))
             need = 0
-        for spot, count in chosen:
-            rooms[spot.agent_id] = take(rooms.get(spot.agent_id, spot.room), request, count)
-            counts.setdefault(spot.agent_id, [0] * len(groups))[index] += count
-        left[index] = need
-    return counts, left
+        for one, room, count in chosen:
+            rooms[one] = take(room, request, count)
+            filled.homes.setdefault(one[1], (one, room))
+            filled.counts.setdefault(one[1], [0] * len(groups))[index] += count
+        filled.left[index] = need
+    return filled
 
 
-def place(groups: Sequence[GangGroup], spots: Sequence[Spot]) -> Counts | None:
+def _by_count(
+    request: ResourceRequest, index: int, there: Sequence[Alike], rooms: Mapping[Order, Room]
+) -> dict[int, list[Iterable[tuple[Order, Room]]]]:
+    """How many tasks of a group have room → agents with as much, in order; `rooms` are of those that got some tasks before."""
+    found: dict[int, list[Iterable[tuple[Order, Room]]]] = {}
+    for alike in there:
+        if count := alike.fits[index]:
+            found.setdefault(count, []).append(_untouched(alike, rooms))
+    for one, room in sorted(rooms.items()) if rooms else ():
+        if count := fits(room, request):
+            found.setdefault(count, []).append(((one, room),))
+    return found
+
+
+def _untouched(alike: Alike, rooms: Mapping[Order, Room]) -> Iterator[tuple[Order, Room]]:
+    room = alike.room
+    return ((one, room) for one in alike.orders if one not in rooms)
+
+
+def place(groups: Sequence[GangGroup], there: Sequence[Alike]) -> Counts | None:
     """Places for all tasks, or None."""
     for order in _orders(groups):
-        counts, left = _fill(groups, order, spots)
-        if not any(left):
-            return counts
+        filled = _fill(groups, order, there)
+        if not any(filled.left):
+            return filled.counts
     return None
 
 
-def place_somewhere(groups: Sequence[GangGroup], spots: Mapping[str | int | None, Sequence[Spot]]) -> Counts | None:
+def group_by_value(classes: Iterable[Alike]) -> dict[str | int | None, list[Alike]]:
+    """Agents alike, by the value that all must share."""
+    found: dict[str | int | None, list[Alike]] = {}
+    for alike in classes:
+        if alike.orders:
+            found.setdefault(alike.value, []).append(alike)
+    return found
+
+
+def totals(groups: Sequence[GangGroup], there: Sequence[Alike]) -> list[int]:
+    """How many tasks of each group have room, each group taken alone."""
+    return [sum([alike.fits[index] * len(alike.orders) for alike in there]) for index in range(len(groups))]
+
+
+def worth_trying(groups: Sequence[GangGroup], there: ByValue) -> ByValue:
+    """The values under which as many tasks of each group have room, each group taken alone."""
+    needed = [group.count for group in groups]
+    return {
+        value: some
+        for value, some in there.items()
+        if all(most >= count for most, count in zip(totals(groups, some), needed, strict=True))
+    }
+
+
+def nearest_value(groups: Sequence[GangGroup], there: ByValue) -> str | int | None:
+    """The value under which most tasks have room, each group taken alone."""
+
+    def most(value: str | int | None) -> tuple[int, str]:
+        sums = totals(groups, there[value])
+        return sum(min(total, group.count) for total, group in zip(sums, groups, strict=True)), str(value)
+
+    return max(there, key=most)
+
+
+def place_somewhere(groups: Sequence[GangGroup], there: ByValue) -> Counts | None:
     """The same where all must share a value: among the values where all fit, the one that needs the fewest agents."""
     best: Counts | None = None
-    for value in sorted(spots, key=_text):
-        counts = place(groups, spots[value])
+    classes = [alike for some in there.values() for alike in some]
+    # No value needs fewer agents than this, where each agent takes as many tasks of a group as any does.
+    least = max(
+        -(-group.count // max(1, max((alike.fits[index] for alike in classes), default=1)))
+        for index, group in enumerate(groups)
+    )
+    for value in sorted(there, key=_text):
+        counts = place(groups, there[value])
         if counts is not None and (best is None or len(counts) < len(best)):
             best = counts
+            if len(best) == least:
+                break
     return best
 
 
-def room_for(groups: Sequence[GangGroup], spots: Mapping[str | int | None, Sequence[Spot]]) -> int:
+def room_for(groups: Sequence[GangGroup], there: ByValue) -> int:
     """How many tasks have room together, under the value where most have."""
     most = 0
-    for some in spots.values():
-        counts, _ = _fill(groups, _orders(groups)[0], some)
-        most = max(most, sum(map(sum, counts.values())))
+    for some in there.values():
+        filled = _fill(groups, _orders(groups)[0], some)
+        most = max(most, sum(map(sum, filled.counts.values())))
     return most
 
 
@@ -265,29 +370,30 @@ class HoldPlan:
         return sum(map(sum, self.filled.values()))
 
 
-def plan_hold(groups: Sequence[GangGroup], spots: Sequence[Spot], capacity: Callable[[AgentId], Room]) -> HoldPlan:
+def plan_hold(groups: Sequence[GangGroup], there: Sequence[Alike], capacity: Callable[[AgentId], Room]) -> HoldPlan:
     """Keep what fits; then let the agents that lack the least fill up. `capacity`: what an agent has for the gang once it is empty."""
     order = _orders(groups)[0]
-    filled, left = _fill(groups, order, spots)
-    plan = HoldPlan(filled)
+    filled = _fill(groups, order, there)
+    plan, homes = HoldPlan(filled.counts), filled.homes
     for index in order:
-        need = left[index]
+        need = filled.left[index]
         if not need:
             continue
-        candidates: list[tuple[int, tuple[int, AgentId], int]] = []
-        for spot in spots:
-            if spot.could is None:
-                most = capacity(spot.agent_id)
-                spot.could = tuple([fits(most, group.resources) for group in groups])
-                spot.lacks = tuple([lacking(spot.room, group.resources) for group in groups])
-            more, lacks = spot.could[index], spot.lacks[index]
-            if more and (spot.agent_id in plan.filled or spot.agent_id in plan.filling):
-                more, lacks = _further(groups, index, spot, plan, capacity)
+        candidates: list[tuple[int, Order, int, Room]] = []
+        for agent_id, (one, room) in homes.items():
+            more, lacks = _further(groups, index, agent_id, room, plan, capacity)
             if more > 0:
-                candidates.append((lacks, spot.order, more))
-        for _, (_, agent_id), more in nsmallest(need, candidates):
+                candidates.append((lacks, one, more, room))
+        for alike in there:
+            lacks = alike.lacks(groups)[index]
+            for could, orders in alike.once_empty(groups, capacity).items():
+                if more := could[index]:
+                    others = islice((one for one in orders if one[1] not in homes), need)
+                    candidates += [(lacks, one, more, alike.room) for one in others]
+        for _, one, more, room in nsmallest(need, candidates):
             count = min(more, need)
-            plan.filling.setdefault(agent_id, [0] * len(groups))[index] += count
+            homes[one[1]] = one, room
+            plan.filling.setdefault(one[1], [0] * len(groups))[index] += count
             need -= count
             if not need:
                 break
@@ -296,11 +402,16 @@ def plan_hold(groups: Sequence[GangGroup], spots: Sequence[Spot], capacity: Call
 
 
 def _further(
-    groups: Sequence[GangGroup], index: int, spot: Spot, plan: HoldPlan, capacity: Callable[[AgentId], Room]
+    groups: Sequence[GangGroup],
+    index: int,
+    agent_id: AgentId,
+    rest: Room,
+    plan: HoldPlan,
+    capacity: Callable[[AgentId], Room],
 ) -> tuple[int, int]:
-    """How many more tasks of a group an agent of the plan could take, and what the next one lacks."""
-    most, rest = capacity(spot.agent_id), spot.room
-    for counts in (plan.filled.get(spot.agent_id), plan.filling.get(spot.agent_id)):
+    """How many more tasks of a group an agent of the plan could take, and what the next one lacks; `rest` is its room now."""
+    most = capacity(agent_id)
+    for counts in (plan.filled.get(agent_id), plan.filling.get(agent_id)):
         for other, count in enumerate(counts or ()):
             if count:
                 most, rest = _less(most, groups[other].resources, count), _less(rest, groups[other].resources, count)
@@ -335,11 +446,12 @@ def pick_clique(
     return sorted(part, key=index.__getitem__)[:count]
 
 
-def missing_of(groups: Sequence[GangGroup], rooms: Sequence[Room]) -> str:
+def missing_of(groups: Sequence[GangGroup], agents: Sequence[Alike]) -> str:
     """Say which dimension is missing if a gang does not fit into rooms even when they are empty; empty where none is found.
 
     First a task that no agent could take, then a kind of which all together have too little, then the number of places.
     """
+    rooms = [alike.room for alike in agents]
     for index, group in enumerate(groups):
         request = group.resources
         if any(fits(room, request) for room in rooms):
@@ -364,15 +476,16 @@ def missing_of(groups: Sequence[GangGroup], rooms: Sequence[Room]) -> str:
             needed[kind] = needed.get(kind, 0) + amount * group.count
         if group.resources.gpus:
             needed[GPUS] = needed.get(GPUS, 0) + 1000 * group.resources.gpus * group.count
-    for room in rooms:
-        for kind, amount in room.scalars.items():
-            there[kind] = there.get(kind, 0) + amount
-        there[GPUS] = there.get(GPUS, 0) + 1000 * room.gpus
+    for alike in agents:
+        number = len(alike.orders)
+        for kind, amount in alike.room.scalars.items():
+            there[kind] = there.get(kind, 0) + amount * number
+        there[GPUS] = there.get(GPUS, 0) + 1000 * alike.room.gpus * number
     for kind in sorted(needed):
         if there.get(kind, 0) < needed[kind]:
             return f"its tasks need {_amount(kind, needed[kind])}, and there are {_amount(kind, there.get(kind, 0))}"
     for index, group in enumerate(groups):
-        places = sum(fits(room, group.resources) for room in rooms)
+        places = sum(alike.fits[index] * len(alike.orders) for alike in agents)
         if places < group.count:
             return f"group {index} has {group.count} tasks, and there is room for {places}"
     return ""

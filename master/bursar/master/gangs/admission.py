@@ -6,9 +6,16 @@ from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import id_problem
 from bursar.core.messages.gangs import RequestGang
 from bursar.core.text import format_duration
-from bursar.master.allocator.gangs import Spot, fits, missing_of, place_somewhere, room_for
+from bursar.master.allocator.gangs import (
+    group_by_value,
+    missing_of,
+    nearest_value,
+    place_somewhere,
+    room_for,
+    worth_trying,
+)
 from bursar.master.bundles import Gang
-from bursar.master.gangs.room import capacity_of, permitted
+from bursar.master.gangs.room import Classes, cliques_on, once_empty, permitted
 from bursar.master.reservations import request_problem
 from bursar.master.state import Cluster, Framework
 
@@ -70,34 +77,36 @@ def form_problem(cluster: Cluster, framework: Framework, call: RequestGang) -> E
 def never_fits(cluster: Cluster, framework: Framework, gang: Gang) -> ErrorDetail | None:
     """Say what is missing if a gang could not start on the whole cluster, empty; agents that are away count."""
     groups, attribute = gang.request.groups, gang.request.topology.same_attribute
-    seen = [agent for agent, _ in permitted(cluster, framework, gang.request.role, cluster.agents_in_order)]
-    spots: dict[str | int | None, list[Spot]] = {}
-    for agent in seen:
+    by_clique = gang.request.topology.nvlink_clique
+    seen = 0
+    classes = Classes(gang, {})
+    for agent, rule in permitted(cluster, framework, gang.request.role, cluster.agents_in_order):
+        seen += 1
         value = agent.info.attributes.get(attribute) if attribute else None
         if not attribute or value is not None:
-            room = capacity_of(cluster, gang, agent)
-            counts = tuple([fits(room, group.resources) for group in groups])
-            spots.setdefault(value, []).append(Spot(agent.agent_id, agent.order, {}, room, counts, value))
+            whole = once_empty(cluster, gang, agent, rule)
+            classes.enter(agent.order, value, whole, cliques_on(cluster, agent) if by_clique else None)
+    there = group_by_value(classes.known.values())
     field = "groups"
-    if place_somewhere(groups, spots) is not None:
+    candidates = worth_trying(groups, there)
+    if candidates and place_somewhere(groups, candidates) is not None:
         return None
     if not seen:
         hidden = len(cluster.agents)
         why = f"none of the {hidden} agents may be offered to the framework" if hidden else "there are no agents"
-    elif not spots:
+    elif not there:
         why, field = f"no agent has the attribute {attribute}", "topology.same_attribute"
     else:
-        all_spots = [spot for some in spots.values() for spot in some]
-        why = missing_of(groups, [spot.room for spot in all_spots])
+        why = missing_of(groups, [alike for some in there.values() for alike in some])
         if not why and attribute:
             # Together they are enough, so no value alone is: the one that comes the nearest.
-            best = max(spots, key=lambda value: (room_for(groups, {value: spots[value]}), str(value)))
-            there = missing_of(groups, [spot.room for spot in spots[best]])
-            why, field = f"no {attribute} has enough; on {attribute} {best}, {there}", "topology.same_attribute"
+            best = nearest_value(groups, there)
+            why = f"no {attribute} has enough; on {attribute} {best}, {missing_of(groups, there[best])}"
+            field = "topology.same_attribute"
         if not why:
-            why = f"{room_for(groups, spots)} of its {gang.tasks} tasks have room"
-        if len(seen) < len(cluster.agents):
-            why += f"; {len(cluster.agents) - len(seen)} more agents may not be offered to it: see `bursar explain`"
+            why = f"{room_for(groups, there)} of its {gang.tasks} tasks have room"
+        if seen < len(cluster.agents):
+            why += f"; {len(cluster.agents) - seen} more agents may not be offered to it: see `bursar explain`"
     return ErrorDetail(
         ErrorReason.INSUFFICIENT_RESOURCES,
         f"the gang could never start in this cluster: {why}",

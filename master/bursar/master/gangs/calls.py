@@ -31,8 +31,8 @@ def request(cluster: Cluster, turn: Turn, framework: Framework, call: RequestGan
     gang = Gang(key, call, gangs.requests, deadline_ms=turn.now.monotonic_ms + call.ttl_ms)
     error = form_problem(cluster, framework, call)
     if error is None:
-        look(cluster, gang, None)
-        if places_of(cluster, gang) is None:
+        look(cluster, gang, ())
+        if places_of(cluster, gang, fresh=True) is None:
             error = never_fits(cluster, framework, gang)
         error = error or limit_in_the_way(cluster, gang)
     if error is not None:

@@ -29,8 +29,8 @@ def hold(cluster: Cluster, gang: Gang) -> bool:
         return room
 
     best: HoldPlan | None = None
-    for _, spots in sorted(by_value(gang).items(), key=lambda item: str(item[0])):
-        plan = plan_hold(groups, spots, capacity)
+    for _, there in sorted(by_value(gang).items(), key=lambda item: str(item[0])):
+        plan = plan_hold(groups, there, capacity)
         if not plan.homeless and (best is None or plan.tasks > best.tasks):
             best = plan
     if best is None:
@@ -51,9 +51,9 @@ def hold(cluster: Cluster, gang: Gang) -> bool:
         cluster.ledger.hold_for_gang(agent_id, after)
         if not holding_contains(after, before):
             cluster.touch(agent_id)
-        if agent_id in gang.spots:
+        if spot := gang.spots.get(agent_id):
             # All in all it has what it had.
-            gang.spots[agent_id].free = books.free
+            gang.spots[agent_id] = (books.free, *spot[1:])
     return True
 
 

@@ -66,7 +66,6 @@ def expire(cluster: Cluster, turn: Turn, number: int) -> bool:
     if gang is None or gang.bundle_id:
         return False
     look(cluster, gang, ())
-    assert gang.spots is not None
     why = gang.hindrance or f"{room_for(gang.request.groups, by_value(gang))} of its {gang.tasks} tasks had room"
     detail = ErrorDetail(
         ErrorReason.INSUFFICIENT_RESOURCES,

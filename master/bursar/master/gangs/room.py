@@ -5,138 +5,167 @@ Found once for all agents, then again for those that changed.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 
+from bursar.core.device_names import gpus_among
 from bursar.core.ids import AgentId
 from bursar.core.messages.operator import AgentState
 from bursar.core.messages.rules import RuleAction
 from bursar.core.resources import EMPTY, Holding, Resources, add_holdings, holding_total
 from bursar.master.allocator.constraints import is_foreign
 from bursar.master.allocator.cycle import offerable
-from bursar.master.allocator.gangs import Cliques, Counts, Room, Spot, cliques_of, fits, place_somewhere, room_in
+from bursar.master.allocator.gangs import (
+    Alike,
+    ByValue,
+    Cliques,
+    Counts,
+    Order,
+    Room,
+    cliques_of,
+    fits,
+    group_by_value,
+    place_somewhere,
+    room_in,
+    worth_trying,
+)
 from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.visibility import strip
 from bursar.master.bundles import Gang
 from bursar.master.state import Agent, Cluster, Framework
 
-
-def look(cluster: Cluster, gang: Gang, agent_ids: Iterable[AgentId] | None, *, sweep: bool = False) -> None:
-    """Find out what these agents have for a gang (None, or the first time: all); with `sweep`, also where it is another thing now."""
-    if gang.spots is None or agent_ids is None or agent_ids:
-        gang.chosen = None
-    framework = cluster.frameworks[gang.key.framework_id]
-    books_of = cluster.ledger.books
-    spots = gang.spots
-    agents: Iterable[Agent]
-    if spots is None or agent_ids is None:
-        spots = gang.spots = {}
-        gang.sums, gang.capacities = {}, {}
-        agents = cluster.agents_in_order
-    else:
-        wanted = {agent_id for agent_id in agent_ids if agent_id in cluster.agents}
-        if sweep:
-            wanted |= {
-                agent.agent_id
-                for agent in cluster.agents_in_order
-                if (spot := spots.get(agent.agent_id)) is None or spot.free is not books_of[agent.agent_id].free
-            }
-        agents = [cluster.agents[agent_id] for agent_id in wanted]
-        for gone in [agent_id for agent_id in agent_ids if agent_id not in cluster.agents]:
-            _forget_spot(gang, gone)
-    groups = gang.request.groups
-    attribute, by_clique = gang.request.topology.same_attribute, gang.request.topology.nvlink_clique
-    role, sums, active = gang.request.role, gang.sums, AgentState.ACTIVE
-    holds = cluster.gangs.holder is gang
-    if spots:
-        agents = list(agents)
-        for agent in agents:
-            _forget_spot(gang, agent.agent_id)
-    # Agents alike are decided alike.
-    capabilities = framework.info.capabilities
-    known: dict[tuple[object, ...], tuple[Room, tuple[int, ...]]] = {}
-    for agent, rule in permitted(cluster, framework, role, agents):
-        if agent.state is not active:
-            continue
-        agent_id = agent.agent_id
-        value = agent.info.attributes.get(attribute) if attribute else None
-        if attribute and value is None:
-            continue
-        books = books_of[agent_id]
-        plain = rule is None and not holds
-        available = (
-            offerable(cluster.holders, books.free, role, capabilities)
-            if plain
-            else available_on(cluster, gang, agent_id)
-        )
-        if by_clique:
-            room = room_in(available, cliques_on(cluster, agent))
-            counts = tuple([fits(room, group.resources) for group in groups])
-        else:
-            part = holding_total(available) if available else EMPTY
-            key = (part.gpus, part.ports, *part.amounts().items())
-            found = known.get(key)
-            if found is None:
-                room = room_in(available, None)
-                found = known[key] = room, tuple([fits(room, group.resources) for group in groups])
-            room, counts = found
-        spots[agent_id] = Spot(agent_id, agent.order, books.free, room, counts, value)
-        total = sums.get(value)
-        if total is None:
-            sums[value] = list(counts)
-        else:
-            for index, count in enumerate(counts):
-                total[index] += count
+#: So many kinds of agents more than there may be, of which most must be of the past.
+_MANY_CLASSES = 100
 
 
-def _forget_spot(gang: Gang, agent_id: AgentId) -> None:
+def look(cluster: Cluster, gang: Gang, agent_ids: Iterable[AgentId], *, sweep: bool = False) -> None:
+    """Find out what these agents have for a gang (the first time: all); with `sweep`, also where it is another thing now."""
+    if gang.spots is None:
+        gang.spots, gang.classes, gang.capacities, gang.chosen = {}, {}, {}, None
+        _note(cluster, gang, cluster.agents_in_order)
+        return
+    changed = set(agent_ids)
+    if sweep:
+        changed.update(_out_of_date(cluster, gang))
+    if not changed:
+        return
+    gang.chosen = None
+    for agent_id in changed:
+        _forget(gang, agent_id)
+    if len(gang.classes) > 2 * len(gang.spots) + _MANY_CLASSES:
+        gang.classes = {key: alike for key, alike in gang.classes.items() if alike.orders}
+    _note(cluster, gang, [cluster.agents[agent_id] for agent_id in changed if agent_id in cluster.agents])
+
+
+def _out_of_date(cluster: Cluster, gang: Gang) -> Iterator[AgentId]:
+    """Agents of which another thing is free than was when they were looked at, and those that never were."""
+    spots, books_of = gang.spots, cluster.ledger.books
+    assert spots is not None
+    for agent in cluster.agents_in_order:
+        spot = spots.get(agent.agent_id)
+        if spot is None or spot[0] is not books_of[agent.agent_id].free:
+            yield agent.agent_id
+
+
+def _forget(gang: Gang, agent_id: AgentId) -> None:
     assert gang.spots is not None
     spot = gang.spots.pop(agent_id, None)
     gang.capacities.pop(agent_id, None)
     if spot is not None:
-        total = gang.sums[spot.value]
-        for index, count in enumerate(spot.fits):
-            total[index] -= count
+        _, alike, order = spot
+        alike.remove(order)
 
 
-def _enough(gang: Gang) -> list[str | int | None]:
-    """The values under which as many tasks of each group have room, each group taken alone."""
-    needed = [group.count for group in gang.request.groups]
-    return [
-        value
-        for value, total in gang.sums.items()
-        if all(there >= count for there, count in zip(total, needed, strict=True))
-    ]
+def _note(cluster: Cluster, gang: Gang, agents: Iterable[Agent]) -> None:
+    """Enter agents among those that are like them, as far as the gang may use them at all."""
+    spots, books_of = gang.spots, cluster.ledger.books
+    assert spots is not None
+    framework = cluster.frameworks[gang.key.framework_id]
+    role, capabilities, holders = gang.request.role, framework.info.capabilities, cluster.holders
+    attribute, by_clique = gang.request.topology.same_attribute, gang.request.topology.nvlink_clique
+    holds, active = cluster.gangs.holder is gang, AgentState.ACTIVE
+    enter = Classes(gang, gang.classes).enter
+    value: str | int | None = None
+    cliques: Cliques | None = None
+    for agent, rule in permitted(cluster, framework, role, agents):
+        if agent.state is not active:
+            continue
+        if attribute and (value := agent.info.attributes.get(attribute)) is None:
+            continue
+        agent_id = agent.agent_id
+        free = books_of[agent_id].free
+        if rule is None and not holds:
+            available = offerable(holders, free, role, capabilities)
+        else:
+            available = available_on(cluster, gang, agent_id)
+        if by_clique:
+            cliques = cliques_on(cluster, agent)
+        order = agent.order
+        spots[agent_id] = free, enter(order, value, available, cliques), order
 
 
-def by_value(gang: Gang, values: Iterable[str | int | None] | None = None) -> dict[str | int | None, list[Spot]]:
+class Classes:
+    """Agents by what they have for a gang: agents alike are decided alike."""
+
+    def __init__(self, gang: Gang, known: dict[object, Alike]) -> None:
+        self.known = known
+        self._groups = gang.request.groups
+        self._rooms: dict[object, tuple[Room, tuple[int, ...]]] = {}
+
+    def enter(self, order: Order, value: str | int | None, available: Holding, cliques: Cliques | None) -> Alike:
+        """Put an agent among those that are like it."""
+        if len(available) == 1:
+            (total,) = available.values()
+        else:
+            total = holding_total(available) if available else EMPTY
+        devices = total.devices
+        parts = None if cliques is None else tuple([len(clique & devices) for clique in cliques])
+        gpus = gpus_among(devices)
+        amounts = total.scalars if gpus is devices else total.amounts()
+        key = (value, len(gpus), parts, total.ports, *amounts.items())
+        alike = self.known.get(key)
+        if alike is None:
+            room, fit = self._room(key[1:], total, cliques)
+            alike = self.known[key] = Alike(room, fit, value, [])
+        orders = alike.orders
+        if not orders or orders[-1] < order:
+            orders.append(order)
+        else:
+            insort(orders, order)
+        return alike
+
+    def _room(self, key: object, total: Resources, cliques: Cliques | None) -> tuple[Room, tuple[int, ...]]:
+        """The room that agents alike have, and how many tasks of each group it takes; whatever value they share."""
+        known = self._rooms.get(key)
+        if known is None:
+            room = room_in(total, cliques)
+            known = self._rooms[key] = room, tuple([fits(room, group.resources) for group in self._groups])
+        return known
+
+
+def by_value(gang: Gang) -> ByValue:
     """The agents that it may use, by the attribute that all must share."""
-    assert gang.spots is not None
-    if not gang.request.topology.same_attribute:
-        return {None: list(gang.spots.values())}
-    wanted = set(gang.sums if values is None else values)
-    found: dict[str | int | None, list[Spot]] = {}
-    for spot in gang.spots.values():
-        if spot.value in wanted:
-            found.setdefault(spot.value, []).append(spot)
-    return found
+    return group_by_value(gang.classes.values())
 
 
-def places_of(cluster: Cluster, gang: Gang) -> Counts | None:
-    """Where all tasks of a gang have room now, or None."""
+def places_of(cluster: Cluster, gang: Gang, *, fresh: bool = False) -> Counts | None:
+    """Where all tasks of a gang have room now, or None; `fresh`: nothing was given away since it was looked at."""
     gang.hindrance, gang.at_quota = "", False
-    if not _enough(gang):
+    spots, books = gang.spots, cluster.ledger.books
+    assert spots is not None
+    there = worth_trying(gang.request.groups, by_value(gang))
+    if not there:
         return None
-    assert gang.spots is not None
-    # Whatever was given away since it was looked at.
-    books = cluster.ledger.books
     chosen = gang.chosen
-    if chosen and all((spot := gang.spots.get(one)) and spot.free is books[one].free for one in chosen):
+    if chosen and all((spot := spots.get(one)) and spot[0] is books[one].free for one in chosen):
         return chosen
-    stale = [spot.agent_id for spot in gang.spots.values() if spot.free is not books[spot.agent_id].free]
-    if stale:
+    if not fresh:
+        stale = [agent_id for agent_id, (free, _, _) in spots.items() if free is not books[agent_id].free]
         look(cluster, gang, stale)
-    values = _enough(gang)
-    gang.chosen = place_somewhere(gang.request.groups, by_value(gang, values)) if values else None
+        if stale:
+            there = worth_trying(gang.request.groups, by_value(gang))
+    gang.chosen = place_somewhere(gang.request.groups, there)
     return gang.chosen
 
 
@@ -158,7 +187,14 @@ def available_on(cluster: Cluster, gang: Gang, agent_id: AgentId) -> Holding:
 
 
 def capacity_of(cluster: Cluster, gang: Gang, agent: Agent) -> Room:
-    """What it has once nothing else runs there."""
+    """The room on an agent once nothing else runs there."""
+    rule = _rule_of(cluster, cluster.frameworks[gang.key.framework_id], gang.request.role, agent)
+    cliques = cliques_on(cluster, agent) if gang.request.topology.nvlink_clique else None
+    return room_in(holding_total(once_empty(cluster, gang, agent, rule)), cliques)
+
+
+def once_empty(cluster: Cluster, gang: Gang, agent: Agent, rule: CompiledRule | None) -> Holding:
+    """What an agent has for a gang once nothing else runs there; `rule` takes something of it."""
     books = cluster.ledger.books[agent.agent_id]
     total: Holding = books.total
     if books.withheld_devices:
@@ -166,13 +202,8 @@ def capacity_of(cluster: Cluster, gang: Gang, agent: Agent) -> Room:
             stack: Resources(part.scalars, part.ports, part.devices - books.withheld_devices.keys())
             for stack, part in total.items()
         }
-    cliques = cliques_on(cluster, agent) if gang.request.topology.nvlink_clique else None
     available = offerable(cluster.holders, total, gang.request.role, _capabilities(cluster, gang))
-    if cluster.visibility.rules:
-        rule = _rule_of(cluster, cluster.frameworks[gang.key.framework_id], gang.request.role, agent)
-        if rule is not None:
-            available = strip(available, rule.stripped)
-    return room_in(available, cliques)
+    return available if rule is None else strip(available, rule.stripped)
 
 
 def permitted(
@@ -183,13 +214,14 @@ def permitted(
     """
     capabilities, visibility, region = framework.info.capabilities, cluster.visibility, cluster.region
     settings = framework.settings.get(role)
-    client_class = visibility.class_of_client(role, framework.info) if visibility.rules else 0
+    spoken_of = visibility.rules and visibility.class_of_client(role, framework.info)
+    if not spoken_of and not region and settings is None:
+        yield from zip(agents, repeat(None))
+        return
     for agent in agents:
-        rule = None
-        if client_class and client_class & visibility.class_of_agent(agent.info):
-            rule = _rule_of(cluster, framework, role, agent)
-            if rule is not None and rule.action is RuleAction.HIDE_AGENT:
-                continue
+        rule = _rule_of(cluster, framework, role, agent) if spoken_of else None
+        if rule is not None and rule.action is RuleAction.HIDE_AGENT:
+            continue
         if region and is_foreign(region, capabilities, agent.facts):
             continue
         if settings is None or settings.may_take(agent.facts):
@@ -198,7 +230,10 @@ def permitted(
 
 def _rule_of(cluster: Cluster, framework: Framework, role: str, agent: Agent) -> CompiledRule | None:
     """The rule that takes something of an agent from a framework in a role."""
-    rule = cluster.visibility.judge(agent.info, role, framework.info).winner
+    visibility = cluster.visibility
+    if not visibility.class_of_client(role, framework.info) & visibility.class_of_agent(agent.info):
+        return None
+    rule = visibility.judge(agent.info, role, framework.info).winner
     return None if rule is None or rule.action is RuleAction.ALLOW else rule
 
 
