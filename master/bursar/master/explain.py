@@ -1,4 +1,4 @@
-"""Why is somebody not offered what they want? Answered by the code that decides: `allocator.cycle.consider`.
+"""Why is somebody not offered what they want? Answered by the code that decides: `allocator.decision`.
 
 For every pair of (framework in a role, agent) in question, the decision is asked for as it would fall now; pairs with the same reason
 are counted together, and `obstacles` tells what stands in the way in particular. Nothing here changes a decision to come.
@@ -29,7 +29,7 @@ from bursar.core.predicates import format_predicates
 from bursar.core.resources import GPUS, UNRESERVED, Holding, Resources, add_holdings
 from bursar.core.roles import covers
 from bursar.core.text import format_request
-from bursar.master.allocator.cycle import Proposal
+from bursar.master.allocator.decision import Proposal
 from bursar.master.allocator.shares import Client
 from bursar.master.obstacles import WORDS, Group, ask, in_order, name_some, undisturbed
 from bursar.master.state import Agent, Cluster, Framework

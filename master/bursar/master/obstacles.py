@@ -36,7 +36,7 @@ from bursar.core.resources import (
 )
 from bursar.core.role_expressions import plain_holder
 from bursar.core.text import format_amount, format_duration, format_milli, format_request, format_resources
-from bursar.master.allocator.cycle import Proposal, consider
+from bursar.master.allocator.decision import Proposal, consider
 from bursar.master.allocator.filters import AgentFilters
 from bursar.master.allocator.held_back import HeldBack, guaranteed_first
 from bursar.master.allocator.rules import CompiledRule
@@ -121,7 +121,7 @@ def ask(
         copy = AgentFilters()
         copy.by_client = filters.by_client
         filters = copy
-    return consider(cluster, agent, client, framework, free, filters, exact=True)
+    return consider(cluster, agent, client, framework, free, filters)
 
 
 @contextmanager

@@ -21,10 +21,12 @@ class Cut(NamedTuple):
     promised: dict[int, int]
 
 
-def open_shapes(
-    demand: Demand, wanted: list[int], promised: list[int], role: str
-) -> list[tuple[int, ResourceRequest, int]]:
-    """The shapes of a role that are wanted and not covered by outstanding offers: (index, request, count)."""
+Shapes = list[tuple[int, ResourceRequest, int]]
+"""(index in the demand, what one takes, how many are open)."""
+
+
+def open_shapes(demand: Demand, wanted: list[int], promised: list[int], role: str) -> Shapes:
+    """The shapes of a role that are wanted and not covered by outstanding offers."""
     return [
         (index, shape.resources, wanted[index] - promised[index])
         for index, shape in enumerate(demand.shapes)
@@ -32,9 +34,7 @@ def open_shapes(
     ]
 
 
-def cut_to_demand(
-    available: Holding, shapes: list[tuple[int, ResourceRequest, int]], devices: Mapping[DeviceUuid, Device]
-) -> Cut | None:
+def cut_to_demand(available: Holding, shapes: Shapes, devices: Mapping[DeviceUuid, Device]) -> Cut | None:
     """Cut what is available to shapes × counts, in the framework's order; None where no shape fits."""
     if len(shapes) == 1:
         ((index, request, count),) = shapes

@@ -15,7 +15,7 @@ from bursar.core.messages.operator import AgentState
 from bursar.core.messages.rules import RuleAction
 from bursar.core.resources import EMPTY, Holding, Resources, add_holdings, holding_total
 from bursar.master.allocator.constraints import is_foreign
-from bursar.master.allocator.cycle import offerable
+from bursar.master.allocator.decision import offerable
 from bursar.master.allocator.gangs import (
     Alike,
     ByValue,
