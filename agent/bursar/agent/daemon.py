@@ -22,9 +22,11 @@ from bursar.agent.containers.runtime import (
     ContainerSpec,
     Decoration,
     LaunchFailed,
+    Mount,
     RecoveredContainer,
     RuntimeUnavailable,
 )
+from bursar.agent.containers.volumes import VolumeRules
 from bursar.agent.devices.driver import ContainerDecorator, DeviceDriver, DriverUnavailable
 from bursar.agent.effects import (
     CloseConnection,
@@ -55,7 +57,8 @@ from bursar.core.devices import Device
 from bursar.core.errors import BursarError, InvalidText
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.resources import CPUS, MEM, ReservedResources, sum_resources
-from bursar.core.tasks import StatusReason
+from bursar.core.surroundings import ContainerSettings
+from bursar.core.tasks import AssignedTask, StatusReason
 from bursar.runtime.driver import Driver
 from bursar.runtime.telemetry import logger
 
@@ -127,6 +130,7 @@ class AgentDaemon:
         devices: DeviceSource,
         resolved: ResolvedResources,
         metrics: AgentMetrics,
+        volumes: VolumeRules | None = None,
     ) -> None:
         self._work_dir = work_dir
         self._checkpoint = checkpoint
@@ -134,6 +138,7 @@ class AgentDaemon:
         self._devices = devices
         self._resolved = resolved
         self._metrics = metrics
+        self._volumes = volumes or VolumeRules(work_dir.volumes)
         self._log = logger()
         self.machine = AgentMachine(AgentConfig(info, default_image), checkpoint.load())
         self.driver = Driver(self.machine, commit=self._commit, perform=self._perform)
@@ -274,7 +279,7 @@ class AgentDaemon:
         container_id = effect.container_id
         outcome: object
         try:
-            await self._runtime.start(self._spec(effect))
+            await self._runtime.start(self._spec(effect, await self._mounts(effect.task)))
             outcome = ContainerStarted(container_id)
         except LaunchFailed as error:
             outcome = ContainerLaunchFailed(
@@ -296,7 +301,15 @@ class AgentDaemon:
         self._containers[container_id].settled.set()
         self.driver.post(outcome)
 
-    def _spec(self, effect: StartContainer) -> ContainerSpec:
+    async def _mounts(self, task: AssignedTask) -> tuple[Mount, ...]:
+        """The task's volumes, on a thread: a file system may hang. Raises LaunchFailed."""
+        spec = task.spec
+        if not spec.volumes:
+            return ()
+        owner = spec.container.owner if spec.container else None
+        return await asyncio.to_thread(self._volumes.mounts, spec.volumes, task.role, owner)
+
+    def _spec(self, effect: StartContainer, volumes: tuple[Mount, ...]) -> ContainerSpec:
         """Everything that the runtime needs. Raises OSError."""
         task, runtime = effect.task, self._runtime.name
         sandbox = self._work_dir.make_sandbox(effect.container_id)
@@ -326,6 +339,8 @@ class AgentDaemon:
             mem_bytes=amounts.get(MEM, 0),
             decoration=decoration,
             labels=task.spec.labels,
+            settings=task.spec.container or ContainerSettings(),
+            volumes=volumes,
         )
 
     async def _remove(self, container_id: ContainerId) -> None:

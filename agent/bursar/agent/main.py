@@ -17,6 +17,7 @@ from bursar.agent.checkpoint import Checkpoint
 from bursar.agent.containers.process import boot_id
 from bursar.agent.containers.runtime import RuntimeUnavailable
 from bursar.agent.containers.select import runtime_for
+from bursar.agent.containers.volumes import VolumeRules, parse_volume_roots
 from bursar.agent.daemon import AgentDaemon, DeviceSource
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.select import driver_for
@@ -118,12 +119,19 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         devices=source,
         resolved=resolved,
         metrics=metrics,
+        volumes=_volume_rules(settings, work_dir),
     )
     try:
         await runtime.open(daemon.container_exited)
     except RuntimeUnavailable as error:
         raise BursarError(str(error)) from error
     return daemon
+
+
+def _volume_rules(settings: Settings, work_dir: WorkDir) -> VolumeRules:
+    roots = parse_volume_roots(settings.items("volume-roots"))
+    folders = settings.text("shared-folders")
+    return VolumeRules(work_dir.volumes, roots, parse_volume_roots((folders,))[0] if folders else None)
 
 
 def _first_look(source: DeviceSource) -> tuple[Device, ...]:

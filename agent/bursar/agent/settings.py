@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bursar.agent.containers.volumes import parse_volume_roots
 from bursar.core.errors import BursarError
 from bursar.core.flags import Flag, FlagType, FlagValue
 from bursar.core.text import parse_attributes, parse_resources
@@ -83,6 +84,22 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             problem=_optional_address,
         ),
         Flag("default-image", FlagType.TEXT, "", "For tasks without an image, with --runtime docker.", metavar="IMAGE"),
+        Flag(
+            "volume-roots",
+            FlagType.LIST,
+            (),
+            "Host paths that tasks may mount, with what is below them; ro, rw or rw-delete at most.",
+            metavar="DIR[:MODE][,…]",
+            problem=_volume_roots,
+        ),
+        Flag(
+            "shared-folders",
+            FlagType.TEXT,
+            "",
+            "The directory of the shared folders that tasks mount by name; ro, rw or rw-delete at most.",
+            metavar="DIR[:MODE]",
+            problem=_shared_folders,
+        ),
         Flag("insecure", FlagType.BOOL, False, "Listen beyond loopback although there is no authentication yet."),
     )
 
@@ -125,6 +142,19 @@ def _attributes(value: FlagValue) -> str | None:
     except BursarError as error:
         return str(error).removeprefix("attributes: ")
     return None
+
+
+def _volume_roots(value: FlagValue) -> str | None:
+    assert isinstance(value, tuple)
+    try:
+        parse_volume_roots(value)
+    except BursarError as error:
+        return str(error)
+    return None
+
+
+def _shared_folders(value: FlagValue) -> str | None:
+    return _volume_roots((str(value),)) if value else None
 
 
 def _hostname(value: FlagValue) -> str | None:

@@ -11,6 +11,7 @@ from bursar.agent.containers.runtime import ContainerExit, ContainerId
 from bursar.core.devices import Device, DeviceHealth
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
 from bursar.core.messages.agent import KillTask
+from bursar.core.surroundings import process_problem
 from bursar.core.tasks import (
     DEFAULT_KILL_GRACE_MS,
     AssignedTask,
@@ -115,6 +116,8 @@ def launch_problem(
             f"the task has the image {task.spec.image!r}, but this agent runs plain processes;"
             " leave the image out, or run it on an agent with --runtime docker",
         )
+    if runtime == "process" and (problem := process_problem(task.spec.container, task.spec.volumes)):
+        return Verdict(TaskState.ERROR, StatusReason.AGENT_REFUSED, f"{problem[0]}: {problem[1]}")
     if runtime == "docker" and not task.spec.image and not default_image:
         return Verdict(
             TaskState.ERROR,

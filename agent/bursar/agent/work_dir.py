@@ -33,6 +33,11 @@ class WorkDir:
         """The file of what must outlive the agent."""
         return self.path / "checkpoint.db"
 
+    @property
+    def volumes(self) -> Path:
+        """Named volumes, a directory per role; kept when tasks end."""
+        return self.path / "volumes"
+
     def sandbox(self, container_id: ContainerId) -> Path:
         """A task's own directory; may not exist."""
         return self._sandboxes / container_id

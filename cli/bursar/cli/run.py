@@ -15,6 +15,7 @@ import click
 from bursar.cli.options import DURATION_MS, capabilities_for, master_address, master_option, task_options
 from bursar.cli.problems import BROKEN_PIPE, NOT_RUN, WAIT_PASSED, say
 from bursar.cli.streams import OutputClosed, StandardStreams
+from bursar.cli.surroundings import Surroundings, surroundings_options
 from bursar.core.errors import BursarError, ErrorReason, InvalidText
 from bursar.core.text import format_duration
 from bursar.frameworks.run import RunOnce, describe_end, exit_code
@@ -39,6 +40,7 @@ MEET_S = 2.0
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr where the task runs.")
 @task_options
+@surroundings_options
 @master_option
 def run(
     role: str,
@@ -53,6 +55,7 @@ def run(
     wait_ms: int | None,
     verbose: bool,
     command: tuple[str, ...],
+    surroundings: Surroundings,
 ) -> int:
     """Run one command on the cluster and wait for its end.
 
@@ -67,7 +70,18 @@ def run(
         raise click.UsageError("no command was given; write it after --, as in: bursar run --gpus 1 -- nvidia-smi")
     title = name or (PurePosixPath(command[0]).name if command else image)
     try:
-        task = Task(command, title, image, env, cpus, mem, gpus)
+        task = Task(
+            command,
+            title,
+            image,
+            env,
+            cpus,
+            mem,
+            gpus,
+            container=surroundings.container,
+            volumes=surroundings.volumes,
+            secrets=surroundings.secrets,
+        )
     except InvalidText as error:
         raise click.UsageError(str(error)) from None
     framework = RunOnce(

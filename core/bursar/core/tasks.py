@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from bursar.core.device_names import device_kind
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId, id_problem
-from bursar.core.resources import ReservedResources, ResourceRequest
+from bursar.core.resources import MEM, ReservedResources, ResourceRequest
+from bursar.core.surroundings import ContainerSettings, Volume, settings_problem, volumes_problem
 
 DEFAULT_KILL_GRACE_MS = 3000
 
@@ -88,6 +89,7 @@ class StatusReason(IntEnum):
     RECONCILIATION = 17
     AGENT_REFUSED = 18
     GANG_MEMBER_LOST = 19
+    VOLUME_REFUSED = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,11 @@ class EnvironmentVariable:
 
     name: str
     value: str
+    #: Never shown, also not where a value is written into a log by mistake.
+    secret: bool = False
+
+    def __repr__(self) -> str:
+        return f"EnvironmentVariable({self.name!r}, {'…' if self.secret else repr(self.value)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,15 @@ class TaskSpec:
     resources: ResourceRequest = ResourceRequest()
     kill_grace_ms: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    container: ContainerSettings | None = None
+    volumes: tuple[Volume, ...] = ()
+
+    def without_secrets(self) -> TaskSpec:
+        """The same with the values of secret variables empty: for everybody but the task."""
+        if not any(variable.secret for variable in self.environment):
+            return self
+        shown = tuple(replace(v, value="") if v.secret else v for v in self.environment)
+        return replace(self, environment=shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,4 +221,8 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
         return "resources", "a task must ask for some resources"
     if spec.kill_grace_ms is not None and spec.kill_grace_ms < 0:
         return "kill_grace_ms", "must not be negative"
+    if spec.container is not None and (problem_at := settings_problem(spec.container, request.scalars.get(MEM, 0))):
+        return f"container.{problem_at[0]}", problem_at[1]
+    if spec.volumes and (problem_at := volumes_problem(spec.volumes)):
+        return problem_at
     return None

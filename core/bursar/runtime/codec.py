@@ -31,6 +31,7 @@ from bursar.core.resources import (
 )
 from bursar.v1 import (
     agent_service_pb2,
+    containers_pb2,
     errors_pb2,
     framework_service_pb2,
     gangs_pb2,
@@ -47,6 +48,7 @@ Converter = Callable[[Any], Any]
 _MODULES = (
     resources_pb2,
     errors_pb2,
+    containers_pb2,
     tasks_pb2,
     offers_pb2,
     gangs_pb2,

@@ -33,6 +33,7 @@ from bursar.core.devices import Device
 from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText
 from bursar.core.messages.framework import GPU_RESOURCES
 from bursar.core.resources import ResourceRequest
+from bursar.core.surroundings import ContainerSettings
 from bursar.core.tasks import StatusReason, TaskState
 from bursar.runtime.client import MasterUnreachable
 from bursar.sdk.amounts import Amount
@@ -47,6 +48,7 @@ __all__ = [
     "Amount",
     "Bundle",
     "BursarError",
+    "ContainerSettings",
     "Device",
     "ErrorDetail",
     "ErrorReason",

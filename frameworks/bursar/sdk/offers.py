@@ -11,6 +11,7 @@ from bursar.core.errors import BursarError, ErrorDetail, ErrorReason
 from bursar.core.messages import offers as messages
 from bursar.core.messages.gangs import BundleMember
 from bursar.core.resources import CPUS, MEM, MILLI, ResourceRequest, Resources, sum_resources
+from bursar.core.surroundings import process_problem
 from bursar.core.text import format_resources, format_shortfall
 from bursar.sdk.amounts import Amount, request
 from bursar.sdk.tasks import Task
@@ -116,10 +117,12 @@ class Offer:
         return self._fits(task if task is not None else wanted)
 
     def image_problem(self, task: Task) -> str:
-        """Say why the agent cannot run a task's image, or its having none; empty where it can."""
+        """Say why the agent cannot run a task's image, its having none, or its container settings; empty where it can."""
         where = self.hostname or self.agent_id
         if task.image and self.runtime == "process":
             return f"{where} runs plain processes, no images"
+        if self.runtime == "process" and (problem := process_problem(task.container, task.parsed_volumes)):
+            return f"{where}: {problem[0]}: {problem[1]}"
         if not task.image and not self.runs_without_image:
             return f"{where} runs containers and has no default image, and the task names none"
         return ""

@@ -9,6 +9,7 @@ from typing import Any
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.ids import AgentId, TaskId
 from bursar.core.resources import ResourceRequest
+from bursar.core.surroundings import ContainerSettings, Volume, parse_volume
 from bursar.core.tasks import EnvironmentVariable, StatusReason, TaskSpec, TaskState, TaskStatus, spec_problem
 from bursar.sdk.amounts import Amount, request
 
@@ -111,6 +112,12 @@ class Task:
     #: From SIGTERM to SIGKILL.
     kill_grace_ms: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    #: Limits and rights of its container; agents that run plain processes refuse them.
+    container: ContainerSettings | None = None
+    #: `/host/path:/target:rw`, `name:/target:rw` or `folder/name`; read only unless `rw` or `rw-delete` is said.
+    volumes: Sequence[str] = ()
+    #: As `env`, but shown to nobody.
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     #: The author's own; Bursar does not look at it.
     data: Any = None
     #: Unique among all tasks that the framework ever had; made by the SDK, anew for each launch, where it is left empty.
@@ -128,6 +135,8 @@ class Task:
         self.request: ResourceRequest = request(
             self.cpus, self.mem, self.gpus, self.disk, self.ports, tuple(self.devices), self.custom
         )
+        #: The volumes, read.
+        self.parsed_volumes: tuple[Volume, ...] = tuple(parse_volume(text) for text in self.volumes)
         problem = spec_problem(self._spec(self.id or "unnamed"))
         if problem is not None:
             raise InvalidText(
@@ -149,8 +158,13 @@ class Task:
             AgentId(""),
             command,
             self.image,
-            tuple(EnvironmentVariable(name, value) for name, value in self.env.items()),
+            (
+                *(EnvironmentVariable(name, value) for name, value in self.env.items() if name not in self.secrets),
+                *(EnvironmentVariable(name, value, True) for name, value in self.secrets.items()),
+            ),
             self.request,
             self.kill_grace_ms,
             dict(self.labels),
+            container=self.container,
+            volumes=self.parsed_volumes,
         )

@@ -27,6 +27,7 @@ from bursar.core.resources import (
     to_holding,
     to_reserved,
 )
+from bursar.core.surroundings import process_problem
 from bursar.core.tasks import AssignedTask, TaskSpec, spec_problem
 from bursar.core.text import format_shortfall
 from bursar.master import gangs, reservations
@@ -257,6 +258,13 @@ def _task_problem(
             f"task {spec.task_id!r} has an image, but agent {info.hostname} runs plain processes",
             "accept offers of agents whose runtime is docker, or leave the image out",
             f"{path}.image",
+        )
+    if info.runtime == "process" and (problem := process_problem(spec.container, spec.volumes)):
+        return ErrorDetail(
+            ErrorReason.TASK_INVALID,
+            f"task {spec.task_id!r} does not fit agent {info.hostname}: {problem[1]}",
+            "accept offers of agents whose runtime is docker, or leave it out",
+            f"{path}.{problem[0]}",
         )
     if not spec.image and not info.runs_without_image:
         return ErrorDetail(

@@ -156,7 +156,7 @@ def task_view(cluster: Cluster, task: Task) -> TaskView:
         "" if status is None else status.message,
         None if status is None else status.exit_code,
         task.assigned.resources,
-        task.assigned.spec,
+        task.assigned.spec.without_secrets(),
         task.assigned.launched_at_ms,
         task.ended_at_ms,
     )

@@ -29,6 +29,7 @@ from bursar.agent.containers.docker_engine import (
     Seen,
     words_of,
 )
+from bursar.agent.containers.limits import give_to_user
 from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES, LogFile, log_files
 from bursar.agent.containers.process import boot_id
 from bursar.agent.containers.runtime import (
@@ -215,6 +216,7 @@ class DockerRuntime:
 
     def _create_and_start(self, spec: ContainerSpec) -> ContainerExit | None:
         """In a thread."""
+        give_to_user(spec)
         try:
             self._engine.create(spec)
         except FileExistsError:

@@ -22,6 +22,7 @@ import urllib3.exceptions
 from docker.types import DeviceRequest, LogConfig, Mount
 from docker.utils import parse_repository_tag
 
+from bursar.agent.containers.limits import host_limits
 from bursar.agent.containers.logs import LogStream
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, ContainerSpec, LaunchFailed
 from bursar.agent.pinning import CONTAINER_SANDBOX
@@ -219,9 +220,9 @@ class DockerEngine:
 
     def _config(self, spec: ContainerSpec) -> dict[str, Any]:
         mounts = [Mount(CONTAINER_SANDBOX, os.fspath(spec.sandbox.absolute()), type="bind")]
-        for extra in spec.decoration.mounts:
+        for extra in (*spec.decoration.mounts, *spec.volumes):
             mounts.append(Mount(extra.target, extra.source, type="bind", read_only=extra.read_only))
-        limits: dict[str, Any] = {}
+        limits = host_limits(spec)
         if spec.mem_bytes:
             limits["mem_limit"] = limits["memswap_limit"] = max(spec.mem_bytes, _MIN_MEM_BYTES)
         if spec.cpus_milli:
@@ -258,6 +259,7 @@ class DockerEngine:
             entrypoint=list(spec.command) or None,
             environment={**spec.decoration.environment, **spec.environment},
             working_dir=CONTAINER_SANDBOX,
+            user=spec.settings.user or None,
             labels=labels,
             host_config=host_config,
             stop_signal="SIGTERM",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NewType, Protocol
 
 from bursar.core.ids import FrameworkId, TaskId
+from bursar.core.surroundings import ContainerSettings
 from bursar.core.tasks import StatusReason
 
 ContainerId = NewType("ContainerId", str)
@@ -59,6 +60,9 @@ class ContainerSpec:
     mem_bytes: int
     decoration: Decoration = Decoration()
     labels: Mapping[str, str] = field(default_factory=dict)
+    settings: ContainerSettings = ContainerSettings()
+    #: Resolved and permitted.
+    volumes: tuple[Mount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -52,6 +53,10 @@ class Registry:
         except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
             raise BursarError(f"--registry: cannot use {_public(url)}: {error}", "write a SQLAlchemy URL") from error
         if self.engine.dialect.name == "sqlite":
+            if database := self.engine.url.database:
+                # It holds the environments of tasks, secrets included.
+                with contextlib.suppress(OSError):
+                    Path(database).touch(mode=0o600)
             sa.event.listen(self.engine, "connect", _configure_sqlite)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="registry")
         #: Commits, records and the seconds they took; for metrics.
