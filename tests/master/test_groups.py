@@ -274,6 +274,22 @@ def test_a_group_that_is_named_stays_unless_forced(book: Any) -> None:
     assert not isinstance(remove_group(book, "all"), ErrorDetail)
 
 
+def test_rules_that_name_a_group_count(book: Any) -> None:
+    set_group(book, "interns", "red")
+    set_group(book, "all", "@interns")
+    for name, roles in (("direct", "@interns"), ("through", "sales | @all"), ("other", "green")):
+        rule = Rule(name, RuleAction.HIDE_AGENT, framework=f"role={roles}", agent="gpus>=1")
+        assert not isinstance(book.ask(op.AddRuleRequest(rule)), ErrorDetail)
+    refused = remove_group(book, "interns")
+    assert "the group @all" in refused.message and "the rules direct, through" in refused.message
+    assert "bursar rule ls" in refused.hint
+    assert set(groups(book)) == {"interns", "all"}
+    for name in ("direct", "through"):
+        book.ask(op.RemoveRuleRequest(name))
+    assert not isinstance(remove_group(book, "all"), ErrorDetail)
+    assert not isinstance(remove_group(book, "interns"), ErrorDetail)
+
+
 def test_groups_outlive_the_master(book: Any) -> None:
     agent = book.agent(cpus=8, gpus=2)
     set_group(book, "gpu-users", "red/**", "=blue")

@@ -32,7 +32,9 @@ def test_what_the_script_says_is_what_happens(file: Path) -> None:
 def test_the_script_says_which_rule_it_shows_and_shows_it(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     assert text.startswith("# Rule: "), "the first line says which rule"
-    assert any(line.startswith("  > offer") for line in text.splitlines()), "a rule of offers, and no offer"
+    assert any(line.startswith(("  > offer", "  > bundle")) for line in text.splitlines()), (
+        "a rule of offers, and no offer"
+    )
     transcript = run(file)
     for entry in transcript.entries:
         if entry.expected:

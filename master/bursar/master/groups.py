@@ -72,11 +72,13 @@ def remove_group(
     users += (
         [f"the group{'s' if len(groups) > 1 else ''} {', '.join(f'@{other}' for other in groups)}"] if groups else []
     )
+    named = _rules_naming(cluster, name)
+    users += [f"the rule{'s' if len(named) > 1 else ''} {', '.join(named)}"] if named else []
     if users and not request.force:
         return ErrorDetail(
             ErrorReason.RESOURCES_IN_USE,
             f"@{name} is named by {' and '.join(users)}",
-            "see `bursar reservation ls`; change those first, or use --force: the group then covers nobody, and `!@"
+            "see `bursar reservation ls` and `bursar rule ls`; change those first, or use --force: the group then covers nobody, and `!@"
             f"{name}` removes nobody",
             "name",
         )
@@ -234,3 +236,13 @@ def _groups_naming(cluster: Cluster, name: str) -> list[str]:
     """The groups that reach a group."""
     groups = cluster.holders.groups
     return sorted(other for other in groups if other != name and name in reached_groups(groups[other], groups))
+
+
+def _rules_naming(cluster: Cluster, name: str) -> list[str]:
+    """The rules that reach a group by their role expressions."""
+    groups = cluster.holders.groups
+    return [
+        rule.name
+        for rule in cluster.visibility.rules
+        if any(name in reached_groups(expression, groups) for expression in rule.frameworks.roles)
+    ]

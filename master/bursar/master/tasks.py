@@ -110,7 +110,7 @@ def _start_gang_member(cluster: Cluster, turn: Turn, task: Task, status: TaskSta
     if others:
         turn.publish(
             "gang_released",
-            f"a task of gang {gang_id} ended without having run, and its {len(others)} others are ended",
+            f"a task of gang {gang_id} ended without having run, and so do its other tasks ({len(others)})",
             framework_id=task.assigned.framework_id,
             task_id=task.key.task_id,
         )

@@ -31,6 +31,10 @@ class Kind(StrEnum):
     TASK = "task"
     #: What the master tells those who watch.
     EVENT = "event"
+    #: A framework was offered a bundle, the answer to its gang: one line for it and one for each agent.
+    BUNDLE = "bundle"
+    #: What became of a gang: it waits, is refused, has ended.
+    GANG = "gang"
     #: A line that a command printed, because it was asked to.
     SHOWN = "shown"
 

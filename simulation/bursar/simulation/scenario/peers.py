@@ -34,10 +34,12 @@ from bursar.core.messages.framework import (
     UpdateFramework,
     UpdateRef,
 )
+from bursar.core.messages.gangs import Bundle, GangUpdate, RequestGang
 from bursar.core.messages.offers import Accept, CallResult, Decline, Demand, Filters, Launch, Offer, Operation
 from bursar.core.resources import ResourceRequest
 from bursar.core.tasks import AssignedTask, StatusReason, StatusSource, TaskSpec, TaskState, TaskStatus
 from bursar.master.events import AgentRegistering, AgentSpoke, AgentStreamEnded, FrameworkCalled, FrameworkStreamEnded
+from bursar.simulation.scenario.bundles import StandingBundle, of_gang
 from bursar.simulation.scenario.outcomes import Kind, Outcome, describe, parts_of, refused
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ class AgentPeer:
         self._stage = stage
         self.info = info
         self.connection: ConnectionId | None = None
+        #: Whether no task gets as far as running here.
+        self.is_broken = False
         #: What it would report when it registers.
         self.tasks: dict[tuple[FrameworkId, TaskId], TaskReport] = {}
         self._generation = Generation()
@@ -147,7 +151,10 @@ class AgentPeer:
                 reason=STARTING,
             )
         )
-        self._update(*key, TaskState.RUNNING)
+        if self.is_broken:
+            self._update(*key, TaskState.FAILED, StatusReason.LAUNCH_FAILED)
+        else:
+            self._update(*key, TaskState.RUNNING)
 
     def _kill(self, kill: KillTask) -> None:
         report = self.tasks.get((kill.framework_id, kill.task_id))
@@ -217,6 +224,10 @@ class FrameworkPeer:
     habit: Habit | None = None
     connection: ConnectionId | None = None
     offers: dict[OfferId, Standing] = field(default_factory=dict)
+    #: Gang → the bundle that answers it.
+    bundles: dict[str, StandingBundle] = field(default_factory=dict)
+    #: Gang → what was asked for last.
+    _asked: dict[str, RequestGang] = field(default_factory=dict)
     _calls: int = 0
     #: Call → what the framework is once it is granted.
     _updates: dict[str, UpdateFramework] = field(default_factory=dict)
@@ -281,6 +292,24 @@ class FrameworkPeer:
             self.offers.pop(offer_id, None)
         self.call(Decline(ids, Filters(refuse_ms)))
 
+    def ask_for_gang(self, request: RequestGang) -> None:
+        """Ask for room for all of some tasks at once."""
+        self._asked[request.gang_id] = request
+        self.call(request)
+
+    def accept_bundle(self, bundle: StandingBundle, tasks: Sequence[TaskId], refuse_ms: int | None = None) -> None:
+        """Take all of it, with a task in each place."""
+        del self.bundles[bundle.bundle.gang_id]
+        self._calls += 1
+        call_id = f"{self.framework_id}-{self._calls}"
+        launch = Operation(f"{call_id}.0", Launch(bundle.tasks(tasks)))
+        self.call(Accept(call_id, bundle.offer_ids, (launch,), Filters(refuse_ms)))
+
+    def decline_bundle(self, bundle: StandingBundle, refuse_ms: int | None = None) -> None:
+        """Refuse all of it."""
+        del self.bundles[bundle.bundle.gang_id]
+        self.call(Decline(bundle.offer_ids, Filters(refuse_ms)))
+
     def standing(self, agent: str | None = None, role: str | None = None) -> list[Standing]:
         """Its offers, of one agent or role where such is given, in the order in which they were made."""
         found = [
@@ -317,6 +346,15 @@ class FrameworkPeer:
                 found = [self.offers.pop(offer_id) for offer_id in offer_ids if offer_id in self.offers]
                 for standing in sorted(found, key=lambda standing: standing.number):
                     self._gone(Kind.RESCIND, standing, f"is rescinded: {reason}", reason)
+                for bundle in [one for one in self.bundles.values() if set(offer_ids) & {*one.offer_ids}]:
+                    del self.bundles[bundle.bundle.gang_id]
+                    stage.note(bundle.gone(Kind.RESCIND, stage.at_ms, f"is rescinded: {reason}", reason))
+            case Bundle(_, gang_id):
+                bundle = self.bundles[gang_id] = StandingBundle(stage.number_bundle(), event, self._asked[gang_id])
+                for outcome in bundle.outcomes(stage.at_ms):
+                    stage.note(outcome)
+            case GangUpdate():
+                stage.note(of_gang(self.framework_id, event, stage.at_ms))
             case StatusUpdates(statuses):
                 for status in statuses:
                     self._status(status)
@@ -375,7 +413,10 @@ class FrameworkPeer:
     def _void_offers(self, why: str = "its framework left this stream") -> None:
         for standing in self.standing():
             self._gone(Kind.VOID, standing, f"is void: {why}", why)
+        for bundle in self.bundles.values():
+            self.stage.note(bundle.gone(Kind.VOID, self.stage.at_ms, f"is void: {why}", why))
         self.offers.clear()
+        self.bundles.clear()
 
     def _gone(self, kind: Kind, standing: Standing, words: str, message: str | None = None) -> None:
         offer = standing.offer

@@ -81,6 +81,7 @@ class Stage:
         self._later: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._sequence = 0
         self._offers_made = 0
+        self._bundles_made = 0
         self._tokens = 0
         self._replies: dict[int, OperatorResponse | ErrorDetail] = {}
         self._refusals: set[tuple[str, str, int, str]] = set()
@@ -288,13 +289,22 @@ class Stage:
             counts.append(len(rest.devices) // shape.gpu_count)
         return min(counts, default=0)
 
+    def number_bundle(self) -> int:
+        """The number of a new bundle in the transcript."""
+        self._bundles_made += 1
+        return self._bundles_made
+
     def show_offers(self) -> None:
         """All offers that stand."""
         standing = [offer for framework in self.frameworks.values() for offer in framework.standing()]
         for one in sorted(standing, key=lambda one: one.number):
             offer = one.offer
             self.show(f"{name_offer(one)}: {offer.agent_id} {describe(offer.agent_id, offer.resources)}")
-        if not standing:
+        bundles = [bundle for framework in self.frameworks.values() for bundle in framework.bundles.values()]
+        for bundle in sorted(bundles, key=lambda bundle: bundle.number):
+            for outcome in bundle.outcomes(self.at_ms):
+                self.show(outcome.text)
+        if not standing and not bundles:
             self.show("no offers")
 
     def note_refusals(self) -> None:
