@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,9 +220,56 @@ async def test_batch_prints_a_summary(master: Any, bursar: Any) -> None:
     summary = json.loads(done.stdout)
     assert done.code == 1 and summary["count"] == 3 and not summary["succeeded"]
     assert [(task["index"], task["exit_code"]) for task in summary["tasks"]] == [(0, 0), (1, 1), (2, 0)]
-    assert done.stderr == "bursar: task 1 on node-1: exited with 1\n"
+    assert {name: summary[name] for name in ("finished", "failed", "not_ended", "retried", "relaunched")} == {
+        "finished": 2, "failed": 1, "not_ended": 0, "retried": 0, "relaunched": 0
+    }  # fmt: skip
+    assert done.stderr == "bursar: job 1 on node-1: exited with 1\n"
     done = await bursar("batch", "--count", "2", "true")
-    assert (done.code, done.stdout, done.stderr) == (0, "2 tasks: 2 finished, 0 failed\n", "")
+    assert (done.code, done.stderr) == (0, "")
+    titles, values = done.stdout.splitlines()
+    assert titles == "JOBS  FINISHED  FAILED  NOT ENDED  RETRIED  RELAUNCHED  TOOK"
+    assert re.fullmatch(r"2     2         0       0          0        0           \d+\.\ds", values)
+
+
+async def test_batch_lists_what_failed(master: Any, bursar: Any) -> None:
+    done = await bursar(
+        "batch", "--count", "2", "--retries", "1", "--backoff", "10ms", "--", "sh", "-c", "exit {index}"
+    )
+    assert done.code == 1
+    assert done.stderr.splitlines() == [
+        "bursar: job 1: exited with 1; again in 10ms",
+        "bursar: job 1 on node-1: exited with 1",
+    ]
+    *_, titles, row = done.stdout.splitlines()
+    assert titles.split("  ")[0] == "FAILED JOB" and row.split() == [
+        "1",
+        "FAILED",
+        "1",
+        "2",
+        "node-1",
+        "exited",
+        "with",
+        "1",
+    ]
+
+
+async def test_a_batch_from_a_file(master: Any, bursar: Any, tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.write_text(f"# jobs\necho one > {tmp_path}/1\n\necho two > {tmp_path}/2\n")
+    done = await bursar("batch", "--file", str(lines), "-o", "name")
+    assert (done.code, done.stdout) == (0, "0\n1\n")
+    assert [(tmp_path / name).read_text() for name in "12"] == ["one\n", "two\n"]
+    lines.write_text("3\n4\n")
+    done = await bursar("batch", "--file", str(lines), "--", "touch", f"{tmp_path}/{{line}}-{{index}}")
+    assert done.code == 0 and (tmp_path / "3-0").exists() and (tmp_path / "4-1").exists()
+    lines.write_bytes(b"\xff\xfe")
+    done = await bursar("batch", "--file", str(lines))
+    assert done.code == 2 and "not a text in UTF-8" in done.stderr
+
+
+async def test_batch_without_a_master(bursar: Any, unused_tcp_port: int) -> None:
+    done = await bursar("--master", f"127.0.0.1:{unused_tcp_port}", "batch", "--count", "1", "true")
+    assert done.code == 4 and "no master answers at" in done.stderr and done.stdout == ""
 
 
 async def test_an_interrupted_batch_unregisters(master: Any, bursar: Any) -> None:

@@ -1,39 +1,81 @@
-"""`bursar batch`: many tasks from one command template."""
+"""`bursar batch`: many jobs from one command template, or from the lines of a file."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
+import time
 from pathlib import PurePosixPath
+from typing import TextIO
 
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import capabilities_for, master_address, master_option, output_option, task_options
-from bursar.cli.problems import REFUSED, say
-from bursar.core.errors import InvalidText
-from bursar.frameworks.batch import Batch, Ended
+from bursar.cli.options import (
+    DURATION_MS,
+    capabilities_for,
+    master_address,
+    master_option,
+    output_option,
+    task_options,
+)
+from bursar.cli.problems import REFUSED, exit_code, say, say_error
+from bursar.cli.progress import Progress, progress_of
+from bursar.core.errors import BursarError, InvalidText
+from bursar.core.text import format_duration
+from bursar.frameworks.batch import MAX_LOSSES, Batch, Ended, Job, from_lines, from_template
 from bursar.frameworks.run import describe_end
-from bursar.sdk import FrameworkSession
+from bursar.sdk import FrameworkSession, OperatorClient, Status
+
+#: How often the bar is drawn, and when waiting for a first offer is explained.
+SHOW_EVERY_S, EXPLAIN_AFTER_S = 0.25, 3.0
+#: So many of the jobs that failed are listed; -o json has all.
+LISTED = 20
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--count", type=click.IntRange(1, 100_000), required=True, help="How many tasks.")
+@click.option("--count", type=click.IntRange(1, 100_000), help="How many jobs.")
+@click.option(
+    "--file",
+    "file",
+    type=click.File("r", encoding="utf-8"),
+    help="A job per line; - is stdin. {line} is replaced in the command; without a command each line is one, for sh -c.",
+)
 @click.option("--parallel", type=click.IntRange(1), help="At most so many at once.  [as many as the offers allow]")
 @click.option(
-    "--attempts",
-    type=click.IntRange(1),
-    default=3,
+    "--retries",
+    type=click.IntRange(0, 1000),
+    default=0,
     show_default=True,
-    help="Launches per task that was lost, not failed.",
+    help="How often a job whose command failed is run again.",
+)
+@click.option(
+    "--backoff",
+    "backoff_ms",
+    type=DURATION_MS,
+    default="1s",
+    show_default=True,
+    help="Before the first retry of a job; twice as long before each further one, up to 5m.",
+)
+@click.option(
+    "--max-losses",
+    type=click.IntRange(0, 1000),
+    default=MAX_LOSSES,
+    show_default=True,
+    help="How often a job may be lost for no fault of its own; such launches do not count as retries.",
 )
 @task_options
 @output_option
 @master_option
 def batch(
-    count: int,
+    count: int | None,
+    file: TextIO | None,
     parallel: int | None,
-    attempts: int,
+    retries: int,
+    backoff_ms: int,
+    max_losses: int,
     role: str,
     name: str | None,
     cpus: str,
@@ -46,87 +88,195 @@ def batch(
     command: tuple[str, ...],
     output: str,
 ) -> int:
-    """Run a command many times; {index} (from 0) and {count} are replaced in it.
+    r"""Run many jobs: a command --count times, or for each line of a --file.
 
-    Says on stderr what failed, and prints a summary at the end. Exit code 0 where all tasks have ended well, else 1. Interrupt ends
-    all tasks. Outputs of tasks: bursar task logs.
+    {index} (from 0), {count} and {line} are replaced in the command and in the values of --env. Says on stderr how far it is and what
+    failed, and prints a summary at the end. Interrupt ends all tasks; twice leaves at once. Outputs of tasks: bursar task logs.
 
-    Example: bursar batch --count 8 --gpus 1 -- python train.py --fold {index}
+    Exit codes: 0 all jobs have ended well; 1 some have failed, or were lost too often; 2 usage; 4 no master; 128 + N signal N ended it.
+
+    \b
+    Examples: bursar batch --count 8 --gpus 1 -- python train.py --fold {index}
+              bursar batch --file rates.txt --retries 2 -- python train.py --lr {line}
     """
-    if not command and not image:
-        raise click.UsageError("no command was given; write it after --, as in: bursar batch --count 3 -- echo {index}")
-    title = name or (PurePosixPath(command[0]).name if command else image)
+    jobs = _jobs(command, count, file, env, image)
+    title = name or (PurePosixPath(command[0]).name if command else PurePosixPath(image).name or "batch")
     try:
         framework = Batch(
-            command,
-            count,
+            jobs,
             name=title,
             role=role,
             capabilities=capabilities_for(capabilities, gpus),
             constraints=constraints,
-            env=env,
             image=image,
             cpus=cpus,
             mem=mem,
             gpus=gpus,
             parallel=parallel,
-            attempts=attempts,
-            on_end=_say_end,
+            retries=retries,
+            pause_s=backoff_ms / 1000,
+            max_losses=max_losses,
         )
     except InvalidText as error:
         raise click.UsageError(str(error)) from None
-    number = asyncio.run(_run(framework, master_address()))
-    _print_summary(framework, output)
-    if number is not None:
-        return 128 + number
-    return 0 if framework.succeeded else REFUSED
+    return asyncio.run(_Run(framework, master_address(), output).main())
 
 
-async def _run(framework: Batch, master: str) -> int | None:
-    """Until all have ended; the number of the signal that ended it before."""
-    session = FrameworkSession(framework, master, connect_timeout=10)
-    received: list[int] = []
-
-    def on_signal(number: int) -> None:
-        received.append(number)
-        say("bursar: ending all tasks")
-        session.stop()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    await session.run()
-    return received[0] if received else None
-
-
-def _say_end(ended: Ended) -> None:
-    if not ended.status.ok:
-        words = describe_end(ended.status) or f"exited with {ended.status.exit_code}"
-        say(f"bursar: task {ended.index} on {ended.hostname}: {words}")
+def _jobs(
+    command: tuple[str, ...], count: int | None, file: TextIO | None, env: dict[str, str], image: str
+) -> list[Job]:
+    """What is to be done. Raises UsageError."""
+    if (count is None) == (file is None):
+        raise click.UsageError("how many jobs? give --count N, or --file FILE with a job per line")
+    if file is not None:
+        try:
+            return from_lines(file.read(), command, env)
+        except UnicodeDecodeError:
+            raise click.UsageError(f"{file.name} is not a text in UTF-8") from None
+        except InvalidText as error:
+            raise click.UsageError(f"{file.name}: {error}") from None
+    assert count is not None
+    if not command and not image:
+        raise click.UsageError("no command was given; write it after --, as in: bursar batch --count 3 -- echo {index}")
+    return from_template(command, count, env)
 
 
-def _print_summary(framework: Batch, output: str) -> None:
+class _Run:
+    """One batch: the session, what is shown of it, and the signals, until there is an exit code."""
+
+    def __init__(self, framework: Batch, master: str, output: str) -> None:
+        self._framework, self._output = framework, output
+        self._session = FrameworkSession(framework, master, connect_timeout=10)
+        self._client = OperatorClient(master)
+        self._progress: Progress = progress_of(framework)
+        self._signal: int | None = None
+        framework.on_end, framework.on_again = self._on_end, self._on_again
+
+    async def main(self) -> int:
+        """Until all have ended. Raises what the session raises before anything was launched."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+        begun = time.monotonic()
+        failed: BursarError | None = None
+        with self._progress:
+            aside = [asyncio.create_task(job) for job in (self._keep_showing(), self._explain())]
+            try:
+                await self._session.run()
+            except BursarError as error:
+                failed = error
+            finally:
+                for job in aside:
+                    job.cancel()
+                await asyncio.gather(*aside, return_exceptions=True)
+                await self._client.close()
+        if failed is not None:
+            say_error(failed.detail.message, failed.detail.hint)
+        if failed is None or self._framework.ended:
+            print_summary(self._framework, self._output, time.monotonic() - begun)
+        if self._signal is not None:
+            return 128 + self._signal
+        if failed is not None:
+            return exit_code(failed)
+        return 0 if self._framework.succeeded else REFUSED
+
+    def _on_signal(self, number: int) -> None:
+        if self._signal is not None:
+            os._exit(128 + number)
+        self._signal = number
+        say("bursar: ending all tasks; once more leaves at once")
+        self._session.stop()
+
+    def _on_end(self, ended: Ended) -> None:
+        if not ended.status.ok:
+            self._progress.say(f"job {ended.index}{_on(ended.hostname)}: {_why(ended.status)}")
+        self._progress.show()
+
+    def _on_again(self, index: int, status: Status, pause_s: float) -> None:
+        when = f"again in {format_duration(round(pause_s * 1000))}" if pause_s else "again"
+        self._progress.say(f"job {index}: {_why(status)}; {when}")
+        self._progress.show()
+
+    async def _keep_showing(self) -> None:
+        while True:
+            self._progress.show()
+            await asyncio.sleep(SHOW_EVERY_S)
+
+    async def _explain(self) -> None:
+        """Say once why nothing runs, where nothing was launched for a while."""
+        await asyncio.sleep(EXPLAIN_AFTER_S)
+        if self._framework.running or self._framework.ended or self._framework.relaunched:
+            return
+        with contextlib.suppress(BursarError):
+            answer = await self._client.explain_framework(self._session.framework_id)
+            for refusal in list(reversed(answer.refusals))[:3]:
+                self._progress.say(f"waiting: {refusal.message}" + (f" ({refusal.hint})" if refusal.hint else ""))
+
+
+def _on(hostname: str) -> str:
+    return f" on {hostname}" if hostname else ""
+
+
+def _why(status: Status) -> str:
+    return describe_end(status) or f"exited with {status.exit_code}"
+
+
+def print_summary(framework: Batch, output: str, took_s: float) -> None:
+    """How a batch went, in the form that was asked for."""
     by_index = sorted(framework.ended, key=lambda ended: ended.index)
     if output == "name":
         out.write("".join(f"{ended.index}\n" for ended in by_index))
     elif output == "json":
-        tasks = [
-            {
-                "index": ended.index,
-                "state": ended.status.state.name,
-                "exit_code": ended.status.exit_code,
-                "attempts": ended.attempts,
-                "hostname": ended.hostname,
-                "device_uuids": list(ended.status.device_uuids),
-                "message": ended.status.message,
-            }
-            for ended in by_index
-        ]
-        out.write(out.dump_json({"count": framework.count, "succeeded": framework.succeeded, "tasks": tasks}))
+        out.write(out.dump_json(_summary(framework, by_index, took_s)))
     else:
-        well = sum(ended.status.ok for ended in by_index)
-        failed, open_ = len(by_index) - well, framework.count - len(by_index)
-        out.write(
-            f"{framework.count} tasks: {well} finished, {failed} failed"
-            + (f", {open_} not ended" if open_ else "")
-            + "\n"
-        )
+        failed = [ended for ended in by_index if not ended.status.ok]
+        counts = {
+            "JOBS": framework.count,
+            "FINISHED": len(by_index) - len(failed),
+            "FAILED": len(failed),
+            "NOT ENDED": framework.count - len(by_index),
+            "RETRIED": framework.retried,
+            "RELAUNCHED": framework.relaunched,
+        }
+        out.write_table([*counts, "TOOK"], [[*map(str, counts.values()), f"{took_s:.1f}s"]])
+        if failed:
+            out.write("\n")
+            titles = ("FAILED JOB", "STATE", "EXIT CODE", "LAUNCHES", "HOSTNAME", "WHY")
+            out.write_table(titles, [_row(ended) for ended in failed[:LISTED]])
+            if len(failed) > LISTED:
+                out.write(f"… and {len(failed) - LISTED} more; -o json has all\n")
+
+
+def _row(ended: Ended) -> list[str]:
+    code = "-" if ended.status.exit_code is None else str(ended.status.exit_code)
+    return [
+        str(ended.index), ended.status.state.name, code, str(ended.launches), ended.hostname or "-", _why(ended.status)
+    ]  # fmt: skip
+
+
+def _summary(framework: Batch, by_index: list[Ended], took_s: float) -> dict[str, object]:
+    tasks = [
+        {
+            "index": ended.index,
+            "state": ended.status.state.name,
+            "exit_code": ended.status.exit_code,
+            "launches": ended.launches,
+            "retried": ended.retried,
+            "relaunched": ended.relaunched,
+            "hostname": ended.hostname,
+            "device_uuids": list(ended.status.device_uuids),
+            "message": ended.status.message,
+        }
+        for ended in by_index
+    ]
+    well = sum(ended.status.ok for ended in by_index)
+    return {
+        "count": framework.count,
+        "succeeded": framework.succeeded,
+        "finished": well,
+        "failed": len(by_index) - well,
+        "not_ended": framework.count - len(by_index),
+        "retried": framework.retried,
+        "relaunched": framework.relaunched,
+        "took_ms": round(took_s * 1000),
+        "tasks": tasks,
+    }

@@ -22,7 +22,7 @@ from bursar.cli.output import write_table
 from bursar.cli.problems import INTERRUPTED, REFUSED, TERMINATED, Failure, say, say_bug, say_error
 from bursar.core.errors import BursarError
 from bursar.core.text import parse_request
-from bursar.frameworks.batch import Batch
+from bursar.frameworks.batch import Batch, from_template
 from bursar.sdk import GPU_RESOURCES, FrameworkSession, LogReader, OperatorClient
 
 PREFIX = "bursar-demo-"
@@ -216,8 +216,7 @@ async def _tasks(report: Report, cluster: LocalCluster, client: OperatorClient, 
     how = "in containers pinned to exactly their GPU" if setting.runtime == "docker" else "each told exactly its GPU"
     report.scene(f"{TASKS} GPU tasks, {how}")
     batch = Batch(
-        ["sh", "-c", _TASK_SCRIPT],
-        TASKS,
+        from_template(["sh", "-c", _TASK_SCRIPT], TASKS),
         name="demo",
         role="research",
         capabilities={GPU_RESOURCES},

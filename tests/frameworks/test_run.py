@@ -1,4 +1,4 @@
-"""The shipped frameworks, against a simulated master over real gRPC."""
+"""The framework behind `bursar run`, against a simulated master over real gRPC."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages.framework import Accept, UpdateDemand
-from bursar.frameworks.batch import Batch, Ended
 from bursar.frameworks.run import RunOnce, describe_end, exit_code
 from bursar.sdk import FrameworkSession, Status, StatusReason, Task, TaskState
 
@@ -58,45 +57,3 @@ async def test_run_gives_up_where_the_task_is_wrong(master: Any) -> None:
 )
 def test_ends_as_a_shell_would_say_them(status: Status, code: int, words: str) -> None:
     assert exit_code(status) == code and words in describe_end(status) and bool(words) == bool(describe_end(status))
-
-
-async def test_a_batch_runs_every_index_as_offers_allow(master: Any) -> None:
-    heard: list[Ended] = []
-    batch = Batch(
-        ["sh", "-c", "test {index} -lt {count} && test $NUMBER = {index} && exit {index}"],
-        6,
-        env={"NUMBER": "{index}"},
-        cpus=2,
-        on_end=heard.append,
-    )
-    await asyncio.wait_for(FrameworkSession(batch, master.address).run(), 30)
-    assert {ended.index: ended.status.exit_code for ended in batch.ended} == {index: index for index in range(6)}
-    assert heard == batch.ended and not batch.succeeded and {ended.attempts for ended in heard} == {1}
-    assert max(len(accept.operations) for accept in master.said(Accept)) == 2, "two fit into one offer"
-
-
-async def test_a_batch_keeps_to_its_limit(master: Any) -> None:
-    most = 0
-
-    class Watched(Batch):
-        def on_status(self, task: Task, status: Status) -> None:
-            nonlocal most
-            most = max(most, len(self.running))
-            super().on_status(task, status)
-
-    batch = Watched(["true"], 4, parallel=1)
-    await asyncio.wait_for(FrameworkSession(batch, master.address).run(), 30)
-    assert batch.succeeded and most == 1
-
-
-async def test_a_batch_tries_again_what_never_ran(master: Any) -> None:
-    master.refuse_accepts = [ErrorDetail(ErrorReason.INVALID_OFFERS, "too late")] * 2
-    batch = Batch(["true"], 1)
-    await asyncio.wait_for(FrameworkSession(batch, master.address).run(), 30)
-    assert batch.succeeded and batch.ended[0].attempts == 3
-
-
-async def test_an_empty_batch_is_done(master: Any) -> None:
-    batch = Batch(["true"], 0)
-    await asyncio.wait_for(FrameworkSession(batch, master.address).run(), 10)
-    assert batch.succeeded
