@@ -136,6 +136,14 @@ def test_the_reserve_clamps_and_never_goes_below_zero(total: int, left: int) -> 
     assert after_reserve(total, SYSTEM_RESERVE_MEM_BYTES) == left
 
 
+def test_planned_pools_say_what_is_offered_and_a_declaration_beyond_them_is_said() -> None:
+    host = HostResources(8000, 64 * GIB, 100 * GIB, offerable_mem_bytes=50 * GIB + 5)
+    assert bucket(resolve_resources("", host, ())).amount("mem") == 50 * GIB
+    (warning,) = resolve_resources("mem:60GiB", host, ()).warnings
+    assert "leave ~50GiB for tasks" in warning
+    assert not resolve_resources("mem:50GiB", host, ()).warnings
+
+
 def test_this_machine_can_be_discovered(tmp_path: Path) -> None:
     host = discover_host(tmp_path)
     assert host.cpus_milli >= 1000

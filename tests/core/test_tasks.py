@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from bursar.core.ids import DeviceUuid, TaskId
+from bursar.core.memory.pools import GIB, PoolSetting
+from bursar.core.memory.tasks import MemorySettings
 from bursar.core.resources import PortRange, ResourceRequest
 from bursar.core.tasks import (
     TERMINAL_STATES,
@@ -63,6 +65,18 @@ def test_tasks_that_can_be(fields: dict[str, Any]) -> None:
         ({"resources": ResourceRequest(gpus=2, devices=(DeviceUuid("a"),))}, "resources.gpus"),
         ({"resources": ResourceRequest(devices=(DeviceUuid("a"), DeviceUuid("a")))}, "resources.device_uuids"),
         ({"kill_grace_ms": -1}, "kill_grace_ms"),
+        ({"memory": MemorySettings(pools=(PoolSetting("shm", GIB),))}, "memory"),
+        ({"memory": MemorySettings("jwm")}, "memory"),
+        ({"memory": MemorySettings(total_bytes=4 * GIB), "resources": ResourceRequest({"mem": 8 * GIB})}, "memory"),
+        ({"memory": MemorySettings(total_bytes=4 * GIB)}, "memory"),
+        (
+            {
+                "memory": MemorySettings("jvm"),
+                "resources": ResourceRequest({"mem": 8 * GIB}),
+                "environment": (EnvironmentVariable("JAVA_TOOL_OPTIONS", "-Xmx1g"),),
+            },
+            "memory",
+        ),
     ],
 )
 def test_tasks_that_cannot_be(fields: dict[str, Any], where: str) -> None:

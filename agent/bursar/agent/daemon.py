@@ -58,7 +58,7 @@ from bursar.core.errors import BursarError, InvalidText
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.resources import CPUS, MEM, ReservedResources, sum_resources
 from bursar.core.surroundings import ContainerSettings
-from bursar.core.tasks import AssignedTask, StatusReason
+from bursar.core.tasks import AssignedTask, StatusReason, memory_environment, memory_plan
 from bursar.runtime.driver import Driver
 from bursar.runtime.telemetry import logger
 
@@ -319,6 +319,8 @@ class AgentDaemon:
             driver.decorate(effect.devices, runtime) if isinstance(driver, ContainerDecorator) else Decoration()
         )
         amounts = sum_resources(part.resources for part in task.resources).scalars
+        memory = memory_plan(task.spec, runtime)
+        planned = memory_environment(task.spec, memory) if memory is not None else {}
         return ContainerSpec(
             container_id=effect.container_id,
             framework_id=task.framework_id,
@@ -333,11 +335,13 @@ class AgentDaemon:
                 sandbox=sandbox,
                 agent_environment=os.environ,
                 decoration=decoration.environment,
-            ),
+            )
+            | planned,
             sandbox=sandbox,
             cpus_milli=amounts.get(CPUS, 0),
             mem_bytes=amounts.get(MEM, 0),
             decoration=decoration,
+            memory=memory,
             labels=task.spec.labels,
             settings=task.spec.container or ContainerSettings(),
             volumes=volumes,

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,11 +23,14 @@ from bursar.agent.daemon import AgentDaemon, DeviceSource
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.select import driver_for
 from bursar.agent.metrics import AgentMetrics
-from bursar.agent.resources import discover_host
+from bursar.agent.resources import HostResources, discover_host
 from bursar.agent.settings import PROGRAM, load_settings
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
 from bursar.core.errors import BursarError
+from bursar.core.memory.agents import plan_agent
+from bursar.core.memory.pools import format_bytes
+from bursar.core.memory.text import parse_pools_text
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.text import parse_attributes
 from bursar.runtime.settings import Settings, fail
@@ -83,7 +87,9 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
     checkpoint = Checkpoint(work_dir.checkpoint)
     agent_id, incarnation = checkpoint.begin_life()
     source = DeviceSource(
-        driver_for(settings.text("devices"), agent_id), settings.text("resources"), discover_host(work_dir.path)
+        driver_for(settings.text("devices"), agent_id),
+        settings.text("resources"),
+        _host(work_dir.path, settings.text("memory")),
     )
     resolved = source.resolve(await asyncio.to_thread(_first_look, source), checkpoint.device_assignment())
     for warning in resolved.warnings:
@@ -132,6 +138,16 @@ def _volume_rules(settings: Settings, work_dir: WorkDir) -> VolumeRules:
     roots = parse_volume_roots(settings.items("volume-roots"))
     folders = settings.text("shared-folders")
     return VolumeRules(work_dir.volumes, roots, parse_volume_roots((folders,))[0] if folders else None)
+
+
+def _host(work_dir: Path, memory: str) -> HostResources:
+    """The machine, its memory divided as --memory says. Raises InvalidText."""
+    host = discover_host(work_dir)
+    if not memory:
+        return host
+    plan = plan_agent(host.mem_bytes, parse_pools_text(memory))
+    logger().info("memory", **{item.name.replace("-", "_"): format_bytes(item.size_bytes) for item in plan.components})
+    return replace(host, offerable_mem_bytes=plan["offerable"])
 
 
 def _first_look(source: DeviceSource) -> tuple[Device, ...]:

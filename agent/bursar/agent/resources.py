@@ -14,6 +14,7 @@ from bursar.core.device_names import device_kind
 from bursar.core.devices import Device
 from bursar.core.errors import InvalidText
 from bursar.core.ids import DeviceUuid
+from bursar.core.memory.pools import format_bytes
 from bursar.core.resources import (
     CPUS,
     DISK,
@@ -54,6 +55,15 @@ class HostResources:
     #: Size of the file system of the work directory: unlike what is free on it, the same after a restart.
     disk_bytes: int
     ports: Ports = DEFAULT_PORTS
+    #: What is left of `mem_bytes` for tasks, where its pools were planned (`bursar.core.memory.agents`); else a reserve is taken off.
+    offerable_mem_bytes: int | None = None
+
+    @property
+    def mem_offered_bytes(self) -> int:
+        """What is offered where nothing else is declared, in whole MiB."""
+        if self.offerable_mem_bytes is not None:
+            return _whole_mib(self.offerable_mem_bytes)
+        return _whole_mib(after_reserve(self.mem_bytes, SYSTEM_RESERVE_MEM_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +167,7 @@ def _whole_mib(amount: int) -> int:
 def _discovered(host: HostResources, devices: Sequence[Device]) -> list[ResourceText]:
     return [
         ResourceText(CPUS, None, host.cpus_milli),
-        ResourceText(MEM, None, _whole_mib(after_reserve(host.mem_bytes, SYSTEM_RESERVE_MEM_BYTES))),
+        ResourceText(MEM, None, host.mem_offered_bytes),
         ResourceText(DISK, None, _whole_mib(after_reserve(host.disk_bytes, SYSTEM_RESERVE_DISK_BYTES))),
         *(ResourceText(kind, None, len(found) * MILLI) for kind, found in _by_kind(devices).items()),
         ResourceText(PORTS, None, 0, host.ports),
@@ -230,8 +240,14 @@ def _excess(items: Iterable[ResourceText], host: HostResources) -> list[str]:
     declared: dict[str, int] = {}
     for item in items:
         declared[item.kind] = declared.get(item.kind, 0) + item.amount
-    return [
+    excess = [
         f"{kind}: {format_amount(kind, declared[kind])} are declared, the machine has {format_amount(kind, there)}"
         for kind, there in ((CPUS, host.cpus_milli), (MEM, host.mem_bytes))
         if declared.get(kind, 0) > there
     ]
+    offerable, mem = host.offerable_mem_bytes, declared.get(MEM, 0)
+    if offerable is not None and offerable < mem <= host.mem_bytes:
+        excess.append(
+            f"mem: {format_amount(MEM, mem)} are declared, but the pools of --memory leave {format_bytes(offerable)} for tasks"
+        )
+    return excess

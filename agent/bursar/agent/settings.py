@@ -10,6 +10,7 @@ from pathlib import Path
 from bursar.agent.containers.volumes import parse_volume_roots
 from bursar.core.errors import BursarError
 from bursar.core.flags import Flag, FlagType, FlagValue
+from bursar.core.memory.text import parse_pools_text
 from bursar.core.text import parse_attributes, parse_resources
 from bursar.runtime.rpc import split_address
 from bursar.runtime.settings import Settings, load
@@ -52,6 +53,14 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             "",
             "What to offer, such as 'cpus:8;mem:16GiB;gpus(ml):4'; kinds that are not named are discovered.",
             problem=_resources,
+        ),
+        Flag(
+            "memory",
+            FlagType.TEXT,
+            "",
+            "Pools of the machine's memory, such as 'system-reserve=4GiB,cache=2GiB'; what is left is offered (docs/memory.md).",
+            metavar="POOL=SIZE[,…]",
+            problem=_memory,
         ),
         Flag("attributes", FlagType.TEXT, "", "Such as 'rack:r1;zone:a'.", problem=_attributes),
         Flag(
@@ -133,6 +142,14 @@ def _resources(value: FlagValue) -> str | None:
         parse_resources(str(value))
     except BursarError as error:
         return str(error).removeprefix("resources: ")
+    return None
+
+
+def _memory(value: FlagValue) -> str | None:
+    try:
+        parse_pools_text(str(value))
+    except BursarError as error:
+        return str(error).removeprefix("memory: ")
     return None
 
 

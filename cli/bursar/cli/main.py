@@ -40,6 +40,7 @@ COMMANDS = {
     "version": "version:version",
     "weight": "weights:weight",
     "quota": "quotas:quota",
+    "memory": "memory:memory",
 }
 
 

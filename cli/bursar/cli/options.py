@@ -76,7 +76,7 @@ def _read_constraint(text: str) -> str:
 
 #: Kept as exact texts: they go to `Task`, which reads the same grammar.
 CPUS_TEXT = TextType("cpus", lambda text: format_milli(parse_amount(CPUS, text)))
-MEM_TEXT = TextType("mem", lambda text: (parse_amount(MEM, text), text.strip())[1])
+MEM_TEXT = TextType("mem", lambda text: text and (parse_amount(MEM, text), text.strip())[1])
 GPU_COUNT = TextType("count", lambda text: parse_amount(GPUS, text) // MILLI)
 DURATION_MS = TextType("duration", parse_duration)
 ROLE = TextType("role", _read_role)
@@ -178,9 +178,14 @@ def task_options(command: F) -> F:
         click.option(
             "--mem",
             type=MEM_TEXT,
-            default="128MiB",
-            show_default=True,
-            help="With KiB, MiB, GiB or TiB; a bare number is MiB.",
+            default="",
+            help="With KiB, MiB, GiB or TiB; a bare number is MiB.  [128MiB, or what --memory comes to]",
+        ),
+        click.option(
+            "--memory",
+            default="",
+            metavar="NAME=SIZE[,…]",
+            help="Pools of the memory, such as 'profile=jvm,total=8GiB,shm=1GiB'; bursar memory explain shows what they come to.",
         ),
         click.option("--gpus", type=GPU_COUNT, default="0", show_default=True, help="Whole GPUs."),
         click.option("--image", default="", help="The container image; none where agents run plain processes."),

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from bursar.core.device_names import device_kind
+from bursar.core.errors import InvalidText
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId, id_problem
+from bursar.core.memory.pools import MemoryPlan, format_bytes
+from bursar.core.memory.profiles import runtime_environment
+from bursar.core.memory.tasks import MemorySettings, plan_task, with_container, with_shm
 from bursar.core.resources import MEM, ReservedResources, ResourceRequest
 from bursar.core.surroundings import ContainerSettings, Volume, settings_problem, volumes_problem
 
@@ -120,6 +124,7 @@ class TaskSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     container: ContainerSettings | None = None
     volumes: tuple[Volume, ...] = ()
+    memory: MemorySettings = MemorySettings()
 
     def without_secrets(self) -> TaskSpec:
         """The same with the values of secret variables empty: for everybody but the task."""
@@ -225,4 +230,37 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
         return f"container.{problem_at[0]}", problem_at[1]
     if spec.volumes and (problem_at := volumes_problem(spec.volumes)):
         return problem_at
+    return _memory_problem(spec)
+
+
+def _memory_problem(spec: TaskSpec) -> tuple[str, str] | None:
+    """The same check wherever a task passes: SDK and CLI, master, agent (F49-09)."""
+    try:
+        plan = memory_plan(spec)
+        if plan is None:
+            return None
+        memory_environment(spec, plan)
+    except InvalidText as error:
+        return "memory", str(error).removeprefix("memory: ")
+    if plan["container"] != spec.resources.scalars.get(MEM, 0):
+        return (
+            "memory",
+            f"the pools come to {format_bytes(plan['container'])}, but the task asks for no mem; ask for just as much",
+        )
     return None
+
+
+def memory_plan(spec: TaskSpec, runtime: str = "docker") -> MemoryPlan | None:
+    """The pools of a task's memory on an agent of this runtime; None where it says nothing about them. Raises InvalidText."""
+    if spec.memory.is_empty:
+        return None
+    settings = with_container(spec.memory, spec.resources.scalars.get(MEM, 0))
+    if spec.container is not None:
+        settings = with_shm(settings, spec.container.shm_bytes)
+    return plan_task(settings, runtime=runtime)
+
+
+def memory_environment(spec: TaskSpec, plan: MemoryPlan) -> dict[str, str]:
+    """What the plan adds to a task's environment. Raises MemoryConflict."""
+    given = {variable.name: variable.value for variable in spec.environment}
+    return runtime_environment(spec.memory.profile, plan, given, spec.command)

@@ -77,7 +77,8 @@ class Batch(Framework):
         constraints: Iterable[str] = (),
         image: str = "",
         cpus: Amount = 1,
-        mem: Amount = "128MiB",
+        mem: Amount = "",
+        memory: str = "",
         gpus: Amount = 0,
         parallel: int | None = None,
         retries: int = 0,
@@ -103,7 +104,7 @@ class Batch(Framework):
         self.ended: list[Ended] = []
         self.retried = self.relaunched = 0
         for index, job in enumerate(jobs):
-            task = Task(job.command, f"{name}-{index}", image, job.env, cpus, mem, gpus, data=index)
+            task = Task(job.command, f"{name}-{index}", image, job.env, cpus, mem, gpus, memory=memory, data=index)
             self._todo.append((index, task))
         self.count = len(self._todo)
         self._progress = [_Progress() for _ in range(self.count)]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.ids import AgentId, TaskId
-from bursar.core.resources import ResourceRequest
+from bursar.core.memory.tasks import plan_task
+from bursar.core.memory.text import parse_memory, parse_memory_text
+from bursar.core.resources import MEM, ResourceRequest
 from bursar.core.surroundings import ContainerSettings, Volume, parse_volume
 from bursar.core.tasks import EnvironmentVariable, StatusReason, TaskSpec, TaskState, TaskStatus, spec_problem
-from bursar.sdk.amounts import Amount, request
+from bursar.sdk.amounts import Amount, exact, request
 
 #: Ends that the command has no part in: another try elsewhere may well succeed.
 _NOT_THE_COMMANDS_FAULT = frozenset(
@@ -89,6 +91,10 @@ class Status:
         return cls(TaskState.ERROR, message=str(error))
 
 
+#: Of a task that does not say.
+DEFAULT_MEM = "128MiB"
+
+
 @dataclass(eq=False)
 class Task:
     """One task: yield it from `Framework.on_offer`. Compared by identity. Raises InvalidText where it can never be right."""
@@ -100,7 +106,8 @@ class Task:
     image: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     cpus: Amount = 1
-    mem: Amount = "128MiB"
+    #: Where `memory` says how large the container is, it may be left out.
+    mem: Amount = ""
     gpus: Amount = 0
     disk: Amount = 0
     #: `[31000-31002]`: these very ports.
@@ -118,6 +125,8 @@ class Task:
     volumes: Sequence[str] = ()
     #: As `env`, but shown to nobody.
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: Pools of memory: `profile=jvm,container=8GiB,shm=1GiB`, or a mapping of the same (docs/memory.md).
+    memory: str | Mapping[str, Any] = ""
     #: The author's own; Bursar does not look at it.
     data: Any = None
     #: Unique among all tasks that the framework ever had; made by the SDK, anew for each launch, where it is left empty.
@@ -131,10 +140,15 @@ class Task:
 
     def __post_init__(self) -> None:
         self._id_is_ours = not self.id
+        self._memory = parse_memory_text(self.memory) if isinstance(self.memory, str) else parse_memory(self.memory)[0]
         #: What it needs, exact.
         self.request: ResourceRequest = request(
-            self.cpus, self.mem, self.gpus, self.disk, self.ports, tuple(self.devices), self.custom
+            self.cpus, self.mem or 0, self.gpus, self.disk, self.ports, tuple(self.devices), self.custom
         )
+        if self.mem == "":
+            # The size of the container is what its pools come to.
+            mem_bytes = exact(MEM, DEFAULT_MEM) if self._memory.is_empty else plan_task(self._memory)["container"]
+            self.request = replace(self.request, scalars={**self.request.scalars, MEM: mem_bytes})
         #: The volumes, read.
         self.parsed_volumes: tuple[Volume, ...] = tuple(parse_volume(text) for text in self.volumes)
         problem = spec_problem(self._spec(self.id or "unnamed"))
@@ -167,4 +181,5 @@ class Task:
             dict(self.labels),
             container=self.container,
             volumes=self.parsed_volumes,
+            memory=self._memory,
         )

@@ -11,6 +11,7 @@ import docker
 import pytest
 
 from bursar.core.ids import FrameworkId, TaskId
+from bursar.core.memory.text import parse_memory_text
 from bursar.core.messages.agent import KillTask
 from bursar.core.resources import ReservedResources, ResourceRequest, Resources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskSpec, TaskState
@@ -84,3 +85,27 @@ async def test_without_an_engine_it_refuses_and_names_the_way_out(agent: Any, mo
     await agent.start("--devices", "none")
     assert await agent.wait() == 1
     assert "--runtime process" in "".join(agent.log) and "Traceback" not in "".join(agent.log)
+
+
+@pytest.mark.usefixtures("no_container_left")
+async def test_the_pools_of_a_tasks_memory_are_what_the_kernel_holds_it_to(
+    scripted_master: Any, agent: Any, docker_image: str
+) -> None:
+    master = scripted_master
+    await agent.start("--master", master.address, "--devices", "none", "--default-image", docker_image)
+    await master.until(lambda: master.registers() or None)
+    settings = parse_memory_text("total=300MiB,shm=70MiB,tmpfs=20MiB,managed=16MiB,overhead=200MiB")
+    show = "df -k /dev/shm /tmp | awk '{print $2, $6}' | tail -n 2; ulimit -l; echo $BURSAR_MEM_SHM_BYTES"
+    spec = TaskSpec(
+        TaskId("pools"),
+        command=("sh", "-c", show),
+        resources=ResourceRequest({"cpus": 500, "mem": 500 << 20}),
+        memory=settings,
+    )
+    granted = Resources({"cpus": 500, "mem": 500 << 20})
+    master.desire(launch=(AssignedTask(FrameworkId("f"), "*", spec, (ReservedResources((), granted),)),))
+    await master.until_status("pools", S.FINISHED, 60)
+    master.open_log("s1", "pools", follow=True)
+    await master.until_log_ended("s1")
+    assert master.log_text("s1").split("\n") == ["71680 /dev/shm", "20480 /tmp", str(16 << 10), str(70 << 20), ""]
+    assert await agent.end() == 0

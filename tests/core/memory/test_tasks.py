@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bursar.core.errors import InvalidText
 from bursar.core.memory.pools import GIB, MIB, MemoryConflict, MemoryPlan, PoolSetting
 from bursar.core.memory.profiles import PROFILES, profile_named, runtime_environment
-from bursar.core.memory.tasks import MemorySettings, plan_task, split_managed, with_container
+from bursar.core.memory.tasks import MemorySettings, plan_task, split_managed, with_container, with_shm
 from bursar.core.memory.text import format_settings, parse_memory, parse_memory_text
 
 
@@ -149,6 +149,14 @@ def test_the_tasks_mem_is_the_container() -> None:
     assert with_container(settings, 0) == settings
     with pytest.raises(MemoryConflict, match=r"container 4GiB \(the memory settings\), container 8GiB \(mem\)"):
         with_container(parse_memory_text("container=4GiB"), 8 * GIB)
+
+
+def test_the_containers_shm_is_the_pool() -> None:
+    settings = parse_memory_text("container=8GiB")
+    assert plan_task(with_shm(settings, GIB))["shm"] == GIB
+    assert plan_task(with_shm(with_shm(settings, GIB), GIB))["shm"] == GIB
+    with pytest.raises(MemoryConflict, match=r"shm 2GiB \(the memory settings\), shm 1GiB \(container.shm_bytes\)"):
+        with_shm(parse_memory_text("shm=2GiB"), GIB)
 
 
 def test_what_holds_a_pool_to_its_size_is_said() -> None:

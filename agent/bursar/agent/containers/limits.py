@@ -6,10 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from docker.types import Ulimit
+
 from bursar.agent.containers.runtime import ContainerSpec, LaunchFailed
+from bursar.core.memory.pools import MemoryPlan
+from bursar.core.memory.profiles import MANAGED, SHM, TMPFS
 from bursar.core.surroundings import DEFAULT_PIDS_LIMIT, KEPT_CAPABILITIES, ContainerSettings
 from bursar.core.tasks import StatusReason
 
+#: 0 would be the engine's own default.
+_MIN_SHM_BYTES = 4096
 _BLOCK_DEVICES = Path("/sys/dev/block")
 
 
@@ -26,6 +32,8 @@ def host_limits(spec: ContainerSpec, block_devices: Path = _BLOCK_DEVICES) -> di
     }
     if settings.shm_bytes:
         limits["shm_size"] = settings.shm_bytes
+    if spec.memory is not None:
+        limits |= _pool_limits(spec.memory)
     if settings.io_read_bytes_per_s or settings.io_write_bytes_per_s:
         disk = disk_of(spec.sandbox, block_devices)
         if settings.io_read_bytes_per_s:
@@ -70,3 +78,12 @@ def give_to_user(spec: ContainerSpec) -> None:
             f"the sandbox cannot be given to user {spec.settings.user}: {error.strerror or error}; this agent runs as user"
             f" {os.geteuid()}: run it as root, or ask for its own user",
         ) from error
+
+def _pool_limits(plan: MemoryPlan) -> dict[str, Any]:
+    """The pools that the kernel can hold (F49-11): all within the container's own limit, which counts them too."""
+    limits: dict[str, Any] = {"shm_size": max(plan[SHM], _MIN_SHM_BYTES)}
+    if plan[TMPFS]:
+        limits["tmpfs"] = {"/tmp": f"size={plan[TMPFS]},mode=1777"}
+    if plan[MANAGED]:
+        limits["ulimits"] = [Ulimit(name="memlock", soft=plan[MANAGED], hard=plan[MANAGED])]
+    return limits

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NewType, Protocol
 
 from bursar.core.ids import FrameworkId, TaskId
+from bursar.core.memory.pools import MemoryPlan
 from bursar.core.surroundings import ContainerSettings
 from bursar.core.tasks import StatusReason
 
@@ -59,6 +60,8 @@ class ContainerSpec:
     #: 0: no limit.
     mem_bytes: int
     decoration: Decoration = Decoration()
+    #: Pools within `mem_bytes`; None: one pool.
+    memory: MemoryPlan | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     settings: ContainerSettings = ContainerSettings()
     #: Resolved and permitted.

@@ -161,9 +161,9 @@ def _rest_out_of_bounds(part: Part, left: int, whole: Component, given: Sequence
     """What is left for a part is nothing, too little or too much."""
     rule = part.rule
     if left < 0:
-        problem = (
-            f"the parts of {whole.name} take {format_bytes(-left)} more than it has, and {part.name} needs a place too"
-        )
+        problem = f"the parts of {whole.name} take {format_bytes(-left)} more than it has"
+        if rule.min_bytes:
+            problem += f", and {part.name} needs at least {format_bytes(rule.min_bytes)}"
     elif left < rule.min_bytes:
         problem = f"{format_bytes(left)} are left for {part.name}, which needs at least {format_bytes(rule.min_bytes)}"
     else:

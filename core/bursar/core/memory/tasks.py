@@ -86,6 +86,21 @@ def with_container(settings: MemorySettings, mem_bytes: int, source: str = "mem"
     return replace(settings, container_bytes=mem_bytes)
 
 
+def with_shm(settings: MemorySettings, shm_bytes: int, source: str = "container.shm_bytes") -> MemorySettings:
+    """The settings together with the container's own size of `/dev/shm`; 0 says nothing. Raises MemoryConflict where both differ."""
+    said = next((pool for pool in settings.pools if pool.name == SHM), PoolSetting(SHM))
+    if not shm_bytes or said.size_bytes == shm_bytes:
+        return settings
+    if said.size_bytes is not None:
+        raise MemoryConflict(
+            "two sizes of /dev/shm",
+            [Component(SHM, said.size_bytes, "the memory settings"), Component(SHM, shm_bytes, source)],
+            "say one of them",
+        )
+    others = tuple(pool for pool in settings.pools if pool.name != SHM)
+    return replace(settings, pools=(*others, replace(said, size_bytes=shm_bytes)))
+
+
 def plan_task(settings: MemorySettings, source: str = "the memory settings", runtime: str = "docker") -> MemoryPlan:
     """The plan of a task: its pools, `total` and `container`, which sum up exactly.
 

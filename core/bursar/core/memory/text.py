@@ -63,7 +63,20 @@ def parse_memory(items: Mapping[str, object]) -> tuple[MemorySettings, tuple[str
 
 
 def parse_memory_text(text: str) -> MemorySettings:
-    """Settings on a command line: `profile=jvm,container=8GiB,shm=25%,managed.min=64MiB`. Raises InvalidText, MemoryConflict."""
+    """A task's settings on a command line: `profile=jvm,container=8GiB,shm=25%,managed.min=64MiB`.
+
+    Raises InvalidText, MemoryConflict.
+    """
+    return parse_memory(_items(text))[0]
+
+
+def parse_pools_text(text: str) -> tuple[PoolSetting, ...]:
+    """Pools on a command line: `system-reserve=4GiB,cache.fraction=10%`. Raises InvalidText, MemoryConflict."""
+    return parse_pools(_items(text))[0]
+
+
+def _items(text: str) -> dict[str, object]:
+    """`a=1,b.min=2` as `{"a": "1", "b": {"min": "2"}}`. Raises InvalidText."""
     items: dict[str, object] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = part.partition("=")
@@ -72,17 +85,16 @@ def parse_memory_text(text: str) -> MemorySettings:
             raise InvalidText(
                 f"memory: {part!r} is no setting", "write NAME=SIZE, such as app=4GiB, shm=25% or managed.min=64MiB"
             )
-        if name in items and not (detail and isinstance(items[name], dict)):
-            raise InvalidText(f"memory: {name} is set twice", "say it once")
+        pool = items.setdefault(name, {}) if detail else {}
+        if not isinstance(pool, dict) or detail in pool or (not detail and name in items):
+            raise InvalidText(
+                f"memory: {key.strip()} is set twice", f"say it once; {name}.size can stand beside {name}.min"
+            )
         if detail:
-            pool = items.setdefault(name, {})
-            assert isinstance(pool, dict)
-            if detail in pool:
-                raise InvalidText(f"memory: {name}.{detail} is set twice", "say it once")
             pool[detail] = value.strip()
         else:
             items[name] = value.strip()
-    return parse_memory(items)[0]
+    return items
 
 
 def _sum(name: str, value: object) -> int | None:
