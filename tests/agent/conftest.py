@@ -93,7 +93,11 @@ class ScriptedMaster:
 
     async def until_status(self, task_id: str, state: object, timeout_s: float = 20) -> TaskStatus:
         def found() -> TaskStatus | None:
-            return next((s for s in self.statuses if s.task_id == task_id and s.state is state), None)
+            mine = [s for s in self.statuses if s.task_id == task_id]
+            wanted = next((s for s in mine if s.state is state), None)
+            ended = next((s for s in mine if s.state.is_terminal), None)
+            assert wanted or not ended, f"{task_id} ended otherwise: {ended}"
+            return wanted
 
         return await self.until(found, timeout_s)
 

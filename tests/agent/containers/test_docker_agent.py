@@ -95,7 +95,7 @@ async def test_the_pools_of_a_tasks_memory_are_what_the_kernel_holds_it_to(
     await agent.start("--master", master.address, "--devices", "none", "--default-image", docker_image)
     await master.until(lambda: master.registers() or None)
     settings = parse_memory_text("total=300MiB,shm=70MiB,tmpfs=20MiB,managed=16MiB,overhead=200MiB")
-    show = "df -k /dev/shm /tmp | awk '{print $2, $6}' | tail -n 2; ulimit -l; echo $BURSAR_MEM_SHM_BYTES"
+    show = "df -k /dev/shm /tmp | awk '{print $2, $6}' | tail -n 2; echo $BURSAR_MEM_SHM_BYTES"
     spec = TaskSpec(
         TaskId("pools"),
         command=("sh", "-c", show),
@@ -107,5 +107,5 @@ async def test_the_pools_of_a_tasks_memory_are_what_the_kernel_holds_it_to(
     await master.until_status("pools", S.FINISHED, 60)
     master.open_log("s1", "pools", follow=True)
     await master.until_log_ended("s1")
-    assert master.log_text("s1").split("\n") == ["71680 /dev/shm", "20480 /tmp", str(16 << 10), str(70 << 20), ""]
+    assert master.log_text("s1").split("\n") == ["71680 /dev/shm", "20480 /tmp", str(70 << 20), ""]
     assert await agent.end() == 0

@@ -232,9 +232,13 @@ class DockerRuntime:
             self._engine.create(spec)
         try:
             end = self._engine.start(spec.container_id)
-        except LaunchFailed:
+        except LaunchFailed as error:
             with contextlib.suppress(*ENGINE_ERRORS):
                 self._engine.remove(spec.container_id, force=True)
+            if "setting rlimit" in error.message and self._engine.facts.raises_memlock:
+                self._engine.facts.raises_memlock = False
+                log.warning("this engine may not raise the limit of locked memory: pinned memory is advisory here")
+                return self._create_and_start(spec)
             raise
         if end is not None:
             with contextlib.suppress(OSError), open(spec.sandbox / "stderr", "ab") as file:

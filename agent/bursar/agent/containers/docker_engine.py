@@ -85,6 +85,8 @@ class EngineFacts:
 
     has_nvidia_runtime: bool = False
     version: str = ""
+    #: Whether containers may be allowed to lock memory; until one was refused (an engine that is itself in a container).
+    raises_memlock: bool = True
 
 
 @dataclass(slots=True)
@@ -222,7 +224,7 @@ class DockerEngine:
         mounts = [Mount(CONTAINER_SANDBOX, os.fspath(spec.sandbox.absolute()), type="bind")]
         for extra in (*spec.decoration.mounts, *spec.volumes):
             mounts.append(Mount(extra.target, extra.source, type="bind", read_only=extra.read_only))
-        limits = host_limits(spec)
+        limits = host_limits(spec, lock=self.facts.raises_memlock)
         if spec.mem_bytes:
             limits["mem_limit"] = limits["memswap_limit"] = max(spec.mem_bytes, _MIN_MEM_BYTES)
         if spec.cpus_milli:

@@ -19,7 +19,7 @@ _MIN_SHM_BYTES = 4096
 _BLOCK_DEVICES = Path("/sys/dev/block")
 
 
-def host_limits(spec: ContainerSpec, block_devices: Path = _BLOCK_DEVICES) -> dict[str, Any]:
+def host_limits(spec: ContainerSpec, block_devices: Path = _BLOCK_DEVICES, *, lock: bool = True) -> dict[str, Any]:
     """Arguments of `create_host_config`. Every container is held to them. Raises LaunchFailed."""
     settings = spec.settings
     limits: dict[str, Any] = {
@@ -33,7 +33,7 @@ def host_limits(spec: ContainerSpec, block_devices: Path = _BLOCK_DEVICES) -> di
     if settings.shm_bytes:
         limits["shm_size"] = settings.shm_bytes
     if spec.memory is not None:
-        limits |= _pool_limits(spec.memory)
+        limits |= _pool_limits(spec.memory, lock)
     if settings.io_read_bytes_per_s or settings.io_write_bytes_per_s:
         disk = disk_of(spec.sandbox, block_devices)
         if settings.io_read_bytes_per_s:
@@ -79,11 +79,12 @@ def give_to_user(spec: ContainerSpec) -> None:
             f" {os.geteuid()}: run it as root, or ask for its own user",
         ) from error
 
-def _pool_limits(plan: MemoryPlan) -> dict[str, Any]:
+
+def _pool_limits(plan: MemoryPlan, lock: bool) -> dict[str, Any]:
     """The pools that the kernel can hold (F49-11): all within the container's own limit, which counts them too."""
     limits: dict[str, Any] = {"shm_size": max(plan[SHM], _MIN_SHM_BYTES)}
     if plan[TMPFS]:
         limits["tmpfs"] = {"/tmp": f"size={plan[TMPFS]},mode=1777"}
-    if plan[MANAGED]:
+    if plan[MANAGED] and lock:
         limits["ulimits"] = [Ulimit(name="memlock", soft=plan[MANAGED], hard=plan[MANAGED])]
     return limits
