@@ -21,7 +21,7 @@ from bursar.core.machine import Persist
 from bursar.core.messages.framework import StatusUpdates
 from bursar.core.tasks import TaskState
 from bursar.master import ledger, rules
-from bursar.master.allocator import cycle
+from bursar.master.allocator import cycle, decision
 from bursar.master.allocator.constraints import RoleSettings
 from bursar.master.allocator.visibility import Visibility
 from bursar.master.machine import MasterMachine
@@ -152,7 +152,7 @@ def test_constraints_that_keep_nothing_out(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("without_own_checks")
 def test_reservations_that_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cycle, "offerable", lambda holders, free, *_: dict(free))
+    monkeypatch.setattr(decision, "offerable", lambda holders, free, *_: dict(free))
     assert "what is reserved to" in fails()
 
 
@@ -230,5 +230,5 @@ def test_two_ends_of_one_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_own_checks")
 def test_a_cycle_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cycle, "cut_to_quota", lambda *_: None)
+    monkeypatch.setattr(decision, "cut_to_quota", lambda *_: None)
     assert "its limit is" in fails(faults=replace(LIVELY, operator_acts_per_minute=400))
