@@ -111,6 +111,9 @@ def test_devices_file_describes_what_was_granted_alone() -> None:
         "index": 2,
         "numa_node": None,
         "pci_address": "00000000:02:00.0",
+        "parent_uuid": "",
+        "visible_as": A,
+        "attributes": {},
         "links": [{"peer_uuid": C, "kind": "nvlink", "strength": 12}],
     }
     assert json.loads(devices_file_content([])) == []

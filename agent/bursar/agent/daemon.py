@@ -279,7 +279,10 @@ class AgentDaemon:
         container_id = effect.container_id
         outcome: object
         try:
-            await self._runtime.start(self._spec(effect, await self._mounts(effect.task)))
+            mounts = await self._mounts(effect.task)
+            blocks = getattr(self._devices.driver, "may_block", False)
+            spec = await asyncio.to_thread(self._spec, effect, mounts) if blocks else self._spec(effect, mounts)
+            await self._runtime.start(spec)
             outcome = ContainerStarted(container_id)
         except LaunchFailed as error:
             outcome = ContainerLaunchFailed(
@@ -310,7 +313,7 @@ class AgentDaemon:
         return await asyncio.to_thread(self._volumes.mounts, spec.volumes, task.role, owner)
 
     def _spec(self, effect: StartContainer, volumes: tuple[Mount, ...]) -> ContainerSpec:
-        """Everything that the runtime needs. Raises OSError."""
+        """Everything that the runtime needs. Raises OSError, LaunchFailed."""
         task, runtime = effect.task, self._runtime.name
         sandbox = self._work_dir.make_sandbox(effect.container_id)
         (sandbox / DEVICES_FILE).write_text(devices_file_content(effect.devices), encoding="utf-8")
@@ -335,6 +338,7 @@ class AgentDaemon:
                 sandbox=sandbox,
                 agent_environment=os.environ,
                 decoration=decoration.environment,
+                pinning=decoration.pinning,
             )
             | planned,
             sandbox=sandbox,

@@ -21,6 +21,7 @@ from bursar.agent.containers.select import runtime_for
 from bursar.agent.containers.volumes import VolumeRules, parse_volume_roots
 from bursar.agent.daemon import AgentDaemon, DeviceSource
 from bursar.agent.devices.driver import DriverUnavailable
+from bursar.agent.devices.external import declared_with, read_external
 from bursar.agent.devices.select import driver_for
 from bursar.agent.metrics import AgentMetrics
 from bursar.agent.resources import HostResources, discover_host
@@ -86,9 +87,10 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
     work_dir = WorkDir(Path(settings.text("work-dir")).expanduser())
     checkpoint = Checkpoint(work_dir.checkpoint)
     agent_id, incarnation = checkpoint.begin_life()
+    external = read_external(Path(path).expanduser()) if (path := settings.text("external-resources")) else []
     source = DeviceSource(
-        driver_for(settings.text("devices"), agent_id),
-        settings.text("resources"),
+        driver_for(settings.text("devices"), agent_id, external=external),
+        declared_with(settings.text("resources"), external),
         _host(work_dir.path, settings.text("memory")),
     )
     resolved = source.resolve(await asyncio.to_thread(_first_look, source), checkpoint.device_assignment())
@@ -154,7 +156,9 @@ def _first_look(source: DeviceSource) -> tuple[Device, ...]:
     try:
         return source.discover()
     except DriverUnavailable as error:
-        logger().info("no GPUs", driver=source.driver.name, reason=str(error))
+        # A machine may have no GPU; but whoever names a script or a plugin expects something of it.
+        say = logger().info if source.driver.name == "nvml" else logger().warning
+        say("no devices", driver=source.driver.name, reason=str(error))
         return ()
 
 

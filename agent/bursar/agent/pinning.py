@@ -10,8 +10,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from bursar.core.device_names import native_id, parent_of
 from bursar.core.devices import Device
 from bursar.core.ids import DeviceUuid, TaskId
+from bursar.core.resources import GPUS
 from bursar.core.tasks import PINNING_VARIABLES, AssignedTask, EnvironmentVariable
 
 #: Where a container sees its sandbox.
@@ -27,6 +29,16 @@ def visible_devices(uuids: Sequence[str]) -> dict[str, str]:
     """The variables by which CUDA and the NVIDIA container runtime choose; without devices both see none."""
     joined = ",".join(uuids)
     return {"CUDA_VISIBLE_DEVICES": joined, "NVIDIA_VISIBLE_DEVICES": joined or "void"}
+
+
+def visible_id(device: Device) -> str:
+    """What a library is told to find a device: as the driver says (attribute `visible_as`), else the driver's own name of it."""
+    return device.attributes.get("visible_as") or native_id(device.uuid)
+
+
+def is_gpu(device: Device) -> bool:
+    """Whether it is a GPU, a slice or a share of one, so that CUDA's variables speak of it."""
+    return device.kind == GPUS or parent_of(device.uuid) is not None
 
 
 def granted_devices(task: AssignedTask, known: Mapping[DeviceUuid, Device]) -> tuple[Device, ...]:
@@ -54,11 +66,13 @@ def task_environment(
     sandbox: Path,
     agent_environment: Mapping[str, str],
     decoration: Mapping[str, str] | None = None,
+    pinning: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Everything that stands in the environment of a task, and nothing else of the agent's.
 
     `agent_environment` is read for `PATH` and `LANG` only, and only for a `process` task; a container has those of its
-    image. The user's own variables win over these and over `decoration`, never over PINNING_VARIABLES.
+    image. The user's own variables win over these and over `decoration`, never over PINNING_VARIABLES and `pinning`, which is what
+    the drivers say of devices that are not chosen by CUDA's variables.
     """
     seen = sandbox_as_seen(runtime, sandbox)
     result: dict[str, str] = {}
@@ -68,7 +82,8 @@ def task_environment(
         result["LANG"] = agent_environment.get("LANG") or _DEFAULT_LANG
     result.update(decoration or {})
     result.update((variable.name, variable.value) for variable in variables if variable.name not in PINNING_VARIABLES)
-    result.update(visible_devices([device.uuid for device in granted]))
+    result.update(visible_devices([visible_id(device) for device in granted if is_gpu(device)]))
+    result.update(pinning or {})
     result["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     result["BURSAR_TASK_ID"] = task_id
     result["BURSAR_SANDBOX"] = seen
@@ -93,6 +108,9 @@ def devices_file_content(granted: Sequence[Device]) -> str:
                     "index": device.index,
                     "numa_node": device.numa_node,
                     "pci_address": device.pci_address,
+                    "parent_uuid": device.parent_uuid,
+                    "visible_as": visible_id(device),
+                    "attributes": dict(device.attributes),
                     "links": [
                         {"peer_uuid": link.peer_uuid, "kind": link.kind, "strength": link.strength}
                         for link in device.links

@@ -74,8 +74,15 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             "devices",
             FlagType.TEXT,
             "nvml",
-            "Where GPUs come from.",
-            metavar="{nvml|simulated:N|simulated:N:MODEL|none}",
+            "Where GPUs and other devices come from; several drivers are separated by commas.",
+            metavar="{nvml|simulated:N|simulated:N:MODEL|plugin:NAME|none}[,…]",
+        ),
+        Flag(
+            "external-resources",
+            FlagType.TEXT,
+            "",
+            "Further devices, by the keys of FLIP-108 in this file: discovery scripts and plugins.",
+            metavar="FILE",
         ),
         Flag(
             "hostname",

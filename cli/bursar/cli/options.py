@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from bursar.core.errors import InvalidText
 from bursar.core.predicates import parse_predicates
-from bursar.core.resources import CPUS, GPUS, MEM, MILLI
+from bursar.core.resources import CPUS, DISK, GPUS, MEM, MILLI
 from bursar.core.role_expressions import parse_role_expression
 from bursar.core.roles import DEFAULT_ROLE, role_problem
-from bursar.core.text import format_milli, parse_amount, parse_duration, parse_request
+from bursar.core.text import format_milli, parse_amount, parse_amounts, parse_duration, parse_request
 from bursar.runtime.client import DEFAULT_MASTER, parse_addresses
 from bursar.sdk import OperatorClient
 
@@ -68,6 +68,22 @@ def _read_reservable_role(text: str) -> str:
     return _read_role(text)
 
 
+def _read_devices(text: str) -> dict[str, int]:
+    """Whole numbers of devices by kind, GPUs have an option of their own."""
+    amounts = parse_amounts(text)
+    for kind, amount in amounts.items():
+        if kind in (CPUS, MEM, DISK, GPUS):
+            raise InvalidText(f"devices: {kind} are asked for with --{kind}", "name other kinds here, such as fpgas:1")
+        if amount % MILLI or not amount:
+            raise InvalidText(f"devices: {kind} are granted whole", "write fpgas:1")
+    return {kind: amount // MILLI for kind, amount in amounts.items()}
+
+
+def of_gpus(devices: Mapping[str, int]) -> int:
+    """How many slices and shares of GPUs are asked for."""
+    return sum(count for kind, count in devices.items() if kind.startswith(("mig-", "gpu-")))
+
+
 def _read_constraint(text: str) -> str:
     if not parse_predicates(text, "constraint"):
         raise InvalidText("an empty constraint is true of every offer", "leave it out, or write rack=r1")
@@ -84,6 +100,7 @@ RESERVABLE_ROLE = TextType("role", _read_reservable_role)
 ROLES = TextType("expression", lambda text: str(parse_role_expression(text)) if text else "")
 RESOURCES = TextType("resources", parse_request)
 CONSTRAINT = TextType("predicate[,…]", _read_constraint)
+OTHER_DEVICES = TextType("kind:count[;…]", _read_devices)
 ADDRESSES = TextType("host:port[,…]", lambda text: ",".join(parse_addresses(text)))
 
 

@@ -12,7 +12,15 @@ from pathlib import PurePosixPath
 
 import click
 
-from bursar.cli.options import DURATION_MS, capabilities_for, master_address, master_option, task_options
+from bursar.cli.options import (
+    DURATION_MS,
+    OTHER_DEVICES,
+    capabilities_for,
+    master_address,
+    master_option,
+    of_gpus,
+    task_options,
+)
 from bursar.cli.problems import BROKEN_PIPE, NOT_RUN, WAIT_PASSED, say
 from bursar.cli.streams import OutputClosed, StandardStreams
 from bursar.cli.surroundings import Surroundings, surroundings_options
@@ -39,6 +47,9 @@ MEET_S = 2.0
     "--wait", "wait_ms", type=DURATION_MS, help="Give up with exit code 124 if it is not started by then, such as 30s."
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr where the task runs.")
+@click.option(
+    "--devices", type=OTHER_DEVICES, default="", help="Devices of other kinds than gpus, such as 'fpgas:1;mig-1g.10gb:2'."
+)
 @task_options
 @surroundings_options
 @master_option
@@ -55,6 +66,7 @@ def run(
     constraints: tuple[str, ...],
     wait_ms: int | None,
     verbose: bool,
+    devices: dict[str, int],
     command: tuple[str, ...],
     surroundings: Surroundings,
 ) -> int:
@@ -80,6 +92,7 @@ def run(
             mem,
             gpus,
             memory=memory,
+            custom=devices,
             container=surroundings.container,
             volumes=surroundings.volumes,
             secrets=surroundings.secrets,
@@ -87,7 +100,7 @@ def run(
     except InvalidText as error:
         raise click.UsageError(str(error)) from None
     framework = RunOnce(
-        task, name=title, role=role, capabilities=capabilities_for(capabilities, gpus), constraints=constraints
+        task, name=title, role=role, capabilities=capabilities_for(capabilities, gpus or of_gpus(devices)), constraints=constraints
     )
     code = asyncio.run(_Run(framework, master_address(), wait_ms, verbose).main())
     return code

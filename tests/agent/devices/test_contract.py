@@ -53,6 +53,7 @@ def test_without_devices_everything_is_hidden(said: dict[str, Any], runtime: str
         "device_nodes": [],
         "mounts": [],
         "device_requests": [],
+        "pinning": {},
     }
 
 

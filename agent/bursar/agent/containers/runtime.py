@@ -39,6 +39,8 @@ class Decoration:
     mounts: tuple[Mount, ...] = ()
     #: Uuids for an engine that has a vendor runtime of its own (Docker's device requests).
     device_requests: tuple[str, ...] = ()
+    #: Variables that pin: they win over the user's own of the same name.
+    pinning: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,11 @@ class DriverUnavailable(Exception):
 
 
 class DeviceDriver(Protocol):
-    """Finds devices. Called from a worker thread: may block."""
+    """Finds devices. Called from a worker thread: may block.
+
+    Devices come with their whole names (`core/device_names`): a driver whose own ids mean nothing elsewhere makes them with
+    `names.on_this_machine`.
+    """
 
     #: `nvml`, `simulated`, `none`, ….
     name: str
@@ -31,4 +35,7 @@ class ContainerDecorator(Protocol):
     """Says how a container gets granted devices; never sees an engine's own objects (F108-04)."""
 
     def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
-        """What to add to a container of `runtime` (`docker`, `process`) that was granted these devices, none included."""
+        """What to add to a container of `runtime` (`docker`, `process`) that was granted these devices, none included.
+
+        Raises LaunchFailed where the driver cannot say. Called from a worker thread if the driver has `may_block`.
+        """

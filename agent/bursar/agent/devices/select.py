@@ -1,38 +1,90 @@
-"""From the value of `--devices` to a driver."""
+"""From the values of `--devices` and `--external-resources` to drivers."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from bursar.agent.devices.driver import DeviceDriver
 from bursar.agent.devices.exclusive import ExclusiveDevices
+from bursar.agent.devices.external import ExternalResource
 from bursar.agent.devices.none import NoDevices
 from bursar.agent.devices.nvml import NvmlDevices
+from bursar.agent.devices.plugin import PluginDevices
+from bursar.agent.devices.script import ScriptDevices
+from bursar.agent.devices.several import SeveralDevices
 from bursar.agent.devices.simulated import DEFAULT_MODEL, MAX_DEVICES, SimulatedDevices
 from bursar.core.errors import InvalidText
 from bursar.core.ids import AgentId
 
-_HINT = "write nvml, none, simulated:N or simulated:N:MODEL, such as simulated:4:H100"
+_HINT = (
+    "write nvml, none, simulated:N, simulated:N:MODEL, plugin:NAME or plugin:FILE.py, several of them separated by commas,"
+    " such as nvml,plugin:my-fpgas"
+)
 
 
-def driver_for(text: str, agent_id: AgentId, lock_directories: Sequence[Path] | None = None) -> DeviceDriver:
-    """The driver that `text` names. Raises InvalidText.
+def driver_for(
+    text: str,
+    agent_id: AgentId,
+    lock_directories: Sequence[Path] | None = None,
+    external: Sequence[ExternalResource] = (),
+    home: Path | None = None,
+) -> DeviceDriver:
+    """The driver that `text` and the external resources name, or one that stands for several. Raises InvalidText.
 
-    `lock_directories` is where real devices are claimed for this agent (default: those all users of the machine share).
+    `lock_directories` is where real devices are claimed for this agent (default: those all users of the machine share). Scripts have
+    paths that are absolute or relative to `home` (default: the user's home directory).
     """
-    name, colon, rest = text.strip().partition(":")
+    drivers = [_driver(part, agent_id, lock_directories) for part in _parts(text)]
+    for resource in external:
+        if resource.driver:
+            driver = _external(resource, home or Path.home())
+            drivers.append(ExclusiveDevices(driver, agent_id, lock_directories))
+    names = [driver.name for driver in drivers]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InvalidText(f"devices: {twice[0]} is there twice", "name each driver once")
+    if len(drivers) > 1 and "none" in names:
+        # Whoever has other drivers does not want none.
+        drivers = [driver for driver in drivers if driver.name != "none"] if external else drivers
+        if len(drivers) > 1 and "none" in [driver.name for driver in drivers] and not external:
+            raise InvalidText(f"devices: {text!r} wants none and some", "leave `none` out")
+    return drivers[0] if len(drivers) == 1 else SeveralDevices(drivers)
+
+
+def _parts(text: str) -> list[str]:
+    """At commas; a model may contain one, so only those that begin another driver count."""
+    return [part.strip() for part in re.split(r",(?=\s*(?:nvml|none|rocm|tpu|simulated:|plugin:|script)(?:[:,\s]|\b|$))", text)]
+
+
+def _external(resource: ExternalResource, home: Path) -> DeviceDriver:
+    if resource.driver == "script":
+        return ScriptDevices(resource, home)
+    return PluginDevices(resource.driver, {**resource.params, "amount": str(resource.amount)}, resource.docker)
+
+
+def _driver(text: str, agent_id: AgentId, lock_directories: Sequence[Path] | None) -> DeviceDriver:
+    name, colon, rest = text.partition(":")
     if name == "simulated":
-        count, colon, model = rest.partition(":")
-        if not (count.isascii() and count.isdecimal()):
-            raise InvalidText(f"devices: {text!r} does not say how many", _HINT)
-        if len(count) > 9 or int(count) > MAX_DEVICES:
-            raise InvalidText(f"devices: {count} simulated devices are too many", f"at most {MAX_DEVICES}")
-        if colon and (not model.strip() or not model.isprintable() or len(model) > 96):
-            raise InvalidText(f"devices: {text!r} has no usable model", _HINT)
-        return SimulatedDevices(agent_id, int(count), model.strip() or DEFAULT_MODEL)
+        return _simulated(text, rest, agent_id)
+    if name == "plugin" and rest:
+        if rest.endswith(".py") and not os.path.isfile(rest):
+            raise InvalidText(f"devices: there is no file {rest}", "name a Python file, or the entry point of a package")
+        return ExclusiveDevices(PluginDevices(rest), agent_id, lock_directories)
     if colon or name not in ("nvml", "none"):
         raise InvalidText(f"devices: {text!r} is no device driver", _HINT)
     if name == "none":
         return NoDevices()
     return ExclusiveDevices(NvmlDevices(), agent_id, lock_directories)
+
+
+def _simulated(text: str, rest: str, agent_id: AgentId) -> DeviceDriver:
+    count, colon, model = rest.partition(":")
+    if not (count.isascii() and count.isdecimal()):
+        raise InvalidText(f"devices: {text!r} does not say how many", _HINT)
+    if len(count) > 9 or int(count) > MAX_DEVICES:
+        raise InvalidText(f"devices: {count} simulated devices are too many", f"at most {MAX_DEVICES}")
+    if colon and (not model.strip() or not model.isprintable() or len(model) > 96):
+        raise InvalidText(f"devices: {text!r} has no usable model", _HINT)
+    return SimulatedDevices(agent_id, int(count), model.strip() or DEFAULT_MODEL)
