@@ -48,7 +48,10 @@ MEET_S = 2.0
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr where the task runs.")
 @click.option(
-    "--devices", type=OTHER_DEVICES, default="", help="Devices of other kinds than gpus, such as 'fpgas:1;mig-1g.10gb:2'."
+    "--devices",
+    type=OTHER_DEVICES,
+    default="",
+    help="Devices of other kinds than gpus, such as 'fpgas:1;mig-1g.10gb:2'.",
 )
 @task_options
 @surroundings_options
@@ -100,7 +103,11 @@ def run(
     except InvalidText as error:
         raise click.UsageError(str(error)) from None
     framework = RunOnce(
-        task, name=title, role=role, capabilities=capabilities_for(capabilities, gpus or of_gpus(devices)), constraints=constraints
+        task,
+        name=title,
+        role=role,
+        capabilities=capabilities_for(capabilities, gpus or of_gpus(devices)),
+        constraints=constraints,
     )
     code = asyncio.run(_Run(framework, master_address(), wait_ms, verbose).main())
     return code

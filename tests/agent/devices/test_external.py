@@ -152,5 +152,7 @@ def test_the_script_is_checked_at_start(tmp_path: Path, path: str, mode: int, ar
 def test_gpus_of_a_script_are_seen_by_cuda_as_the_script_names_them(tmp_path: Path) -> None:
     (gpu,) = parse_external("external-resources: gpu\nexternal-resource.gpu.amount: 1")
     assert gpu.docker.env == ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
-    assert on_this_machine("gpus", "0").startswith("GPU-") and on_this_machine("gpus", "0") != on_this_machine("gpus", "1")
+    assert on_this_machine("gpus", "0").startswith("GPU-") and on_this_machine("gpus", "0") != on_this_machine(
+        "gpus", "1"
+    )
     assert on_this_machine("gpus", "MIG-0123-4567") == "MIG-0123-4567"

@@ -65,7 +65,9 @@ def test_a_plugin_finds_devices_and_decorates(make: Callable[..., PluginDevices]
     plugin = make()
     devices = plugin.discover()
     assert devices == plugin.discover()
-    assert [(one.kind, one.model, one.mem_bytes, one.numa_node) for one in devices] == [("fpgas", "Toy 9P", 2**30, 0)] * 2
+    assert [(one.kind, one.model, one.mem_bytes, one.numa_node) for one in devices] == [
+        ("fpgas", "Toy 9P", 2**30, 0)
+    ] * 2
     assert all(one.uuid.startswith("fpgas/") for one in devices)
     given = plugin.decorate(devices[1:], "docker")
     assert (given.pinning, given.device_nodes) == ({"FPGA_VISIBLE_DEVICES": "slot-1"}, ("/dev/slot-1",))
@@ -76,7 +78,9 @@ def test_an_entry_point_of_a_package_is_found(tmp_path: Path, monkeypatch: pytes
     package = tmp_path / "site"
     (package / "toy_fpga-1.dist-info").mkdir(parents=True)
     (package / "toy_fpga-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-fpga\nVersion: 1\n")
-    (package / "toy_fpga-1.dist-info" / "entry_points.txt").write_text("[bursar.device_drivers]\ntoy = toy_fpga:driver\n")
+    (package / "toy_fpga-1.dist-info" / "entry_points.txt").write_text(
+        "[bursar.device_drivers]\ntoy = toy_fpga:driver\n"
+    )
     (package / "toy_fpga.py").write_text(FPGA.replace("{discover}", "pass").replace("{decorate}", "pass"))
     monkeypatch.setenv("PYTHONPATH", str(package))
     driver = driver_for("simulated:2,plugin:toy", AgentId("a"), [tmp_path])
@@ -157,9 +161,7 @@ def test_no_process_is_left_behind(make: Callable[..., PluginDevices]) -> None:
 
 def test_one_driver_that_fails_leaves_the_others_alone(make: Callable[..., PluginDevices], tmp_path: Path) -> None:
     plugin = make(f"if os.path.exists({str(tmp_path / 'crash')!r}): os._exit(9)")
-    several = SeveralDevices(
-        [SimulatedDevices(AgentId("a"), 2), ExclusiveDevices(plugin, AgentId("a"), [tmp_path])]
-    )
+    several = SeveralDevices([SimulatedDevices(AgentId("a"), 2), ExclusiveDevices(plugin, AgentId("a"), [tmp_path])])
     assert several.may_block and [one.health for one in several.discover()] == [DeviceHealth.HEALTHY] * 4
     (tmp_path / "crash").touch()
     assert [one.health for one in several.discover()] == [DeviceHealth.HEALTHY] * 2 + [DeviceHealth.UNHEALTHY] * 2

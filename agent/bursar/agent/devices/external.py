@@ -62,7 +62,9 @@ def read_external(path: Path) -> list[ExternalResource]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise InvalidText(f"external-resources: cannot read {path}: {why}", "name a file that this user can read") from None
+        raise InvalidText(
+            f"external-resources: cannot read {path}: {why}", "name a file that this user can read"
+        ) from None
     return parse_external(text)
 
 
@@ -104,9 +106,7 @@ def _resource(name: str, settings: Mapping[str, str]) -> ExternalResource:
     text = mine.get("amount", "")
     if not (text.isascii() and text.isdecimal() and 0 < int(text[:9]) <= MAX_AMOUNT and len(text) < 9):
         what = f"{text!r} is no amount" if text else "there is no amount"
-        raise InvalidText(
-            f"external-resources: {prefix}amount: {what}", f"write a whole number from 1 to {MAX_AMOUNT}"
-        )
+        raise InvalidText(f"external-resources: {prefix}amount: {what}", f"write a whole number from 1 to {MAX_AMOUNT}")
     factory = mine.get("driver-factory.class", "")
     return ExternalResource(
         name,

@@ -125,13 +125,13 @@ class PluginDevices:
         self,
         name: str,
         params: Mapping[str, str] | None = None,
-        docker: DockerKeys = DockerKeys(),
+        docker: DockerKeys | None = None,
         *,
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = f"plugin:{os.path.basename(name)}"
-        self._plugin, self._params, self._docker = name, dict(params or {}), docker
+        self._plugin, self._params, self._docker = name, dict(params or {}), docker or DockerKeys()
         self._timeout_s, self._clock = timeout_s, clock
         self._process: _Process | None = None
         self._found: tuple[Device, ...] = ()
@@ -165,7 +165,8 @@ class PluginDevices:
             if not granted:
                 return settings
             raise LaunchFailed(
-                StatusReason.LAUNCH_FAILED, f"the devices cannot be given to a container: {error}; launch the task again"
+                StatusReason.LAUNCH_FAILED,
+                f"the devices cannot be given to a container: {error}; launch the task again",
             ) from error
 
     def close(self) -> None:
@@ -215,7 +216,9 @@ def _read_device(index: int, item: Any, driver: str) -> Device:
         raise ValueError(problem)
     numa = item.get("numa_node")
     reason = str(item.get("unhealthy", "") or "")
-    links = [DeviceLink(on_this_machine(kind, str(to)), "link", int(strength)) for to, strength in item.get("links", ())]
+    links = [
+        DeviceLink(on_this_machine(kind, str(to)), "link", int(strength)) for to, strength in item.get("links", ())
+    ]
     return Device(
         uuid=DeviceUuid(on_this_machine(kind, native)),
         kind=kind,
@@ -228,13 +231,19 @@ def _read_device(index: int, item: Any, driver: str) -> Device:
         health=DeviceHealth.UNHEALTHY if reason else DeviceHealth.HEALTHY,
         health_reason=shown(reason),
         driver=driver,
-        attributes={"visible_as": native, **{str(name): str(value) for name, value in item.get("attributes", {}).items()}},
+        attributes={
+            "visible_as": native,
+            **{str(name): str(value) for name, value in item.get("attributes", {}).items()},
+        },
     )
 
 
 def _read_decoration(said: Mapping[str, Any], settings: Decoration) -> Decoration:
     """A plain map of the plugin, on top of the settings'."""
-    mounts = [Mount(str(one["source"]), str(one["target"]), bool(one.get("read_only", True))) for one in said.get("mounts", ())]
+    mounts = [
+        Mount(str(one["source"]), str(one["target"]), bool(one.get("read_only", True)))
+        for one in said.get("mounts", ())
+    ]
     return Decoration(
         device_nodes=(*settings.device_nodes, *map(str, said.get("device_nodes", ()))),
         mounts=tuple(mounts),

@@ -93,7 +93,9 @@ def script_command(resource: ExternalResource, home: Path) -> list[str]:
     key = f"external-resource.{resource.name}.param.{PATH_KEY}"
     text = resource.params.get(PATH_KEY, "")
     if not text:
-        raise InvalidText(f"external-resources: {key} is missing", "name the script, absolute or relative to the home directory")
+        raise InvalidText(
+            f"external-resources: {key} is missing", "name the script, absolute or relative to the home directory"
+        )
     path = home / Path(text).expanduser()
     if not path.is_file():
         raise InvalidText(f"external-resources: {key}: {path} is not there", "give the path of the discovery script")
@@ -102,7 +104,9 @@ def script_command(resource: ExternalResource, home: Path) -> list[str]:
     try:
         arguments = shlex.split(resource.params.get(ARGS_KEY, ""))
     except ValueError as error:
-        raise InvalidText(f"external-resources: {key.removesuffix(PATH_KEY)}{ARGS_KEY}: {error}", "close the quotes") from None
+        raise InvalidText(
+            f"external-resources: {key.removesuffix(PATH_KEY)}{ARGS_KEY}: {error}", "close the quotes"
+        ) from None
     return [str(path), str(resource.amount), *arguments]
 
 
@@ -152,7 +156,9 @@ def _run(command: Sequence[str], timeout_s: float) -> str:
     process.stderr.close()
     said = " ".join(shown(text.decode("utf-8", "replace")) for text in outputs if text.strip())
     if status is None:
-        raise DriverUnavailable(f"{script} did not end within {timeout_s:g} s and was killed; it printed: {said or 'nothing'}")
+        raise DriverUnavailable(
+            f"{script} did not end within {timeout_s:g} s and was killed; it printed: {said or 'nothing'}"
+        )
     if status != 0:
         raise DriverUnavailable(f"{script} exited with {status}; it printed: {said or 'nothing'}")
     if outputs[1].strip():

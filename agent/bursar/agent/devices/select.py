@@ -55,7 +55,10 @@ def driver_for(
 
 def _parts(text: str) -> list[str]:
     """At commas; a model may contain one, so only those that begin another driver count."""
-    return [part.strip() for part in re.split(r",(?=\s*(?:nvml|none|rocm|tpu|simulated:|plugin:|script)(?:[:,\s]|\b|$))", text)]
+    return [
+        part.strip()
+        for part in re.split(r",(?=\s*(?:nvml|none|rocm|tpu|simulated:|plugin:|script)(?:[:,\s]|\b|$))", text)
+    ]
 
 
 def _external(resource: ExternalResource, home: Path) -> DeviceDriver:
@@ -70,7 +73,9 @@ def _driver(text: str, agent_id: AgentId, lock_directories: Sequence[Path] | Non
         return _simulated(text, rest, agent_id)
     if name == "plugin" and rest:
         if rest.endswith(".py") and not os.path.isfile(rest):
-            raise InvalidText(f"devices: there is no file {rest}", "name a Python file, or the entry point of a package")
+            raise InvalidText(
+                f"devices: there is no file {rest}", "name a Python file, or the entry point of a package"
+            )
         return ExclusiveDevices(PluginDevices(rest), agent_id, lock_directories)
     if colon or name not in ("nvml", "none"):
         raise InvalidText(f"devices: {text!r} is no device driver", _HINT)

@@ -96,5 +96,7 @@ def _without_repeats(found: Sequence[Device]) -> tuple[Device, ...]:
     for device in found:
         other = seen.setdefault(device.uuid, device)
         if other is not device:
-            log.warning("device %s is found by %s and by %s: the first one has it", device.uuid, other.driver, device.driver)
+            log.warning(
+                "device %s is found by %s and by %s: the first one has it", device.uuid, other.driver, device.driver
+            )
     return tuple(seen.values())
