@@ -14,6 +14,7 @@ import bursar.master.agents as master_agents
 import bursar.master.frameworks as master_frameworks
 import bursar.master.offers as master_offers
 import bursar.master.tasks as master_tasks
+from bursar.agent import lives
 from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
 from bursar.agent.effects import StartContainer
 from bursar.agent.events import ContainerExited
@@ -170,17 +171,18 @@ def test_a_wake_up_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_own_checks")
 def test_an_agent_that_starts_again_what_it_finds_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = agent_machine.AgentMachine._containers_recovered
+    original = lives.Lives.recovered
 
-    def reviving(self: agent_machine.AgentMachine, containers: Any) -> None:
+    def reviving(self: lives.Lives, containers: Any) -> None:
+        books = self._books
         found = {container.container_id for container in containers}
-        missing = [container_id for container_id in self._live if container_id not in found]
+        missing = [container_id for container_id in books.live if container_id not in found]
         original(self, (*containers, *(RecoveredContainer(container_id, None) for container_id in missing)))
         for container_id in missing:
-            task = self.state.tasks[self._live[container_id]].task
-            self._effects.append(StartContainer(container_id, task, "", ()))
+            task = books.state.tasks[books.live[container_id]].task
+            books.effects.append(StartContainer(container_id, task, "", ()))
 
-    monkeypatch.setattr(agent_machine.AgentMachine, "_containers_recovered", reviving)
+    monkeypatch.setattr(lives.Lives, "recovered", reviving)
     faults = replace(LIVELY, container_losses_per_minute=60, agent_crashes_per_minute=20, agent_down_ms=5_000)
     assert "was started on" in fails(faults=faults)
 

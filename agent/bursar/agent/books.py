@@ -1,0 +1,96 @@
+"""What the rooms of the agent's machine share: durable state, what runs here, what it holds, and the effects of one step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bursar.agent.containers.runtime import ContainerId
+from bursar.agent.effects import AgentEffect, KillContainer, Log, SendToMaster
+from bursar.agent.state import AgentState, Record
+from bursar.agent.tasks import TaskKey
+from bursar.core.clock import Deadlines, Instant
+from bursar.core.ids import ConnectionId, DeviceUuid
+from bursar.core.machine import Persist
+from bursar.core.messages.agent import AgentInfo, AgentMessage
+from bursar.core.tasks import AssignedTask, TaskStatus
+
+#: After a kill's grace, before the runtime is asked again.
+KILL_RETRY_MS = 10_000
+
+#: What a deadline is about: `register`, `ping`, `prune`; `updates` of a task; `kill` of a container.
+Due = tuple[str, TaskKey | str]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """What the machine is told once."""
+
+    #: Who this agent is and what it has; a later DevicesDiscovered replaces devices and resources.
+    info: AgentInfo
+    #: For tasks without one; empty: none.
+    default_image: str = ""
+    #: Finished tasks remembered: at most so many, at most so long.
+    finished_limit: int = 10_000
+    finished_age_ms: int = 30 * 86_400_000
+    #: Of those, sandboxes kept for their logs.
+    sandbox_limit: int = 500
+    sandbox_age_ms: int = 7 * 86_400_000
+
+
+class Books:
+    """Read by every room. Durable state is changed by `persist` alone."""
+
+    def __init__(self, config: AgentConfig, state: AgentState) -> None:
+        self.config = config
+        self.info = config.info
+        self.state = state
+        self.devices = {device.uuid: device for device in config.info.devices}
+        #: The present connection to a master, and whether it has let us in.
+        self.connection: ConnectionId | None = None
+        self.registered = False
+        #: Whether it is known what an earlier life left.
+        self.recovered = False
+        #: Live tasks by container, and the containers that still run although their task is over or unknown.
+        self.live: dict[ContainerId, TaskKey] = {}
+        self.orphans: dict[ContainerId, tuple[DeviceUuid, ...]] = {}
+        self.held: dict[DeviceUuid, ContainerId] = {}
+        #: Containers whose start was asked for and not answered.
+        self.starting: set[ContainerId] = set()
+        self.deadlines: Deadlines[Due] = Deadlines()
+        self.now = Instant(0, 0)
+        #: Of the present step; statuses are sent together at its end.
+        self.effects: list[AgentEffect] = []
+        self.updates: list[TaskStatus] = []
+
+    def begin(self, now: Instant) -> None:
+        """A step begins."""
+        self.effects, self.updates, self.now = [], [], now
+
+    def persist(self, record: Record) -> None:
+        """Change the durable state."""
+        self.state.apply(record)
+        self.effects.append(Persist(record))
+
+    def send(self, connection: ConnectionId, message: AgentMessage) -> None:
+        """Say something to the master."""
+        self.effects.append(SendToMaster(connection, message))
+
+    def log(self, level: str, text: str, **fields: object) -> None:
+        """Tell the operator."""
+        self.effects.append(Log(level, text, fields))
+
+    def hold(self, container_id: ContainerId, key: TaskKey, task: AssignedTask) -> None:
+        """A live task has a container, and the container its devices."""
+        self.live[container_id] = key
+        for uuid in task.device_uuids:
+            self.held[uuid] = container_id
+
+    def kill_container(self, container_id: ContainerId, grace_ms: int) -> None:
+        """End a container, and ask again where it does not end."""
+        self.effects.append(KillContainer(container_id, grace_ms))
+        self.deadlines.set(("kill", container_id), self.now.monotonic_ms + grace_ms + KILL_RETRY_MS)
+
+
+def names(key: TaskKey) -> dict[str, str]:
+    """A task in a line of the log."""
+    return {"framework": key.framework_id, "task": key.task_id}

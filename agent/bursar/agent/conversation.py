@@ -1,0 +1,214 @@
+"""The conversation with a master: registration, pings, generations, logs. What is wanted of tasks is handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from bursar.agent.books import Books
+from bursar.agent.effects import CloseConnection, OpenLogStream
+from bursar.agent.reporting import Reporting
+from bursar.agent.state import ClusterJoined
+from bursar.agent.tasks import TaskKey, container_of
+from bursar.core.devices import Device
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import ConnectionId, DeviceUuid, Generation
+from bursar.core.messages.agent import (
+    AgentInfo,
+    DesiredState,
+    DevicesChanged,
+    OpenLog,
+    Register,
+    Registered,
+    ResyncRequest,
+    TaskReports,
+)
+from bursar.core.resources import ReservedResources
+
+#: From Register to an answer.
+REGISTER_TIMEOUT_MS = 15_000
+PRUNE_INTERVAL_MS = 3_600_000
+
+
+class Conversation:
+    """One connection after another."""
+
+    def __init__(self, books: Books, reporting: Reporting) -> None:
+        self._books = books
+        self._reporting = reporting
+        #: Why the last master did not let us in; empty once one has.
+        self.refusal = ""
+        #: Registrations so far; for metrics.
+        self.registrations_total = 0
+        #: What the master was told of us on this connection.
+        self._announced: AgentInfo | None = None
+        self._silence_ms = 0
+        self._parts: list[DesiredState] = []
+        self._resync_asked = False
+
+    def introduce(self, connection: ConnectionId) -> None:
+        """Speak first: who we are, and every task."""
+        self._announced = self._books.info
+        self._books.send(
+            connection, Register(self._books.info, self._books.state.cluster_id, self._books.state.generation)
+        )
+        parts = self._reporting.reports()
+        for number, part in enumerate(parts, 1):
+            self._books.send(connection, TaskReports(part, complete=number == len(parts)))
+        self._books.deadlines.set(("register", ""), self._books.now.monotonic_ms + REGISTER_TIMEOUT_MS)
+
+    def lose(self) -> None:
+        """The connection is over, whoever ended it."""
+        self._books.connection = None
+        self._books.registered = False
+        self._announced = None
+        self._parts.clear()
+        self._resync_asked = False
+        self._reporting.lose()
+        self._books.deadlines.cancel(("register", ""))
+        self._books.deadlines.cancel(("ping", ""))
+
+    def close(self, connection: ConnectionId, reason: str, *, refused: bool = False) -> None:
+        """Leave this master; a reason is logged when it changes, not at every try."""
+        if not refused or reason != self.refusal:
+            self._books.log("warning", "left the master; will try again", reason=reason)
+        if refused:
+            self.refusal = reason
+        self._books.effects.append(CloseConnection(connection, reason))
+        self.lose()
+
+    def let_in(self, connection: ConnectionId, message: Registered) -> None:
+        """The master wants us; a second time only its intervals are new. Another cluster or an older term is left."""
+        mine = self._books.state
+        if self._announced is None:
+            return
+        if self._books.registered:
+            # The intervals changed at run time.
+            self._listen_for(message)
+            return
+        if mine.cluster_id and message.cluster_id != mine.cluster_id:
+            self.close(
+                connection,
+                f"this work directory belongs to cluster {mine.cluster_id}, but the master leads cluster {message.cluster_id}:"
+                " give the right --master, or another --work-dir",
+                refused=True,
+            )
+            return
+        if message.term < mine.generation.term:
+            self.close(
+                connection,
+                f"the master is of term {message.term}, but this agent has obeyed one of term {mine.generation.term}:"
+                " it was replaced, or its registry was restored from an older copy",
+                refused=True,
+            )
+            return
+        if not mine.cluster_id:
+            self._books.persist(ClusterJoined(message.cluster_id))
+        self._books.deadlines.cancel(("register", ""))
+        self._books.registered = True
+        self.refusal = ""
+        self.registrations_total += 1
+        self._listen_for(message)
+        self._books.deadlines.set(("prune", ""), self._books.now.monotonic_ms + PRUNE_INTERVAL_MS)
+        self._books.log("info", "registered", cluster=message.cluster_id, term=message.term, tasks=len(mine.tasks))
+        if self._announced is not self._books.info:
+            self._announce_devices(connection)
+        self._reporting.begin()
+
+    def _listen_for(self, message: Registered) -> None:
+        self._silence_ms = message.ping_interval_ms * message.max_missed_pings
+        self._books.deadlines.cancel(("ping", ""))
+        self.expect_ping()
+
+    def expect_ping(self) -> None:
+        """Something was heard: the silence begins anew."""
+        if self._silence_ms:
+            self._books.deadlines.set(("ping", ""), self._books.now.monotonic_ms + self._silence_ms)
+
+    def timed_out(self, kind: str) -> None:
+        """`register` or `ping`: the master is silent."""
+        connection = self._books.connection
+        if connection is None:
+            return
+        if kind == "register":
+            self.close(connection, "the master did not answer the registration", refused=True)
+        else:
+            self.close(connection, f"nothing was heard from the master for {self._silence_ms} ms")
+
+    def devices_discovered(self, devices: tuple[Device, ...], resources: tuple[ReservedResources, ...]) -> None:
+        """What is here changed, or not."""
+        books = self._books
+        info = replace(books.info, devices=devices, resources=resources)
+        if info == books.info:
+            return
+        before = books.devices
+        books.info = info
+        books.devices = {device.uuid: device for device in devices}
+        for text in _changes(before, books.devices):
+            books.log("warning", text)
+        if books.registered and books.connection is not None:
+            self._announce_devices(books.connection)
+
+    def _announce_devices(self, connection: ConnectionId) -> None:
+        self._announced = self._books.info
+        self._books.send(connection, DevicesChanged(self._books.info.devices, self._books.info.resources))
+
+    def open_log(self, connection: ConnectionId, message: OpenLog) -> None:
+        """Somebody wants to read what a task printed."""
+        key = TaskKey(message.framework_id, message.task_id)
+        error = None
+        finished = self._books.state.finished.get(key)
+        if key not in self._books.state.tasks and (finished is None or not finished.sandbox):
+            what = "is not kept any more" if finished else "was never here"
+            error = ErrorDetail(
+                ErrorReason.NOT_FOUND, f"the output of task {message.framework_id}/{message.task_id} {what}"
+            )
+        self._books.effects.append(
+            OpenLogStream(
+                connection,
+                message.stream_id,
+                container_of(self._books.info.agent_id, key),
+                message.follow,
+                message.tail_bytes,
+                error,
+            )
+        )
+
+    def gather(self, connection: ConnectionId, message: DesiredState) -> tuple[DesiredState, ...]:
+        """The parts of a desired state once they are complete and newer than ours; until then nothing."""
+        if not self._books.registered:
+            return ()
+        own = self._books.state.generation
+        if message.generation < own:
+            self._books.log("warning", "refused an old desired state", got=_text(message.generation), have=_text(own))
+            return ()
+        if message.base is not None and (message.base != own or message.generation == own):
+            if message.generation > own and not self._resync_asked:
+                self._resync_asked = True
+                self._books.send(connection, ResyncRequest(own))
+            return ()
+        if self._parts and (self._parts[0].generation, self._parts[0].base) != (message.generation, message.base):
+            self._parts.clear()
+        self._parts.append(message)
+        if message.more:
+            return ()
+        parts, self._parts = self._parts, []
+        if message.base is None:
+            self._resync_asked = False
+        return tuple(parts)
+
+
+def _text(generation: Generation) -> str:
+    return f"{generation.term}.{generation.sequence}"
+
+
+def _changes(before: Mapping[DeviceUuid, Device], after: Mapping[DeviceUuid, Device]) -> Iterator[str]:
+    for uuid in sorted(before.keys() | after.keys()):
+        old, new = before.get(uuid), after.get(uuid)
+        if new is None:
+            yield f"device {uuid} is gone"
+        elif old is None:
+            yield f"device {uuid} is new"
+        elif old.health != new.health:
+            why = f": {new.health_reason}" if new.health_reason else ""
+            yield f"device {uuid} is now {new.health.name.lower()}{why}"

@@ -1,0 +1,240 @@
+"""What the master wants of tasks, and what the runtime tells of their containers, becomes their lives.
+
+A task is begun at most once, whatever is sent again and whenever the agent dies; its end follows that of its container.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from bursar.agent.books import Books, names
+from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
+from bursar.agent.effects import RemoveContainer, StartContainer
+from bursar.agent.events import ContainerLaunchFailed
+from bursar.agent.pinning import granted_devices
+from bursar.agent.reporting import Reporting
+from bursar.agent.state import GenerationSeen, TaskSaved
+from bursar.agent.tasks import (
+    MAX_MESSAGE_LENGTH,
+    TaskKey,
+    TaskRecord,
+    Verdict,
+    container_of,
+    end_of,
+    grace_ms_of,
+    launch_problem,
+    never_seen,
+)
+from bursar.core.ids import DeviceUuid
+from bursar.core.messages.agent import DesiredState, KillTask
+from bursar.core.tasks import AssignedTask, StatusReason, TaskState
+
+
+class Lives:
+    """Launches, kills, and the ends of containers."""
+
+    def __init__(self, books: Books, reporting: Reporting) -> None:
+        self._books = books
+        self._reporting = reporting
+        for key, record in books.state.tasks.items():
+            if not record.state.is_terminal:
+                books.hold(container_of(books.info.agent_id, key), key, record.task)
+
+    def check(self) -> None:
+        """Assert what must hold."""
+        books = self._books
+        held: dict[DeviceUuid, ContainerId] = {}
+        for container_id, devices in books.orphans.items():
+            held.update(dict.fromkeys(devices, container_id))
+        live = {}
+        for key, record in books.state.tasks.items():
+            assert key == record.key
+            assert key not in books.state.finished, f"{key} is live and finished"
+            if record.state.is_terminal:
+                assert record.unacknowledged, f"{key} has ended and is acknowledged, but is not finished"
+                continue
+            container_id = container_of(books.info.agent_id, key)
+            live[container_id] = key
+            for uuid in record.task.device_uuids:
+                assert uuid not in held, f"{uuid} is held by {held[uuid]} and {container_id}"
+                held[uuid] = container_id
+        assert held == books.held
+        assert live == books.live
+        assert books.starting <= live.keys()
+        assert books.live.keys().isdisjoint(books.orphans)
+
+    # --- what the master wants ---------------------------------------------------------------------------------------
+
+    def converge(self, parts: Iterable[DesiredState]) -> None:
+        """Do what a desired state, complete by now, says; its generation is recorded with what follows from it."""
+        generation = self._books.state.generation
+        for part in parts:
+            generation = part.generation
+            for task in part.launch:
+                self._launch(task)
+            for kill in part.kill:
+                self._kill(kill)
+            for kept in part.keep:
+                self._keep(TaskKey(kept.framework_id, kept.task_id))
+        if generation > self._books.state.generation:
+            self._books.persist(GenerationSeen(generation))
+
+    def _launch(self, task: AssignedTask) -> None:
+        key = TaskKey(task.framework_id, task.spec.task_id)
+        if key in self._books.state.tasks:
+            return
+        if key in self._books.state.finished:
+            self._reporting.repeat_end(key)
+            return
+        container_id = container_of(self._books.info.agent_id, key)
+        problem = launch_problem(
+            task,
+            runtime=self._books.info.runtime,
+            default_image=self._books.config.default_image,
+            devices=self._books.devices,
+            held=self._books.held,
+        )
+        if problem is None and container_id in self._books.orphans:
+            problem = Verdict(TaskState.DROPPED, StatusReason.AGENT_REFUSED, f"container {container_id} still runs")
+        record = TaskRecord(task, TaskState.STAGING, self._books.info.boot_id)
+        if problem is not None:
+            self._reporting.report(record, problem)
+            return
+        self._reporting.report(record, Verdict(TaskState.STARTING, StatusReason.UNSPECIFIED, ""))
+        self._books.hold(container_id, key, task)
+        self._books.starting.add(container_id)
+        image = task.spec.image or self._books.config.default_image
+        devices = granted_devices(task, self._books.devices)
+        self._books.effects.append(
+            StartContainer(container_id, task, "" if self._books.info.runtime == "process" else image, devices)
+        )
+
+    def _kill(self, kill: KillTask) -> None:
+        key = TaskKey(kill.framework_id, kill.task_id)
+        record = self._books.state.tasks.get(key)
+        if record is None:
+            if key in self._books.state.finished:
+                self._reporting.repeat_end(key)
+            else:
+                self._reporting.never_here(
+                    key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started")
+                )
+            return
+        if record.state.is_terminal:
+            return
+        earlier = record.kill
+        if earlier is not None and grace_ms_of(record.task, kill) >= grace_ms_of(record.task, earlier):
+            return
+        if earlier is not None:
+            # Only the grace is new; the recorded reason stays.
+            self._books.persist(TaskSaved(replace(record, kill=replace(earlier, grace_ms=kill.grace_ms))))
+        else:
+            self._reporting.report(replace(record, kill=kill), Verdict(TaskState.KILLING, kill.reason, ""))
+        container_id = container_of(self._books.info.agent_id, key)
+        if container_id not in self._books.starting:
+            self._books.kill_container(container_id, grace_ms_of(record.task, kill))
+
+    def _keep(self, key: TaskKey) -> None:
+        if key in self._books.state.tasks:
+            return
+        if key in self._books.state.finished:
+            self._reporting.repeat_end(key)
+            return
+        self._reporting.never_here(
+            key, Verdict(TaskState.GONE, StatusReason.CONTAINER_LOST, "this agent does not know the task")
+        )
+
+    # --- what the runtime tells ------------------------------------------------------------------------------------
+
+    def recovered(self, containers: Iterable[RecoveredContainer]) -> None:
+        """What an earlier life left: taken over, or ended. First of all, and once."""
+        assert not self._books.recovered, "containers are recovered once"
+        self._books.recovered = True
+        found = {container.container_id: container for container in containers}
+        for container_id, key in list(self._books.live.items()):
+            record = self._books.state.tasks[key]
+            container = found.pop(container_id, None)
+            if container is None:
+                self._end(key, never_seen(record, self._books.info.boot_id))
+            elif container.exit is not None:
+                self._end(key, end_of(record, container.exit, self._books.info.boot_id))
+            else:
+                self._adopt(container_id, record)
+        for container_id, container in found.items():
+            if container.exit is not None:
+                self._books.effects.append(RemoveContainer(container_id))
+            else:
+                self._end_orphan(container_id)
+
+    def _adopt(self, container_id: ContainerId, record: TaskRecord) -> None:
+        self._books.log("info", "adopted a running task", **names(record.key))
+        if record.kill is not None:
+            self._books.kill_container(container_id, grace_ms_of(record.task, record.kill))
+        elif record.state is TaskState.STARTING:
+            self._reporting.report(record, Verdict(TaskState.RUNNING, StatusReason.UNSPECIFIED, ""))
+
+    def _end_orphan(self, container_id: ContainerId) -> None:
+        """Ours by its label, but no live task's: it may hold devices until it is gone."""
+        self._books.log("warning", "found a container that no task accounts for; ending it", container=container_id)
+        devices: tuple[DeviceUuid, ...] = ()
+        for key, record in self._books.state.tasks.items():
+            if container_of(self._books.info.agent_id, key) == container_id:
+                devices = record.task.device_uuids
+        for key, finished in self._books.state.finished.items():
+            if not devices and container_of(self._books.info.agent_id, key) == container_id:
+                devices = finished.status.device_uuids
+        self._books.orphans[container_id] = tuple(uuid for uuid in devices if uuid not in self._books.held)
+        self._books.held.update(dict.fromkeys(self._books.orphans[container_id], container_id))
+        self._books.kill_container(container_id, 0)
+
+    def started(self, container_id: ContainerId) -> None:
+        """A start has succeeded; the container may have ended already."""
+        self._books.starting.discard(container_id)
+        key = self._books.live.get(container_id)
+        if key is None:
+            return
+        record = self._books.state.tasks[key]
+        if record.kill is not None:
+            self._books.kill_container(container_id, grace_ms_of(record.task, record.kill))
+        elif record.state is TaskState.STARTING:
+            self._reporting.report(record, Verdict(TaskState.RUNNING, StatusReason.UNSPECIFIED, ""))
+
+    def launch_failed(self, event: ContainerLaunchFailed) -> None:
+        """A start has failed, and nothing is left of it."""
+        self._books.starting.discard(event.container_id)
+        key = self._books.live.get(event.container_id)
+        if key is None:
+            return
+        message = event.message[:MAX_MESSAGE_LENGTH]
+        self._books.log("warning", "a task could not be started", **names(key), reason=message)
+        if self._books.state.tasks[key].kill is not None:
+            self._end(key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started"))
+        else:
+            self._end(key, Verdict(TaskState.FAILED, event.reason, message, event.exit_code))
+
+    def exited(self, container_id: ContainerId, exit: ContainerExit) -> None:
+        """A container is no more."""
+        self._books.starting.discard(container_id)
+        key = self._books.live.get(container_id)
+        if key is not None:
+            if exit.reason is StatusReason.ENGINE_LOST:
+                self._books.log("error", "a task is lost with the container engine", **names(key), reason=exit.message)
+            self._end(key, end_of(self._books.state.tasks[key], exit, self._books.info.boot_id))
+            return
+        for uuid in self._books.orphans.pop(container_id, ()):
+            del self._books.held[uuid]
+        self._books.deadlines.cancel(("kill", container_id))
+        self._books.effects.append(RemoveContainer(container_id))
+
+    def _end(self, key: TaskKey, verdict: Verdict) -> None:
+        """The container of a task is no more."""
+        container_id = container_of(self._books.info.agent_id, key)
+        record = self._books.state.tasks[key]
+        self._books.starting.discard(container_id)
+        del self._books.live[container_id]
+        for uuid in record.task.device_uuids:
+            del self._books.held[uuid]
+        self._books.deadlines.cancel(("kill", container_id))
+        self._reporting.report(record, verdict)
+        self._books.effects.append(RemoveContainer(container_id))
