@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-PLUGIN = """
-class Fpgas:
-    def discover(self):
-        return [{"kind": "fpgas", "id": f"slot-{n}", "model": "Toy 9P"} for n in range(2)]
-    def decorate(self, granted, runtime):
-        return {"environment": {"FPGA_VISIBLE_DEVICES": ",".join(device["id"] for device in granted)}}
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "devices.md"
 
-def driver(params):
-    return Fpgas()
-"""
 SETTINGS = """
 external-resources: gpu;tape
 external-resource.gpu.amount: 2
@@ -25,9 +18,19 @@ external-resource.tape.amount: 3
 """
 
 
+def plugin_of_the_page() -> str:
+    """The driver that the documentation shows: what people copy has to work."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert code.count("\n") <= 20, "it promises 20 lines"
+    return code
+
+
 def test_a_task_gets_fpgas_of_a_plugin_gpus_of_a_script_and_is_pinned(bare_cluster: Any, tmp_path: Path) -> None:
     plugin, script, settings = tmp_path / "fpga.py", tmp_path / "find.sh", tmp_path / "external"
-    plugin.write_text(PLUGIN)
+    for name in ("fpga0", "fpga1"):
+        (tmp_path / "dev").mkdir(exist_ok=True)
+        (tmp_path / "dev" / name).touch()
+    plugin.write_text(plugin_of_the_page().replace('"/dev"', repr(str(tmp_path / "dev"))))
     script.write_text('#!/bin/sh\necho "$2, $3"\n')
     script.chmod(0o755)
     settings.write_text(SETTINGS.format(script=script))
@@ -39,7 +42,7 @@ def test_a_task_gets_fpgas_of_a_plugin_gpus_of_a_script_and_is_pinned(bare_clust
     show = 'echo "$FPGA_VISIBLE_DEVICES $CUDA_VISIBLE_DEVICES"'
     run = ("run", "--capability", "GPU_RESOURCES", "--env", "FPGA_VISIBLE_DEVICES=all")
     both = bare_cluster.bursar(*run, "--devices", "fpgas:2;tapes:1", "--gpus", "2", "--", "sh", "-c", show)
-    assert (both.code, both.stdout) == (0, "slot-0,slot-1 4,5\n"), "what the user says of a pinning variable is dropped"
+    assert (both.code, both.stdout) == (0, "fpga0,fpga1 4,5\n"), "what the user says of a pinning variable is dropped"
     none = bare_cluster.bursar(*run, "--", "sh", "-c", show)
     assert (none.code, none.stdout) == (0, " \n")
     more = bare_cluster.bursar(*run, "--wait", "4s", "--devices", "fpgas:3", "--", "true")

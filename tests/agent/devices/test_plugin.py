@@ -18,6 +18,7 @@ from bursar.agent.devices.select import driver_for
 from bursar.agent.devices.several import SeveralDevices
 from bursar.agent.devices.simulated import SimulatedDevices
 from bursar.core.devices import DeviceHealth
+from bursar.core.errors import InvalidText
 from bursar.core.ids import AgentId
 
 FPGA = """
@@ -90,6 +91,20 @@ def test_an_entry_point_of_a_package_is_found(tmp_path: Path, monkeypatch: pytes
     assert given.pinning == {"FPGA_VISIBLE_DEVICES": "slot-0"}
     assert given.environment["CUDA_VISIBLE_DEVICES"] == devices[0].uuid
     driver.close()
+
+
+def test_every_plugin_of_a_directory_is_a_driver(make: Callable[..., PluginDevices], tmp_path: Path) -> None:
+    make()
+    (tmp_path / "_helper.py").write_text("not a plugin")
+    other = (tmp_path / "fpga.py").read_text().replace("fpgas", "tapes")
+    (tmp_path / "tape.py").write_text(other)
+    driver = driver_for(f"simulated:1,plugin:{tmp_path}", AgentId("a"), [tmp_path])
+    assert driver.name == "simulated,plugin:fpga.py,plugin:tape.py"
+    assert [one.kind for one in driver.discover()] == ["gpus", "fpgas", "fpgas", "tapes", "tapes"]
+    driver.close()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidText, match="has no plugin"):
+        driver_for(f"plugin:{tmp_path / 'empty'}", AgentId("a"), [tmp_path])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from bursar.core.errors import InvalidText
 from bursar.core.ids import AgentId
 
 _HINT = (
-    "write nvml, none, simulated:N, simulated:N:MODEL, plugin:NAME or plugin:FILE.py, several of them separated by commas,"
+    "write nvml, none, simulated:N, simulated:N:MODEL, plugin:NAME, plugin:FILE.py or plugin:DIR, several of them separated by commas,"
     " such as nvml,plugin:my-fpgas"
 )
 
@@ -37,7 +37,7 @@ def driver_for(
     `lock_directories` is where real devices are claimed for this agent (default: those all users of the machine share). Scripts have
     paths that are absolute or relative to `home` (default: the user's home directory).
     """
-    drivers = [_driver(part, agent_id, lock_directories) for part in _parts(text)]
+    drivers = [_driver(name, agent_id, lock_directories) for part in _parts(text) for name in _with_directory(part)]
     for resource in external:
         if resource.driver:
             driver = _external(resource, home or Path.home())
@@ -56,9 +56,19 @@ def driver_for(
 def _parts(text: str) -> list[str]:
     """At commas; a model may contain one, so only those that begin another driver count."""
     return [
-        part.strip()
-        for part in re.split(r",(?=\s*(?:nvml|none|rocm|tpu|simulated:|plugin:|script)(?:[:,\s]|\b|$))", text)
+        part.strip() for part in re.split(r",(?=\s*(?:(?:nvml|none|rocm|tpu)\s*(?:[:,]|$)|simulated:|plugin:))", text)
     ]
+
+
+def _with_directory(part: str) -> list[str]:
+    """The plugins of a directory, by name; anything else as it is. Raises InvalidText."""
+    directory = Path(part.removeprefix("plugin:"))
+    if not part.startswith("plugin:") or not directory.is_dir():
+        return [part]
+    found = sorted(path for path in directory.glob("*.py") if not path.name.startswith("_"))
+    if not found:
+        raise InvalidText(f"devices: {directory} has no plugin", "put a Python file into it, or leave it out")
+    return [f"plugin:{path}" for path in found]
 
 
 def _external(resource: ExternalResource, home: Path) -> DeviceDriver:
