@@ -61,9 +61,8 @@ class Accounts(Protocol):
         """The cluster shrank."""
 
 
-@dataclass(slots=True)
-class _Entry:
-    """What one offer or task holds on one agent. Never changed; not frozen, for a cycle makes many."""
+class _Entry(NamedTuple):
+    """What one offer or task holds on one agent."""
 
     client: Client
     holding: Holding
@@ -511,12 +510,18 @@ def _has_views(total: Holding) -> bool:
     return any(has_views(part.devices) for part in total.values())
 
 
+#: What `_Entry(…)` comes to, without a detour: a cycle makes many.
+_make_entry: Callable[[type[_Entry], tuple[Client, Holding, Mapping[str, int], Mapping[str, int]]], _Entry] = (
+    tuple.__new__
+)
+
+
 def _entry(client: Client, holding: Holding) -> _Entry:
     if len(holding) == 1:
         ((stack, part),) = holding.items()
         amounts = part.amounts() if part.devices else part.scalars
         if not stack:
-            return _Entry(client, holding, amounts, _NOTHING)
+            return _make_entry(_Entry, (client, holding, amounts, _NOTHING))
         return _Entry(client, holding, amounts, _NOTHING if plain_holder(stack[-1].holder) is None else amounts)
     kept = [part for stack, part in holding.items() if stack and plain_holder(stack[-1].holder) is not None]
     return _Entry(

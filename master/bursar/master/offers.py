@@ -39,12 +39,9 @@ def allocate(cluster: Cluster, turn: Turn, *, full: bool) -> int:
     made = run_cycle(cluster, agents, turn.now.monotonic_ms, turn.now.wall_ms)
     _wake_for_demand(cluster)
     _wake_for_quota(cluster)
-    by_framework: dict[FrameworkId, list[Offer]] = {}
-    for outstanding in made:
-        by_framework.setdefault(outstanding.offer.framework_id, []).append(outstanding.offer)
-    for framework_id, offers in by_framework.items():
+    for framework_id, offers in made.by_framework.items():
         send_offers(cluster, turn, cluster.frameworks[framework_id], offers)
-    return len(made)
+    return made.offers
 
 
 def _wake_for_demand(cluster: Cluster) -> None:

@@ -24,7 +24,7 @@ from bursar.core.predicates import (
     matches_all,
     parse_predicates,
 )
-from bursar.core.resources import Holding
+from bursar.core.resources import UNRESERVED, Holding
 from bursar.core.text import Minimum, parse_minimum
 
 MAX_GROUPS = 32
@@ -88,12 +88,20 @@ def amounts_of(holding: Holding) -> Mapping[str, int]:
 
 def is_allocatable(offered: Holding, minimum: Minimum) -> bool:
     """Whether it is worth an offer: at least one of the alternatives is in it, as a whole; no alternative: anything is."""
+    if UNRESERVED in offered and len(offered) == 1:
+        # As it mostly is.
+        part = offered[UNRESERVED]
+        scalars = part.scalars
+        for alternative in minimum:
+            for kind, least in alternative:
+                if scalars.get(kind, 0) < least and (not part.devices or part.amounts().get(kind, 0) < least):
+                    break
+            else:
+                return True
+        return not minimum
     for alternative in minimum:
         for kind, least in alternative:
-            there = 0
-            for part in offered.values():
-                there += part.scalars.get(kind, 0) if not part.devices else part.amounts().get(kind, 0)
-            if there < least:
+            if sum(part.amounts().get(kind, 0) for part in offered.values()) < least:
                 break
         else:
             return True

@@ -7,21 +7,43 @@ once, and for all as the guarantee of progress; when the former is quiet, the la
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from itertools import chain
 from operator import attrgetter
+from typing import NamedTuple
 
-from bursar.core.ids import AgentId, OfferId
+from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import UNRESERVED, Holding, Ports, to_reserved
-from bursar.master.allocator.decision import Decision, Proposal, Question, Steps, steps_for
+from bursar.master.allocator.constraints import is_allocatable
+from bursar.master.allocator.decision import (
+    NO_PROMISE,
+    TAKES_ALL,
+    Decision,
+    Proposal,
+    Question,
+    minimum_of,
+    rules_about,
+    steps_for,
+)
+from bursar.master.allocator.filters import AgentFilters
 from bursar.master.allocator.held_back import guaranteed_first
-from bursar.master.allocator.shares import Client
+from bursar.master.allocator.shares import Client, Node
+from bursar.master.ledger import Books
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
 
 
-def run_cycle(cluster: Cluster, agent_ids: AbstractSet[AgentId], now_ms: int, wall_ms: int) -> list[OutstandingOffer]:
+class Made(NamedTuple):
+    """What a cycle made."""
+
+    offers: int
+    #: Whom to tell, in the order in which they got their first.
+    by_framework: dict[FrameworkId, list[Offer]]
+
+
+def run_cycle(cluster: Cluster, agent_ids: AbstractSet[AgentId], now_ms: int, wall_ms: int) -> Made:
     """Offer what is free on these agents; return the new offers, already booked in the ledger."""
     expires_in_ms = cluster.flags.duration_ms("offer-timeout")
     cycle = _Cycle(cluster, wall_ms, expires_in_ms)
@@ -29,16 +51,14 @@ def run_cycle(cluster: Cluster, agent_ids: AbstractSet[AgentId], now_ms: int, wa
     for agent in _in_order(cluster, agent_ids):
         cycle.offer_agent(agent)
     cluster.held_back.forget(in_cycle=False)
-    made = cycle.made
-    if made:
+    if cycle.offer_ids:
         # They expire together: one deadline for all of them.
         expires_at_ms = now_ms + expires_in_ms
-        expiring = cluster.expiring_offers.setdefault(str(expires_at_ms), [])
-        expiring += [outstanding.offer.offer_id for outstanding in made]
+        cluster.expiring_offers.setdefault(str(expires_at_ms), []).extend(cycle.offer_ids)
         cluster.deadlines.set(("offers", str(expires_at_ms)), expires_at_ms)
     cluster.counters.cycles += 1
-    cluster.counters.offers_made += len(made)
-    return made
+    cluster.counters.offers_made += len(cycle.offer_ids)
+    return Made(len(cycle.offer_ids), cycle.by_framework)
 
 
 def _in_order(cluster: Cluster, agent_ids: AbstractSet[AgentId]) -> list[Agent]:
@@ -54,9 +74,29 @@ class _Alike:
     __slots__ = ("cut", "refused")
 
     def __init__(self) -> None:
-        self.refused: set[Client] = set()
+        self.refused: set[Node] = set()
         #: What quota cut off for these: (role, kind).
         self.cut: set[tuple[str, str]] = set()
+
+
+class _Plan:
+    """How a cycle deals with a client, worked out once."""
+
+    __slots__ = ("client", "framework", "minimum", "node", "offers", "rules", "steps", "takes_all")
+
+    def __init__(self, cluster: Cluster, node: Node, offers: list[Offer]) -> None:
+        assert node.client is not None
+        self.node = node
+        self.client = node.client
+        self.framework = cluster.frameworks[node.client.framework_id]
+        self.steps = steps_for(cluster, self.client, self.framework)
+        self.minimum = minimum_of(cluster, self.framework.settings.get(self.client.role), self.framework)
+        #: The rules that speak of it, as bits; where none of them speaks of the agent, and nothing on it was declined, it may have
+        #: all that is unreserved: nothing else is set up.
+        self.rules = rules_about(cluster, self.client, self.framework)
+        self.takes_all = TAKES_ALL.issuperset(self.steps)
+        #: Those to the framework in this cycle.
+        self.offers = offers
 
 
 _Amounts = tuple[tuple[tuple[str, int], ...], Ports, int]
@@ -91,67 +131,86 @@ class _Cycle:
         self.cluster = cluster
         self.wall_ms = wall_ms
         self.expires_in_ms = expires_in_ms
-        self.made: list[OutstandingOffer] = []
+        self.offer_ids: list[OfferId] = []
+        self.by_framework: dict[FrameworkId, list[Offer]] = {}
+        self._boxes: dict[FrameworkId, list[Offer]] = {}
+        self._plans: dict[Node, _Plan] = {}
         self._refused: dict[_Amounts, _Alike] = {}
-        self._steps: dict[Client, Steps] = {}
         self._question = Question(cluster)
         self._has_quota = bool(cluster.shares.quota_kinds)
+        self._offer_prefix = f"{cluster.term}-O"
 
     def offer_agent(self, agent: Agent) -> None:
         """Offer one agent until nothing is left, or nobody may have it."""
         cluster = self.cluster
-        agent_id = agent.agent_id
-        books = cluster.ledger.books[agent_id]
-        filters = cluster.filters.on(agent_id)
+        books = cluster.ledger.books[agent.agent_id]
+        filters = cluster.filters.on(agent.agent_id)
+        free = books.free
+        if filters is None and not self._has_quota and len(free) == 1 and UNRESERVED in free:
+            # Most often nothing speaks against whoever comes first having all of it: there is nothing to decide then.
+            node = cluster.shares.first()
+            if node is None:
+                return
+            plan = self._plans.get(node) or self._plan(node)
+            spoken_of = plan.rules and plan.rules & cluster.visibility.class_of_agent(agent.info)
+            if plan.takes_all and not spoken_of and is_allocatable(free, plan.minimum):
+                self._hand_out(agent, books, plan, free, NO_PROMISE)
+                return
+        self._ask_in_turn(agent, books, filters)
+
+    def _ask_in_turn(self, agent: Agent, books: Books, filters: AgentFilters | None) -> None:
         # What is free only shrinks here: whoever was refused or served once need not be asked again. But a demand may be cut
         # differently from less, and so get past the filter that blocked its first cut.
-        done: set[Client] = set()
-        shares, held_back, has_quota = cluster.shares, cluster.held_back, self._has_quota
+        done: set[Node] = set()
+        cluster, has_quota = self.cluster, self._has_quota
+        shares, held_back = cluster.shares, cluster.held_back
         if has_quota:
             held_back.begin()
         while free := books.free:
-            hidden = None if filters is None else filters.known_hidden(free)
+            hidden = filters.known_hidden(free) if filters is not None else None
             amounts = _amounts_of(free) if self._refused else None
             alike = None if amounts is None else self._refused.get(amounts)
             if alike is not None:
-                hidden = alike.refused if hidden is None else hidden | alike.refused
                 held_back.cut |= alike.cut
+                if len(alike.refused) + len(done - alike.refused) == shares.root.active:
+                    break
+            refused = alike.refused if alike is not None else done
             order = chain(guaranteed_first(shares, free), shares.order()) if has_quota else shares.order()
             for node in order:
-                client = node.client
-                assert client is not None
-                if done and client in done or hidden and client in hidden:
+                if node in done or node in refused or hidden and node.client in hidden:
                     continue
-                framework = cluster.frameworks[client.framework_id]
-                steps = self._steps.get(client)
-                if steps is None:
-                    steps = self._steps[client] = steps_for(cluster, client, framework)
-                decision = self._question.decide(agent, client, framework, free, filters, steps)
+                plan = self._plans.get(node) or self._plan(node)
+                client, framework = plan.client, plan.framework
+                decision = self._question.decide(agent, client, framework, free, filters, plan.steps)
                 if type(decision) is Proposal:
-                    self._hand_out(agent, client, framework, decision)
+                    self._hand_out(agent, books, plan, decision.holding, decision.promised)
                     if has_quota:
                         held_back.forget(in_cycle=True)
-                    if books.free:
-                        done.add(client)
+                    done.add(node)
                     break
                 if not _may_change(decision, framework):
-                    done.add(client)
+                    done.add(node)
                 if decision in _WANT_OF_AMOUNTS and _is_for_want_of_amounts(cluster, agent, client, framework):
                     if alike is None and (amounts := _amounts_of(free)) is not None:
                         alike = self._refused.setdefault(amounts, _Alike())
                     if alike is not None:
-                        alike.refused.add(client)
+                        alike.refused.add(node)
                         alike.cut |= held_back.cut
             else:
-                if has_quota:
-                    held_back.park(agent_id, shares, cluster.ledger.free_unreserved())
-                return
+                break
+        if has_quota and books.free:
+            held_back.park(agent.agent_id, shares, cluster.ledger.free_unreserved())
 
-    def _hand_out(self, agent: Agent, client: Client, framework: Framework, proposal: Proposal) -> None:
-        cluster, agent_id = self.cluster, agent.agent_id
-        holding, promised = proposal
+    def _plan(self, node: Node) -> _Plan:
+        assert node.client is not None
+        offers = self._boxes.setdefault(node.client.framework_id, [])
+        plan = self._plans[node] = _Plan(self.cluster, node, offers)
+        return plan
+
+    def _hand_out(self, agent: Agent, books: Books, plan: _Plan, holding: Holding, promised: Mapping[int, int]) -> None:
+        cluster, agent_id, client, framework = self.cluster, agent.agent_id, plan.client, plan.framework
         cluster.offer_sequence += 1
-        offer_id = OfferId(f"{cluster.term}-O{cluster.offer_sequence}")
+        offer_id = OfferId(f"{self._offer_prefix}{cluster.offer_sequence}")
         cluster.ledger.offer(agent_id, offer_id, client, holding)
         offer = Offer(
             offer_id,
@@ -162,14 +221,16 @@ class _Cycle:
             to_reserved(holding),
             self.expires_in_ms,
         )
-        outstanding = OutstandingOffer(offer, self.wall_ms, framework.demand.version, promised)
-        cluster.offers[offer_id] = outstanding
+        cluster.offers[offer_id] = OutstandingOffer(offer, self.wall_ms, framework.demand.version, promised)
         framework.offers.add(offer_id)
         if promised:
             for index, count in promised.items():
                 framework.promised[index] += count
             cluster.reopened.add(framework.framework_id)
-        self.made.append(outstanding)
+        self.offer_ids.append(offer_id)
+        if not plan.offers:
+            self.by_framework[client.framework_id] = plan.offers
+        plan.offers.append(offer)
 
 
 def _is_for_want_of_amounts(cluster: Cluster, agent: Agent, client: Client, framework: Framework) -> bool:

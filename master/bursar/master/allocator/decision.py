@@ -112,7 +112,8 @@ Steps = tuple[Step, ...]
 
 def steps_for(cluster: Cluster, client: Client, framework: Framework) -> Steps:
     """The steps that decide about a client, without those that have nothing to say as things are set up."""
-    rules, quota, states_demand = cluster.visibility.rules, cluster.shares.quota_kinds, framework.demand.version > 0
+    quota, states_demand = cluster.shares.quota_kinds, framework.demand.version > 0
+    rules = rules_about(cluster, client, framework)
     settings = framework.settings.get(client.role)
     steps: list[tuple[object, Step]] = [
         (rules, may_see_agent),
@@ -274,7 +275,18 @@ def has_anything_left(question: Question) -> RefusalReason | None:
     return None if question.within is None or question.available else question.within.reason
 
 
+#: The steps that leave all of what is unreserved, was not declined and is worth an offer, where no rule speaks of the agent.
+TAKES_ALL: frozenset[Step] = frozenset(
+    {may_see_agent, may_use_buckets, may_see_resources, did_not_decline, is_worth_an_offer}
+)
+
 # --- what they ask ---
+
+
+def rules_about(cluster: Cluster, client: Client, framework: Framework) -> int:
+    """The rules that speak of a client, as bits."""
+    visibility = cluster.visibility
+    return visibility.class_of_client(client.role, framework.info) if visibility.rules else 0
 
 
 def minimum_of(cluster: Cluster, settings: RoleSettings | None, framework: Framework) -> Minimum:

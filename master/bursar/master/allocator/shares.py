@@ -146,10 +146,7 @@ class Shares:
             if held is not seen:
                 seen = held
                 for kind, amount in amounts.items():
-                    if kind in held:
-                        held[kind] += amount
-                    else:
-                        held[kind] = amount
+                    held[kind] = held.get(kind, 0) + amount
             node.count += 1
             if compare and len(parent.children) > 1:
                 self._place(node, parent)
@@ -307,6 +304,18 @@ class Shares:
             return map(_node_of, order)
         return _walk(order)
 
+    def first(self) -> Node | None:
+        """The active client's node to be served next; None where nobody is."""
+        if self._stale:
+            self._refresh()
+        order = self._flat or self.root.order
+        while order:
+            node = order[0][3]
+            if node.client is not None:
+                return node
+            order = node.order
+        return None
+
     def standing(self, client: Client) -> tuple[int, ...]:
         """How far a client is served: the shares of its role and of those above it, from the top, then its own. Compared as tuples, the
         smaller one comes first; active or not.
@@ -426,8 +435,7 @@ class Shares:
         share = 0
         for kind, amount in node.held.items():
             if kind in counted:
-                of_kind = amount * SCALE // counted[kind]
-                share = max(share, of_kind)
+                share = max(share, amount * SCALE // counted[kind])
         # Divided by the weight once, at the end: the same integer.
         return share // node.weight_milli
 
@@ -439,26 +447,28 @@ class Shares:
         node.order = sorted([child.entry for child in node.children.values() if child.active], key=_by_key)
 
     def _entry_of(self, node: Node) -> _Entry:
-        counted = self._counted
-        share = 0
-        for kind, amount in node.held.items():
-            if kind in counted:
-                of_kind = amount * SCALE // counted[kind]
-                share = max(share, of_kind)
-        # Divided by the weight once, at the end: the same integer.
-        return share // node.weight_milli, node.count, node.path, node
+        return self._share(node), node.count, node.path, node
 
     def _place(self, node: Node, parent: Node) -> None:
         """Put a node where its share and count belong."""
-        entry = self._entry_of(node)
+        # As in `_share`, without a call: for every offer.
+        counted = self._counted
+        share = 0
+        for kind, amount in node.held.items():
+            if kind in counted and (of_kind := amount * SCALE // counted[kind]) > share:
+                share = of_kind
+        entry = (share // node.weight_milli, node.count, node.path, node)
         if node.active:
             order = parent.order
             if order[0] is node.entry:
                 del order[0]
             else:
                 self._unlist(node, parent)
-            # Paths are different: nodes themselves are never compared.
-            insort(order, entry)
+            # Paths are different: nodes themselves are never compared. Whoever was given something mostly goes to the end.
+            if order and order[-1] > entry:
+                insort(order, entry)
+            else:
+                order.append(entry)
         node.entry = entry
 
     def _unlist(self, node: Node, parent: Node) -> None:
