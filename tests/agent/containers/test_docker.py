@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import docker
 import docker.errors
 import pytest
 
+from bursar.agent.containers.device_access import EngineDevices
 from bursar.agent.containers.docker import DockerRuntime
 from bursar.agent.containers.docker_engine import DockerEngine, EngineFacts
 from bursar.agent.containers.logs import LogStream, read_logs
@@ -328,14 +331,48 @@ async def test_gpus_are_requested_by_uuid_or_given_as_nodes(bench: Any, client: 
     def asked(has_runtime: bool, decoration: Decoration) -> tuple[Any, Any]:
         import dataclasses
 
-        engine.facts = EngineFacts(has_runtime)
+        engine.facts = EngineFacts(EngineDevices(has_runtime))
         host = engine._config(dataclasses.replace(spec, decoration=decoration))["HostConfig"]
         requests = [request["DeviceIDs"] for request in host.get("DeviceRequests") or []]
         return requests, [device["PathOnHost"] for device in host.get("Devices") or []]
 
-    real = Decoration(device_requests=("GPU-1", "GPU-2"), device_nodes=nodes)
+    real = Decoration(device_requests=("GPU-1", "GPU-2"), fallback_nodes=nodes)
     assert asked(True, real) == ([["GPU-1", "GPU-2"]], [])
     assert asked(False, real) == ([], list(nodes))
     assert asked(False, Decoration(device_requests=("GPU-1",))) == ([["GPU-1"]], [])
     assert asked(True, Decoration(environment={"CUDA_VISIBLE_DEVICES": "GPU-s"})) == ([], [])
     engine.close()
+
+
+async def test_devices_named_by_cdi_are_in_the_container_and_no_others(bench: Any, client: Any) -> None:
+    """Where the engine has CDI (Docker 25 or newer, switched on), with a vendor's specification of devices that are harmless."""
+    directories = [Path(path) for path in client.info().get("CDISpecDirs") or () if os.access(path, os.W_OK)]
+    if not directories:
+        pytest.skip("this engine has no CDI, or no directory of specifications that can be written to")
+    kind = f"bursar.test/toy{os.getpid()}"
+    devices = [
+        {
+            "name": f"GPU-{number}",
+            "containerEdits": {
+                "env": [f"TOY_{number}=yes"],
+                "deviceNodes": [{"path": f"/dev/toy{number}", "hostPath": "/dev/zero"}],
+            },
+        }
+        for number in range(2)
+    ]
+    specification = directories[0] / f"bursar-test-{os.getpid()}.json"
+    specification.write_text(json.dumps({"cdiVersion": "0.5.0", "kind": kind, "devices": devices}))
+    runtime = DockerRuntime(bench.agent_id, network_mode="none")
+    try:
+        await runtime.open(bench.on_exit)
+        bench.runtimes.append(runtime)
+        show = bench.script("ls /dev | grep toy; env | grep TOY_; head -c 1 /dev/toy1 | wc -c", NOTHING)
+        spec = bench.spec("cdi", show, decoration=Decoration(cdi=(f"{kind}=GPU-1",)))
+        assert (await bench.run(runtime, spec)).exit_code == 0
+        await runtime.remove(spec.container_id)
+        assert bench.output(spec).split() == ["toy1", "TOY_1=yes", "1"]
+        absent = bench.spec("absent", show, decoration=Decoration(cdi=(f"{kind}=GPU-7",)))
+        with pytest.raises(LaunchFailed, match="GPU-7"):
+            await runtime.start(absent)
+    finally:
+        specification.unlink()

@@ -54,6 +54,8 @@ def test_without_devices_everything_is_hidden(said: dict[str, Any], runtime: str
         "mounts": [],
         "device_requests": [],
         "pinning": {},
+        "fallback_nodes": [],
+        "cdi": [],
     }
 
 
@@ -63,4 +65,6 @@ def test_decoration_names_exactly_what_was_granted(said: dict[str, Any], runtime
     decoration = said["decorated"][runtime]["all"]
     assert decoration["environment"]["CUDA_VISIBLE_DEVICES"] == ",".join(uuids)
     assert decoration["device_requests"] in ([], uuids)
-    assert runtime == "docker" or not (decoration["device_requests"] or decoration["device_nodes"])
+    assert runtime == "docker" or not any(
+        decoration[name] for name in ("device_requests", "device_nodes", "fallback_nodes", "cdi")
+    )

@@ -75,6 +75,12 @@ def test_a_plugin_finds_devices_and_decorates(make: Callable[..., PluginDevices]
     assert plugin.decorate((), "docker").pinning == {"FPGA_VISIBLE_DEVICES": ""}
 
 
+def test_a_plugin_may_name_devices_of_cdi(make: Callable[..., PluginDevices]) -> None:
+    plugin = make(decorate="return {'cdi': [f'toy.com/fpga={one[\"id\"]}' for one in granted]}")
+    devices = plugin.discover()
+    assert plugin.decorate(devices, "docker").cdi == ("toy.com/fpga=slot-0", "toy.com/fpga=slot-1")
+
+
 def test_an_entry_point_of_a_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "site"
     (package / "toy_fpga-1.dist-info").mkdir(parents=True)

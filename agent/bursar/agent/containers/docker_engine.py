@@ -19,9 +19,10 @@ import docker.errors
 import psutil
 import requests.exceptions
 import urllib3.exceptions
-from docker.types import DeviceRequest, LogConfig, Mount
+from docker.types import LogConfig, Mount
 from docker.utils import parse_repository_tag
 
+from bursar.agent.containers.device_access import EngineDevices, access, engine_devices
 from bursar.agent.containers.limits import host_limits
 from bursar.agent.containers.logs import LogStream
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, ContainerSpec, LaunchFailed
@@ -83,7 +84,7 @@ class Seen:
 class EngineFacts:
     """What was learnt at connecting."""
 
-    has_nvidia_runtime: bool = False
+    devices: EngineDevices = EngineDevices()
     version: str = ""
     #: Whether containers may be allowed to lock memory; until one was refused (an engine that is itself in a container).
     raises_memlock: bool = True
@@ -106,7 +107,7 @@ class DockerEngine:
         """Find the engine and ask what it can do. Raises DockerException and CONNECTION_ERRORS."""
         client = self._new_client(version="auto", timeout=_CALL_TIMEOUT_S, max_pool_size=self.connections)
         info = client.info()
-        self.facts = EngineFacts("nvidia" in (info.get("Runtimes") or {}), str(info.get("ServerVersion", "")))
+        self.facts = EngineFacts(engine_devices(info), str(info.get("ServerVersion", "")))
         self._client = client
 
     def _new_client(self, **options: Any) -> Any:
@@ -231,7 +232,7 @@ class DockerEngine:
             # Not nano_cpus: the engine refuses more than the machine has, and an operator may declare more.
             limits["cpu_period"] = _CPU_PERIOD_US
             limits["cpu_quota"] = max(spec.cpus_milli * _CPU_PERIOD_US // 1000, _MIN_CPU_QUOTA_US)
-        requests_, nodes = self._devices(spec)
+        requests_, nodes = access(spec.decoration, self.facts.devices)
         host_config = self._api.create_host_config(
             init=True,
             network_mode=self.network_mode,
@@ -267,14 +268,6 @@ class DockerEngine:
             stop_signal="SIGTERM",
         )
         return config
-
-    def _devices(self, spec: ContainerSpec) -> tuple[list[DeviceRequest] | None, list[str] | None]:
-        """By NVIDIA's own runtime where the engine has it; else by nodes; else let the engine say what it lacks."""
-        decoration = spec.decoration
-        nodes = [f"{node}:{node}:rwm" for node in decoration.device_nodes]
-        if decoration.device_requests and (self.facts.has_nvidia_runtime or not nodes):
-            return [DeviceRequest(device_ids=list(decoration.device_requests), capabilities=[["gpu"]])], None
-        return None, nodes or None
 
     def _seen(self, description: Mapping[str, Any]) -> Seen:
         state: Mapping[str, Any] = description["State"]

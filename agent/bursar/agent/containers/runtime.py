@@ -41,6 +41,10 @@ class Decoration:
     device_requests: tuple[str, ...] = ()
     #: Variables that pin: they win over the user's own of the same name.
     pinning: Mapping[str, str] = field(default_factory=dict)
+    #: Nodes for an engine that has no better way to give `device_requests`.
+    fallback_nodes: tuple[str, ...] = ()
+    #: Qualified names of the Container Device Interface (`vendor.com/class=name`).
+    cdi: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class NvmlDevices:
         return tuple(dataclasses.replace(one.device, links=_links(one, found)) for one in found)
 
     def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
-        """Environment everywhere; for `docker` the uuids, and the nodes for an engine without NVIDIA's runtime."""
+        """Environment everywhere; for `docker` the uuids, and the nodes for an engine that cannot be told uuids."""
         environment = visible_devices([device.uuid for device in granted])
         if runtime != "docker" or not granted:
             return Decoration(environment=environment)
@@ -96,7 +96,7 @@ class NvmlDevices:
             nodes += [node for node in _COMMON_NODES if os.path.exists(node)]
         return Decoration(
             environment=environment,
-            device_nodes=tuple(nodes),
+            fallback_nodes=tuple(nodes),
             device_requests=tuple(device.uuid for device in granted),
         )
 

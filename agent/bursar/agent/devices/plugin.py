@@ -247,5 +247,6 @@ def _read_decoration(said: Mapping[str, Any], settings: Decoration) -> Decoratio
     return Decoration(
         device_nodes=(*settings.device_nodes, *map(str, said.get("device_nodes", ()))),
         mounts=tuple(mounts),
+        cdi=tuple(map(str, said.get("cdi", ()))),
         pinning={**settings.pinning, **{str(name): str(value) for name, value in said.get("environment", {}).items()}},
     )

@@ -87,6 +87,8 @@ def merge(parts: Sequence[Decoration]) -> Decoration:
         mounts=tuple(dict.fromkeys(mount for part in parts for mount in part.mounts)),
         device_requests=tuple(uuid for part in parts for uuid in part.device_requests),
         pinning=pinning,
+        fallback_nodes=tuple(dict.fromkeys(node for part in parts for node in part.fallback_nodes)),
+        cdi=tuple(dict.fromkeys(name for part in parts for name in part.cdi)),
     )
 
 
