@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import pytest
 
@@ -325,6 +326,65 @@ def test_a_master_that_does_not_answer_is_left() -> None:
     agent.step(ContainersRecovered(()))
     agent.connect()
     assert of(agent.wait(15_000), CloseConnection)
+
+
+# --- what the agent itself ends ---------------------------------------------------------------------------------------
+
+
+def limited(name: str, *gpus: int, **fields: Any) -> AssignedTask:
+    made = task(name, *gpus)
+    return replace(made, spec=replace(made.spec, **fields))
+
+
+def test_a_task_that_runs_for_too_long_is_ended_and_has_failed() -> None:
+    agent = Agent().ready()
+    agent.run(limited("t", 0, max_run_ms=60_000, kill_grace_ms=500))
+    assert not of(agent.wait(59_999), KillContainer)
+    effects = agent.wait(1)
+    assert of(effects, KillContainer) == [KillContainer(container("t"), 500)]
+    assert [(status.state, status.reason) for status in statuses(effects) if status.state is S.KILLING] == [
+        (S.KILLING, R.MAX_RUN_TIME)
+    ]
+    (status,) = statuses(agent.exit("t", 143))
+    assert (status.state, status.reason, status.exit_code) == (S.FAILED, R.MAX_RUN_TIME, 143)
+    assert "1m" in status.message
+
+
+def test_the_time_to_run_goes_on_while_the_agent_is_down() -> None:
+    agent = Agent().ready()
+    agent.run(limited("t", max_run_ms=60_000))
+    later = Agent(agent.durable)
+    later.ms = agent.ms + 50_000
+    later.ready(RecoveredContainer(container("t"), None))
+    assert not of(later.wait(9_999), KillContainer)
+    assert of(later.wait(1), KillContainer)
+
+
+def test_the_end_of_a_task_ends_its_time() -> None:
+    agent = Agent().ready()
+    agent.run(limited("t", max_run_ms=60_000))
+    agent.exit("t")
+    assert not of(agent.wait(60_000), KillContainer)
+
+
+def test_a_kill_that_came_first_keeps_its_reason() -> None:
+    agent = Agent().ready()
+    agent.run(limited("t", max_run_ms=60_000))
+    agent.kill("t", grace_ms=100_000)
+    assert not of(agent.wait(60_000), KillContainer)
+    (status,) = statuses(agent.exit("t", 143))
+    assert (status.state, status.reason) == (S.KILLED, R.KILLED_BY_FRAMEWORK)
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1, R.DEVICE_LOST), (0, R.COMMAND_EXITED)])
+def test_a_failure_on_a_lost_device_is_the_devices(code: int, reason: StatusReason) -> None:
+    agent = Agent().ready()
+    agent.run(task("t", 1))
+    sick = replace(GPUS[1], health=DeviceHealth.UNHEALTHY, health_reason="XID 79")
+    agent.step(DevicesDiscovered((GPUS[0], sick), ()))
+    (status,) = statuses(agent.exit("t", code))
+    assert status.reason is reason
+    assert code == 0 or "GPU-1 is not healthy: XID 79" in status.message
 
 
 # --- generations ----------------------------------------------------------------------------------------------------

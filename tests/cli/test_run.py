@@ -67,6 +67,14 @@ async def test_defaults_and_options_reach_the_master(master: Any, bursar: Any) -
     assert [variable.name for variable in spec.environment] == ["A", "MINE"]
 
 
+async def test_options_of_its_life_reach_the_master(master: Any, bursar: Any) -> None:
+    assert (await bursar("run", "--max-run-time", "1h", "--kill-grace", "10s", "true")).code == 0
+    spec = master.said(Accept)[0].operations[0].operation.tasks[0]
+    assert (spec.max_run_ms, spec.kill_grace_ms) == (3_600_000, 10_000)
+    done = await bursar("run", "--max-run-time", "0s", "true")
+    assert done.code == 2 and "max_run_ms: must be more than 0" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "code"),
     [

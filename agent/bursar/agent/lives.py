@@ -171,8 +171,32 @@ class Lives:
         self._books.log("info", "adopted a running task", **names(record.key))
         if record.kill is not None:
             self._books.kill_container(container_id, grace_ms_of(record.task, record.kill))
-        elif record.state is TaskState.STARTING:
+        else:
+            self._runs(record)
+
+    def _runs(self, record: TaskRecord) -> None:
+        """Its container runs: from its first moment, or found so by another life of the agent."""
+        if record.state is TaskState.STARTING:
             self._reporting.report(record, Verdict(TaskState.RUNNING, StatusReason.UNSPECIFIED, ""))
+            record = self._books.state.tasks[record.key]
+        allowed_ms, now = record.task.spec.max_run_ms, self._books.now
+        if allowed_ms is not None:
+            left_ms = max(0, record.running_at_ms + allowed_ms - now.wall_ms)
+            self._books.deadlines.set(("run_time", record.key), now.monotonic_ms + min(left_ms, allowed_ms))
+
+    def run_time_over(self, key: TaskKey) -> None:
+        """It has run for as long as it may (TSK-10)."""
+        self._kill_here(key, StatusReason.MAX_RUN_TIME, "it has run for as long as it may")
+
+    def _kill_here(self, key: TaskKey, reason: StatusReason, message: str) -> None:
+        """The agent itself wants the end of a running task, and will say why when it has come."""
+        record = self._books.state.tasks[key]
+        if record.state is not TaskState.RUNNING:
+            return
+        kill = KillTask(key.framework_id, key.task_id, reason)
+        self._books.log("warning", "ending a task", **names(key), reason=message)
+        self._reporting.report(replace(record, kill=kill), Verdict(TaskState.KILLING, reason, message))
+        self._books.kill_container(container_of(self._books.info.agent_id, key), grace_ms_of(record.task, kill))
 
     def _end_orphan(self, container_id: ContainerId) -> None:
         """Ours by its label, but no live task's: it may hold devices until it is gone."""
@@ -197,8 +221,8 @@ class Lives:
         record = self._books.state.tasks[key]
         if record.kill is not None:
             self._books.kill_container(container_id, grace_ms_of(record.task, record.kill))
-        elif record.state is TaskState.STARTING:
-            self._reporting.report(record, Verdict(TaskState.RUNNING, StatusReason.UNSPECIFIED, ""))
+        else:
+            self._runs(record)
 
     def launch_failed(self, event: ContainerLaunchFailed) -> None:
         """A start has failed, and nothing is left of it."""
@@ -220,7 +244,7 @@ class Lives:
         if key is not None:
             if exit.reason is StatusReason.ENGINE_LOST:
                 self._books.log("error", "a task is lost with the container engine", **names(key), reason=exit.message)
-            self._end(key, end_of(self._books.state.tasks[key], exit, self._books.info.boot_id))
+            self._end(key, end_of(self._books.state.tasks[key], exit, self._books.info.boot_id, self._books.devices))
             return
         for uuid in self._books.orphans.pop(container_id, ()):
             del self._books.held[uuid]
@@ -236,5 +260,6 @@ class Lives:
         for uuid in record.task.device_uuids:
             del self._books.held[uuid]
         self._books.deadlines.cancel(("kill", container_id))
+        self._books.deadlines.cancel(("run_time", key))
         self._reporting.report(record, verdict)
         self._books.effects.append(RemoveContainer(container_id))

@@ -170,6 +170,9 @@ class AgentMachine:
                 case "updates":
                     assert isinstance(subject, tuple)
                     self.reporting.repeat(subject)
+                case "run_time":
+                    assert isinstance(subject, tuple)
+                    self.lives.run_time_over(subject)
                 case "kill":
                     assert isinstance(subject, str)
                     self.books.log("warning", "a container does not end; asking again", container=subject)

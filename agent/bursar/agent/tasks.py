@@ -20,6 +20,7 @@ from bursar.core.tasks import (
     TaskStatus,
     spec_problem,
 )
+from bursar.core.text import format_duration
 
 #: A runtime's words about a failure are cut to this many characters.
 MAX_MESSAGE_LENGTH = 2000
@@ -48,6 +49,8 @@ class TaskRecord:
     unacknowledged: tuple[TaskStatus, ...] = ()
     #: Who wants its end, once asked.
     kill: KillTask | None = None
+    #: When it was first RUNNING, milliseconds since 1970; 0 before.
+    running_at_ms: int = 0
 
     @property
     def key(self) -> TaskKey:
@@ -148,12 +151,14 @@ def launch_problem(
     return None
 
 
-def end_of(record: TaskRecord, exit: ContainerExit, boot_id: str) -> Verdict:
-    """What the end of a container means for its task."""
+def end_of(
+    record: TaskRecord, exit: ContainerExit, boot_id: str, devices: Mapping[DeviceUuid, Device] | None = None
+) -> Verdict:
+    """What the end of a container means for its task; `devices` are those that are there by now (None: nobody has looked)."""
     message = exit.message[:MAX_MESSAGE_LENGTH]
     rebooted = record.boot_id != boot_id and exit.exit_code in (None, _DOCKER_REBOOT_CODE)
     if record.kill is not None:
-        return Verdict(TaskState.KILLED, record.kill.reason, message or "ended as asked", exit.exit_code)
+        return _end_of_killed(record, record.kill, message or "ended as asked", exit.exit_code)
     if rebooted or exit.reason is StatusReason.AGENT_REBOOTED:
         message = "the machine was started anew; launch the task again"
         return Verdict(TaskState.GONE, StatusReason.AGENT_REBOOTED, message, exit.exit_code)
@@ -163,7 +168,29 @@ def end_of(record: TaskRecord, exit: ContainerExit, boot_id: str) -> Verdict:
         return Verdict(TaskState.FINISHED, exit.reason, message, 0)
     if exit.exit_code is not None:
         message = message or _exit_text(exit.exit_code)
+    if devices is not None and (lost := lost_device(record.task, devices)):
+        return Verdict(TaskState.FAILED, StatusReason.DEVICE_LOST, f"{lost}; {message}", exit.exit_code)
     return Verdict(TaskState.FAILED, exit.reason, message, exit.exit_code)
+
+
+def _end_of_killed(record: TaskRecord, kill: KillTask, message: str, exit_code: int | None = None) -> Verdict:
+    """Who was asked to end is KILLED; who ran out of time has FAILED (TSK-10)."""
+    if kill.reason is StatusReason.MAX_RUN_TIME:
+        allowed = format_duration(record.task.spec.max_run_ms or 0)
+        message = f"it may run for {allowed} and was ended then ({message}); allow it more (max_run_ms), or have it end itself"
+        return Verdict(TaskState.FAILED, kill.reason, message, exit_code)
+    return Verdict(TaskState.KILLED, kill.reason, message, exit_code)
+
+
+def lost_device(task: AssignedTask, devices: Mapping[DeviceUuid, Device]) -> str:
+    """Which of a task's devices is not there, or not healthy, and why; empty where all are well."""
+    for uuid in task.device_uuids:
+        device = devices.get(uuid)
+        if device is None:
+            return f"device {uuid} is not there any more"
+        if device.health is DeviceHealth.UNHEALTHY:
+            return f"device {uuid} is not healthy" + (f": {device.health_reason}" if device.health_reason else "")
+    return ""
 
 
 def _exit_text(code: int) -> str:
@@ -189,5 +216,5 @@ def never_seen(record: TaskRecord, boot_id: str) -> Verdict:
             "the agent was restarted while it started the task, and found no container",
         )
     if record.kill is not None:
-        return Verdict(TaskState.KILLED, record.kill.reason, message)
+        return _end_of_killed(record, record.kill, message)
     return Verdict(TaskState.GONE, reason, message)

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 
 import click
 
+from bursar.cli.life import Life, life_options
 from bursar.cli.options import (
     DURATION_MS,
     OTHER_DEVICES,
@@ -55,6 +56,7 @@ MEET_S = 2.0
 )
 @task_options
 @surroundings_options
+@life_options
 @master_option
 def run(
     role: str,
@@ -72,6 +74,7 @@ def run(
     devices: dict[str, int],
     command: tuple[str, ...],
     surroundings: Surroundings,
+    life: Life,
 ) -> int:
     """Run one command on the cluster and wait for its end.
 
@@ -99,6 +102,8 @@ def run(
             container=surroundings.container,
             volumes=surroundings.volumes,
             secrets=surroundings.secrets,
+            max_run_ms=life.max_run_ms,
+            kill_grace_ms=life.kill_grace_ms,
         )
     except InvalidText as error:
         raise click.UsageError(str(error)) from None

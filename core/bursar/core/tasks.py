@@ -93,6 +93,10 @@ class StatusReason(IntEnum):
     RECONCILIATION = 17
     AGENT_REFUSED = 18
     GANG_MEMBER_LOST = 19
+    SHM_LIMIT = 20
+    SIGBUS = 21
+    DEVICE_LOST = 22
+    MAX_RUN_TIME = 23
     VOLUME_REFUSED = 30
 
 
@@ -125,6 +129,7 @@ class TaskSpec:
     container: ContainerSettings | None = None
     volumes: tuple[Volume, ...] = ()
     memory: MemorySettings = MemorySettings()
+    max_run_ms: int | None = None
 
     def without_secrets(self) -> TaskSpec:
         """The same with the values of secret variables empty: for everybody but the task."""
@@ -226,6 +231,8 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
         return "resources", "a task must ask for some resources"
     if spec.kill_grace_ms is not None and spec.kill_grace_ms < 0:
         return "kill_grace_ms", "must not be negative"
+    if spec.max_run_ms is not None and spec.max_run_ms <= 0:
+        return "max_run_ms", "must be more than 0; leave it out for a task that may run as long as it likes"
     if spec.container is not None and (problem_at := settings_problem(spec.container, request.scalars.get(MEM, 0))):
         return f"container.{problem_at[0]}", problem_at[1]
     if spec.volumes and (problem_at := volumes_problem(spec.volumes)):

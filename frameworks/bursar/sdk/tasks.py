@@ -26,6 +26,7 @@ _NOT_THE_COMMANDS_FAULT = frozenset(
         StatusReason.LAUNCH_TIMEOUT,
         StatusReason.INVALID_OFFERS,
         StatusReason.GANG_MEMBER_LOST,
+        StatusReason.DEVICE_LOST,
     }
 )
 _LOST_STATES = frozenset({TaskState.DROPPED, TaskState.GONE, TaskState.GONE_BY_OPERATOR, TaskState.UNKNOWN})
@@ -127,6 +128,8 @@ class Task:
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     #: Pools of memory: `profile=jvm,container=8GiB,shm=1GiB`, or a mapping of the same (docs/memory.md).
     memory: str | Mapping[str, Any] = ""
+    #: After so long, in milliseconds, it is ended and has failed; None: it may run as long as it likes.
+    max_run_ms: int | None = None
     #: The author's own; Bursar does not look at it.
     data: Any = None
     #: Unique among all tasks that the framework ever had; made by the SDK, anew for each launch, where it is left empty.
@@ -182,4 +185,5 @@ class Task:
             container=self.container,
             volumes=self.parsed_volumes,
             memory=self._memory,
+            max_run_ms=self.max_run_ms,
         )

@@ -35,6 +35,20 @@ async def test_death_by_a_signal_is_128_plus_its_number(bench: Any) -> None:
     assert (end.exit_code, end.reason) == (128 + signal.SIGABRT, StatusReason.COMMAND_EXITED)
 
 
+async def test_sigbus_alone_proves_nothing(bench: Any) -> None:
+    runtime = await bench.open()
+    program = bench.script("kill -BUS $$", SimulatedProgram(135, reason=StatusReason.SIGBUS))
+    end = await bench.run(runtime, bench.spec("bus", program))
+    assert (end.exit_code, end.reason) == (135, StatusReason.SIGBUS)
+
+
+async def test_sigkill_alone_proves_nothing(bench: Any) -> None:
+    runtime = await bench.open()
+    end = await bench.run(runtime, bench.spec("shot", bench.script("kill -KILL $$", SimulatedProgram(137))))
+    assert (end.exit_code, end.reason) == (137, StatusReason.COMMAND_EXITED)
+    assert bench.kind == "simulated" or "not sent by this agent" in end.message
+
+
 async def test_kill_sends_term_and_lets_the_task_clean_up(bench: Any) -> None:
     runtime = await bench.open()
     text = f"trap 'echo cleaned; exit 3' TERM; echo ready; {UNTIL_GO}"

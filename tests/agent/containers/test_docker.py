@@ -21,6 +21,9 @@ from bursar.agent.containers.logs import LogStream, read_logs
 from bursar.agent.containers.runtime import Decoration, LaunchFailed, RuntimeUnavailable
 from bursar.agent.containers.simulated import SimulatedProgram
 from bursar.core.ids import AgentId
+from bursar.core.memory.tasks import plan_task
+from bursar.core.memory.text import parse_memory_text
+from bursar.core.surroundings import ContainerSettings
 from bursar.core.tasks import StatusReason
 
 UNTIL_GO = "until [ -e go ]; do sleep 0.02; done"
@@ -124,6 +127,29 @@ async def test_too_much_memory_is_said(bench: Any) -> None:
     spec = bench.spec("hungry", bench.script("exec tail /dev/zero", NOTHING), mem_bytes=16 * 2**20)
     end = await bench.run(runtime, spec)
     assert (end.exit_code, end.reason) == (137, StatusReason.MEM_LIMIT)
+
+
+async def test_a_full_shm_is_why_sigbus_came(bench: Any) -> None:
+    runtime = await bench.open()
+    text = "dd if=/dev/zero of=/dev/shm/x bs=64k 2>/dev/null; touch full; until [ -e go ]; do sleep 0.02; done; kill -BUS $$"
+    spec = bench.spec("shared", bench.script(text, NOTHING), settings=ContainerSettings(shm_bytes=2 * 2**20))
+    await runtime.start(spec)
+    await until((spec.sandbox / "full").exists)
+    (spec.sandbox / "go").touch()
+    end = await bench.exit_of(spec.container_id)
+    assert (end.exit_code, end.reason) == (135, StatusReason.SHM_LIMIT), end
+    assert "/dev/shm was full (2MiB)" in end.message
+
+
+async def test_an_overrun_of_planned_memory_names_the_pool(bench: Any) -> None:
+    runtime = await bench.open()
+    plan = plan_task(parse_memory_text("container=64MiB,shm=32MiB,overhead=8MiB"))
+    # Slowly: it must be seen once before it ends.
+    text = "dd if=/dev/zero of=/dev/shm/x bs=1M count=20 2>/dev/null; sleep 2.5; exec tail /dev/zero"
+    spec = bench.spec("planned", bench.script(text, NOTHING), mem_bytes=plan["container"], memory=plan)
+    end = await bench.run(runtime, spec)
+    assert (end.exit_code, end.reason) == (137, StatusReason.MEM_LIMIT)
+    assert "app" in end.message or "overhead" in end.message, end.message
 
 
 async def test_an_image_that_is_not_there_is_named_in_the_engines_words(bench: Any) -> None:

@@ -29,6 +29,7 @@ from bursar.agent.containers.docker_engine import (
     Seen,
     words_of,
 )
+from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, Witness, judge
 from bursar.agent.containers.limits import give_to_user
 from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES, LogFile, log_files
 from bursar.agent.containers.process import boot_id
@@ -42,6 +43,7 @@ from bursar.agent.containers.runtime import (
     RuntimeUnavailable,
 )
 from bursar.core.ids import AgentId
+from bursar.core.memory.pools import MemoryPlan
 from bursar.core.tasks import StatusReason
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,9 @@ class _Watched:
     kill_timer: asyncio.TimerHandle | None = None
     #: The last signal that was asked for; sent again once it runs, if it came too early.
     asked_signal: str = ""
+    #: What can be asked of the kernel while it runs, and shortly afterwards.
+    witness: Witness | None = None
+    plan: MemoryPlan | None = None
 
 
 class DockerRuntime:
@@ -159,7 +164,8 @@ class DockerRuntime:
             if seen.phase is Phase.CREATED:
                 await self._call(self._engine.remove, seen.container_id, True)
             elif seen.phase is Phase.RUNNING:
-                self._watched[seen.container_id] = _Watched(seen.container_id, Path(seen.sandbox), True)
+                watched = self._watched[seen.container_id] = _Watched(seen.container_id, Path(seen.sandbox), True)
+                watched.witness = Witness(seen.pid) if seen.pid else None
                 recovered.append(RecoveredContainer(seen.container_id, None))
             else:
                 recovered.append(RecoveredContainer(seen.container_id, seen.exit))
@@ -176,7 +182,7 @@ class DockerRuntime:
             )
         if not self._is_up:
             raise LaunchFailed(StatusReason.ENGINE_LOST, "the Docker engine does not answer at the moment")
-        watched = self._watched[spec.container_id] = _Watched(spec.container_id, spec.sandbox)
+        watched = self._watched[spec.container_id] = _Watched(spec.container_id, spec.sandbox, plan=spec.memory)
         try:
             end = await self._start(spec)
         except LaunchFailed:
@@ -243,7 +249,11 @@ class DockerRuntime:
         if end is not None:
             with contextlib.suppress(OSError), open(spec.sandbox / "stderr", "ab") as file:
                 file.write(f"{end.message}\n".encode())
-        return end
+            return end
+        seen = self._engine.inspect(spec.container_id)
+        if seen is not None and seen.pid and (watched := self._watched.get(spec.container_id)) is not None:
+            watched.witness = Witness(seen.pid)
+        return None
 
     async def _pull(self, image: str) -> None:
         """Pull an image, once for all who wait for it."""
@@ -304,6 +314,9 @@ class DockerRuntime:
             if timer is not None:
                 timer.cancel()
         self._on_exit = None
+        for watched in self._watched.values():
+            if watched.witness is not None:
+                watched.witness.close()
         self._watched.clear()
         for pump in self._pumps.values():
             pump.stop()
@@ -324,6 +337,8 @@ class DockerRuntime:
             return
         if event.get("Action", event.get("status")) == "oom":
             watched.had_oom = True
+            if watched.witness is not None:
+                watched.witness.look()
             return
         try:
             code = int(attributes.get("exitCode", ""))
@@ -427,8 +442,6 @@ class DockerRuntime:
             )
         elif seen.exit is not None:
             end = seen.exit
-            if watched.had_oom and end.exit_code == 137:
-                end = ContainerExit(137, StatusReason.MEM_LIMIT, "the task used more memory than it asked for")
             if after_outage and end.reason is StatusReason.COMMAND_EXITED and end.exit_code in _CODES_OF_A_LOST_ENGINE:
                 end = ContainerExit(
                     end.exit_code, StatusReason.ENGINE_LOST, "the task ended when the Docker engine did"
@@ -437,7 +450,7 @@ class DockerRuntime:
 
     def _ended(self, watched: _Watched, end: ContainerExit) -> None:
         if watched.exit is None:
-            watched.exit = end
+            watched.exit = _judged(watched, end)
         if watched.is_started:
             self._tell(watched)
 
@@ -448,6 +461,8 @@ class DockerRuntime:
         del self._watched[watched.container_id]
         if watched.kill_timer is not None:
             watched.kill_timer.cancel()
+        if watched.witness is not None:
+            watched.witness.close()
         if self._on_exit is not None:
             self._on_exit(watched.container_id, watched.exit)
 
@@ -483,6 +498,9 @@ class DockerRuntime:
                 log.warning("cannot tidy %s: %s", file.path, error)
 
     def _check_logs(self) -> None:
+        for watched in self._watched.values():
+            if watched.plan is not None and watched.witness is not None:
+                watched.witness.look()
         for pump in self._pumps.values():
             for file in pump.files:
                 file.cut(self._log_limit_bytes)
@@ -495,6 +513,22 @@ class DockerRuntime:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _judged(watched: _Watched, end: ContainerExit) -> ContainerExit:
+    """An end with the evidence; what the engine says of a command that it could not run stays as it is."""
+    if end.reason not in (StatusReason.COMMAND_EXITED, StatusReason.MEM_LIMIT) or end.exit_code in (None, 0):
+        return end
+    is_oom = watched.had_oom or end.reason is StatusReason.MEM_LIMIT
+    testimony = watched.witness.testify() if watched.witness is not None else Testimony()
+    if (
+        is_oom
+        or end.exit_code == BUS_ERROR
+        or (end.exit_code == KILLED and (testimony.oom_kills or not watched.asked_signal))
+    ):
+        assert end.exit_code is not None
+        return judge(end.exit_code, testimony, engine_says_oom=is_oom, plan=watched.plan)
+    return end
 
 
 class _EventThread:

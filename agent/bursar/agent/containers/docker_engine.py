@@ -23,6 +23,7 @@ from docker.types import LogConfig, Mount
 from docker.utils import parse_repository_tag
 
 from bursar.agent.containers.device_access import EngineDevices, access, engine_devices
+from bursar.agent.containers.evidence import BUS_ERROR, Testimony, judge
 from bursar.agent.containers.limits import host_limits
 from bursar.agent.containers.logs import LogStream
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, ContainerSpec, LaunchFailed
@@ -78,6 +79,8 @@ class Seen:
     agent_id: str
     #: Set where it has ended.
     exit: ContainerExit | None = None
+    #: Of its first process, as the engine counts; 0 where it does not run.
+    pid: int = 0
 
 
 @dataclass(slots=True)
@@ -285,15 +288,16 @@ class DockerEngine:
             sandbox=labels.get(LABEL_SANDBOX, ""),
             agent_id=labels.get(LABEL_AGENT, ""),
             exit=self._exit(state, labels) if phase is Phase.ENDED else None,
+            pid=int(state.get("Pid") or 0),
         )
 
     def _exit(self, state: Mapping[str, Any], labels: Mapping[str, str]) -> ContainerExit:
         code = int(state.get("ExitCode", 0))
         if labels.get(LABEL_BOOT, self.boot_id) != self.boot_id and _finished_after_boot(state.get("FinishedAt", "")):
             return ContainerExit(None, StatusReason.AGENT_REBOOTED, "the machine was booted again while the task ran")
-        if state.get("OOMKilled") and code != 0:
-            return ContainerExit(code, StatusReason.MEM_LIMIT, "the task used more memory than it asked for")
         error = str(state.get("Error") or "")
+        if not error and (state.get("OOMKilled") or code == BUS_ERROR):
+            return judge(code, Testimony(), engine_says_oom=bool(state.get("OOMKilled")))
         if error and (shell := _shell_code(error)) is not None:
             code = shell
         return ContainerExit(code, StatusReason.COMMAND_EXITED, error or f"exited with code {code}")

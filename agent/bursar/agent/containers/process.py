@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bursar.agent.containers import shim
+from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, judge
 from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES, log_files
 from bursar.agent.containers.runtime import (
     ContainerExit,
@@ -273,12 +274,14 @@ class ProcessRuntime:
         if record is None:
             end = ContainerExit(None, StatusReason.CONTAINER_LOST, f"the record of the task is gone: {running.record}")
         else:
-            end = self._exit_of(record)
+            end = self._exit_of(record, _shm_now())
         if self._on_exit is not None:
             self._on_exit(running.container_id, end)
 
-    def _exit_of(self, record: shim.Record) -> ContainerExit:
-        """What a final record says."""
+    def _exit_of(self, record: shim.Record, testimony: Testimony | None = None) -> ContainerExit:
+        """What a final record says, and what was seen when it was written."""
+        if record.exit_code == BUS_ERROR or (record.exit_code == KILLED and record.last_signal is None):
+            return judge(record.exit_code, testimony or Testimony())
         if record.exit_code is not None:
             return ContainerExit(record.exit_code, StatusReason.COMMAND_EXITED, _describe(record.exit_code))
         if record.boot_id != self._boot_id:
@@ -315,6 +318,15 @@ def _launch_failed(what: str, error: Exception) -> LaunchFailed:
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     name = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
     return LaunchFailed(StatusReason.LAUNCH_FAILED, f"{what}: {why}{name}")
+
+
+def _shm_now() -> Testimony:
+    """How full the machine's /dev/shm is: a process task has no other."""
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return Testimony()
+    return Testimony(None, status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
 
 
 def _describe(code: int) -> str:

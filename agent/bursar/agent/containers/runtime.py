@@ -80,7 +80,7 @@ class ContainerExit:
 
     #: 128 + N for signal N; None where nobody knows.
     exit_code: int | None
-    #: COMMAND_EXITED, MEM_LIMIT, CONTAINER_LOST, ENGINE_LOST or AGENT_REBOOTED.
+    #: COMMAND_EXITED, MEM_LIMIT, SHM_LIMIT, SIGBUS, CONTAINER_LOST, ENGINE_LOST or AGENT_REBOOTED: from evidence, not from the code.
     reason: StatusReason
     message: str = ""
 

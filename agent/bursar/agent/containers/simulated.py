@@ -42,6 +42,8 @@ class SimulatedProgram:
     stderr: bytes = b""
     #: Its exit code after SIGTERM; None ignores the signal.
     on_term: int | None = 143
+    #: What the evidence says of its end.
+    reason: StatusReason = StatusReason.COMMAND_EXITED
 
 
 Behaviour = Callable[[ContainerSpec], SimulatedProgram]
@@ -125,7 +127,7 @@ class SimulatedEngine:
         container.timers.append(loop.call_later(delay_ms / 1000, self._end_with, container, code))
 
     def _end_with(self, container: _Container, code: int) -> None:
-        self.end(container.spec.container_id, ContainerExit(code, StatusReason.COMMAND_EXITED))
+        self.end(container.spec.container_id, ContainerExit(code, container.program.reason))
 
     def _kill(self, container_id: ContainerId, grace_ms: int) -> None:
         container = self._containers.get(container_id)
