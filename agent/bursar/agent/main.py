@@ -33,6 +33,7 @@ from bursar.core.memory.agents import plan_agent
 from bursar.core.memory.pools import format_bytes
 from bursar.core.memory.text import parse_pools_text
 from bursar.core.messages.agent import AgentInfo
+from bursar.core.resources import GPUS
 from bursar.core.text import parse_attributes
 from bursar.runtime.settings import Settings, fail
 from bursar.runtime.telemetry import configure_logging, logger, serve_metrics
@@ -47,9 +48,14 @@ def program_version() -> str:
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> None:
-    """Run an agent until SIGTERM or SIGINT. Exit status 0; 1 where it cannot start or go on; 2 for a wrong use."""
+    """Run an agent until SIGTERM or SIGINT; `doctor` as the first argument looks at the machine instead. Exit status 0; 1 where it cannot start or go on; 2 for a wrong use."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["doctor"]:
+        from bursar.agent.doctor.main import main as examine
+
+        sys.exit(examine(argv[1:], environ, program_version()))
     try:
-        settings = load_settings(sys.argv[1:] if argv is None else argv, environ, program_version())
+        settings = load_settings(argv, environ, program_version())
         configure_logging(PROGRAM, environ)
         for warning in settings.warnings:
             logger().warning(warning)
@@ -133,6 +139,9 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         await runtime.open(daemon.container_exited)
     except RuntimeUnavailable as error:
         raise BursarError(str(error)) from error
+    gpus = [device.uuid for device in resolved.devices if device.kind == GPUS]
+    if gpus and (pinning := getattr(runtime, "pinning", None)):
+        log.info("how containers get their GPUs", by=pinning(gpus))
     return daemon
 
 

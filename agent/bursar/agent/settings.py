@@ -18,6 +18,7 @@ from bursar.runtime.settings import Settings, load
 PROGRAM = "bursar-agent"
 SUMMARY = (
     "Runs the tasks that a Bursar master assigns to this machine, in containers pinned to the GPUs they were granted."
+    " `bursar-agent doctor` with the same flags says what is wrong with a machine."
 )
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from bursar.agent.containers.device_access import EngineDevices, Way, access, engine_devices
 from bursar.agent.containers.runtime import Decoration, LaunchFailed
+from bursar.agent.doctor import engine
+from bursar.agent.doctor.findings import Verdict
 
 GPUS = Decoration(device_requests=("GPU-1", "GPU-2"), fallback_nodes=("/dev/nvidia0", "/dev/nvidiactl"))
 CDI = EngineDevices(False, ("/etc/cdi",), frozenset({"nvidia.com/gpu=GPU-1", "nvidia.com/gpu=GPU-2", "toy.com/x=a"}))
@@ -73,3 +75,12 @@ def test_names_are_what_the_engine_lists_or_else_what_its_specifications_say(
     assert newer.cdi_names == {"toy.com/x=listed"} and newer.has_nvidia_runtime
     old = engine_devices({"Runtimes": {"runc": {}}})
     assert old == EngineDevices() and not old.has_cdi
+
+
+def test_the_doctor_looks_at_the_real_engine(docker_image: str) -> None:
+    info, findings = engine.look(docker_image)
+    assert info is not None and all(finding.verdict is not Verdict.FAIL for finding in findings)
+    assert findings[0].found.startswith(info["ServerVersion"])
+    assert [one.verdict for one in findings if one.check == "default image"] == [Verdict.OK]
+    _, findings = engine.look("bursar.invalid/no/such:image")
+    assert [one.verdict for one in findings if one.check == "default image"] == [Verdict.WARN]

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +133,7 @@ class DockerRuntime:
             await loop.run_in_executor(self._calls, self._engine.connect)
         except ENGINE_ERRORS as error:
             raise RuntimeUnavailable(
-                f"no Docker engine can be used here: {_root_cause(error)}; start one and see that this user may talk to it, "
+                f"no Docker engine can be used here: {root_cause(error)}; start one and see that this user may talk to it, "
                 "or run tasks as plain processes with --runtime process"
             ) from error
         self._first_connect = asyncio.Event()
@@ -154,7 +154,7 @@ class DockerRuntime:
         try:
             return await self._recover()
         except ENGINE_ERRORS as error:
-            raise RuntimeUnavailable(f"the Docker engine went away: {_root_cause(error)}") from error
+            raise RuntimeUnavailable(f"the Docker engine went away: {root_cause(error)}") from error
 
     async def _recover(self) -> list[RecoveredContainer]:
         recovered = []
@@ -195,9 +195,7 @@ class DockerRuntime:
             # It may have come to life all the same.
             self._watched.pop(spec.container_id, None)
             self._lost.add(spec.container_id)
-            raise LaunchFailed(
-                StatusReason.ENGINE_LOST, f"the Docker engine went away: {_root_cause(error)}"
-            ) from error
+            raise LaunchFailed(StatusReason.ENGINE_LOST, f"the Docker engine went away: {root_cause(error)}") from error
         except BaseException:
             self._watched.pop(spec.container_id, None)
             self._lost.add(spec.container_id)
@@ -299,13 +297,17 @@ class DockerRuntime:
             await self._call(self._engine.remove, container_id)
         except ENGINE_ERRORS as error:
             # It is found again, by its label, when the engine is back and the agent asks what there is.
-            log.warning("container %s cannot be removed now: %s", container_id, _root_cause(error))
+            log.warning("container %s cannot be removed now: %s", container_id, root_cause(error))
 
     async def prepare_logs(self, container_id: ContainerId) -> None:
         """Copy the outputs to the sandbox from now on, beginning with what was printed before."""
         watched = self._watched.get(container_id)
         if watched is not None and container_id not in self._pumps:
             self._pump(container_id, watched.sandbox, follow=True)
+
+    def pinning(self, uuids: Sequence[str]) -> str:
+        """How GPUs are given to containers of this engine, as it was when the agent connected."""
+        return self._engine.facts.devices.way(uuids).value
 
     async def close(self) -> None:
         """Stop listening; containers run on."""
@@ -403,7 +405,7 @@ class DockerRuntime:
         try:
             there = {seen.container_id: seen for seen in await self._call(self._engine.containers)}
         except ENGINE_ERRORS as error:
-            log.warning("the Docker engine is back, but does not answer: %s", _root_cause(error))
+            log.warning("the Docker engine is back, but does not answer: %s", root_cause(error))
             if self._events is not None:
                 self._events.reconnect()
             return
@@ -420,7 +422,7 @@ class DockerRuntime:
             try:
                 await self._call(self._engine.remove, container_id, True)
             except ENGINE_ERRORS as error:
-                log.warning("container %s cannot be removed now: %s", container_id, _root_cause(error))
+                log.warning("container %s cannot be removed now: %s", container_id, root_cause(error))
             else:
                 self._lost.discard(container_id)
 
@@ -430,7 +432,7 @@ class DockerRuntime:
             try:
                 seen = await self._call(self._engine.inspect, container_id)
             except ENGINE_ERRORS as error:
-                log.warning("container %s: %s", container_id, _root_cause(error))
+                log.warning("container %s: %s", container_id, root_cause(error))
                 continue  # its end will be found when the engine is back
             if (watched := self._watched.get(container_id)) is not None:
                 self._apply(watched, seen)
@@ -477,7 +479,7 @@ class DockerRuntime:
         try:
             await self._call(self._engine.signal, container_id, name)
         except ENGINE_ERRORS as error:
-            log.warning("container %s: cannot send %s: %s", container_id, name, _root_cause(error))
+            log.warning("container %s: cannot send %s: %s", container_id, name, root_cause(error))
 
     def _pump(self, container_id: ContainerId, sandbox: Path, follow: bool) -> _LogPump:
         pump = self._pumps[container_id] = _LogPump(self._engine, container_id, sandbox, follow)
@@ -585,7 +587,7 @@ class _EventThread:
                 for event in self._stream:
                     self._post(self._on_event, event)
             except Exception as error:  # noqa: BLE001 - whatever a dying engine makes of HTTP and JSON
-                why = _root_cause(error)
+                why = root_cause(error)
             self._stream = None
             after_outage = True
             if not self._closing.is_set():
@@ -632,9 +634,7 @@ class _LogPump:
             self._copy(file)
         except Exception as error:  # noqa: BLE001 - a thread of its own: nobody else would hear of it
             if not self._is_stopped:
-                log.warning(
-                    "container %s: %s cannot be copied: %s", self._container_id, file.stream, _root_cause(error)
-                )
+                log.warning("container %s: %s cannot be copied: %s", self._container_id, file.stream, root_cause(error))
         done.set_result(None)
 
     def _copy(self, file: LogFile) -> None:
@@ -652,7 +652,7 @@ class _LogPump:
                 skip = 0
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The innermost cause, which is what an operator can act upon (`Permission denied`, `Connection refused`)."""
     seen = set()
     while id(error) not in seen:

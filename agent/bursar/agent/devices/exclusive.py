@@ -44,7 +44,7 @@ class DeviceLocks:
             return None
         held: list[tuple[int, Path]] = []
         for directory in self._directories:
-            path = directory / f"bursar-device-{_file_safe(uuid)}.lock"
+            path = lock_file(directory, uuid)
             try:
                 fd = _lock(path)
             except OSError as error:
@@ -115,6 +115,25 @@ class ExclusiveDevices:
         """Give back all devices."""
         self._driver.close()
         self._locks.release(self._locks.held)
+
+
+def holder_of(uuid: DeviceUuid, directories: Iterable[Path]) -> str | None:
+    """Who has a device now; it is looked at only, and nobody is kept from claiming it meanwhile."""
+    for directory in directories:
+        path = lock_file(directory, uuid)
+        try:
+            there = path.stat()
+            locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        except OSError:
+            continue
+        if any(line.split()[5].endswith(f":{there.st_ino}") for line in locks if " FLOCK " in line):
+            return _holder(path)
+    return None
+
+
+def lock_file(directory: Path, uuid: DeviceUuid) -> Path:
+    """The lock file of a device in one of the shared directories."""
+    return directory / f"bursar-device-{_file_safe(uuid)}.lock"
 
 
 def _file_safe(uuid: str) -> str:

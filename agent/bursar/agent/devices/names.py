@@ -23,13 +23,19 @@ _SLICE_OF_NVIDIA = re.compile(r"(GPU|MIG)-[0-9a-fA-F-]{8,}")
 @functools.cache
 def machine_id() -> str:
     """What tells this machine from others: its machine-id, or its name where it has none."""
-    for path in _MACHINE_ID_FILES:
+    path = machine_id_file()
+    return path.read_text(encoding="ascii").strip() if path else socket.gethostname()
+
+
+def machine_id_file() -> Path | None:
+    """The file with the machine's id, where it has one."""
+    for path in map(Path, _MACHINE_ID_FILES):
         try:
-            if text := Path(path).read_text(encoding="ascii").strip():
-                return text
+            if path.read_text(encoding="ascii").strip():
+                return path
         except (OSError, ValueError):
             continue
-    return socket.gethostname()
+    return None
 
 
 def on_this_machine(kind: str, native: str) -> DeviceUuid:

@@ -37,20 +37,28 @@ def driver_for(
     `lock_directories` is where real devices are claimed for this agent (default: those all users of the machine share). Scripts have
     paths that are absolute or relative to `home` (default: the user's home directory).
     """
-    drivers = [_driver(name, agent_id, lock_directories) for part in _parts(text) for name in _with_directory(part)]
-    for resource in external:
-        if resource.driver:
-            driver = _external(resource, home or Path.home())
-            drivers.append(ExclusiveDevices(driver, agent_id, lock_directories))
+    bare = bare_drivers(text, agent_id, external, home)
+    drivers = [
+        driver if driver.name in ("simulated", "none") else ExclusiveDevices(driver, agent_id, lock_directories)
+        for driver in bare
+    ]
+    return drivers[0] if len(drivers) == 1 else SeveralDevices(drivers)
+
+
+def bare_drivers(
+    text: str, agent_id: AgentId, external: Sequence[ExternalResource] = (), home: Path | None = None
+) -> list[DeviceDriver]:
+    """As `driver_for`, one by one, and without claiming what they find. Raises InvalidText."""
+    drivers = [_driver(name, agent_id) for part in _parts(text) for name in _with_directory(part)]
+    if external and [driver.name for driver in drivers] == ["none"]:
+        drivers = []  # whoever has other drivers does not want none
+    drivers += [_external(resource, home or Path.home()) for resource in external if resource.driver]
     names = [driver.name for driver in drivers]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InvalidText(f"devices: {twice[0]} is there twice", "name each driver once")
     if len(drivers) > 1 and "none" in names:
-        # Whoever has other drivers does not want none.
-        drivers = [driver for driver in drivers if driver.name != "none"] if external else drivers
-        if len(drivers) > 1 and "none" in [driver.name for driver in drivers] and not external:
-            raise InvalidText(f"devices: {text!r} wants none and some", "leave `none` out")
-    return drivers[0] if len(drivers) == 1 else SeveralDevices(drivers)
+        raise InvalidText(f"devices: {text!r} wants none and some", "leave `none` out")
+    return drivers or [NoDevices()]
 
 
 def _parts(text: str) -> list[str]:
@@ -77,7 +85,7 @@ def _external(resource: ExternalResource, home: Path) -> DeviceDriver:
     return PluginDevices(resource.driver, {**resource.params, "amount": str(resource.amount)}, resource.docker)
 
 
-def _driver(text: str, agent_id: AgentId, lock_directories: Sequence[Path] | None) -> DeviceDriver:
+def _driver(text: str, agent_id: AgentId) -> DeviceDriver:
     name, colon, rest = text.partition(":")
     if name == "simulated":
         return _simulated(text, rest, agent_id)
@@ -86,12 +94,12 @@ def _driver(text: str, agent_id: AgentId, lock_directories: Sequence[Path] | Non
             raise InvalidText(
                 f"devices: there is no file {rest}", "name a Python file, or the entry point of a package"
             )
-        return ExclusiveDevices(PluginDevices(rest), agent_id, lock_directories)
+        return PluginDevices(rest)
     if colon or name not in ("nvml", "none"):
         raise InvalidText(f"devices: {text!r} is no device driver", _HINT)
     if name == "none":
         return NoDevices()
-    return ExclusiveDevices(NvmlDevices(), agent_id, lock_directories)
+    return NvmlDevices()
 
 
 def _simulated(text: str, rest: str, agent_id: AgentId) -> DeviceDriver:

@@ -1,0 +1,116 @@
+"""Devices: what each driver finds, who has them, and how a task will be pinned to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bursar.agent.containers.device_access import EngineDevices, Way
+from bursar.agent.devices.driver import DeviceDriver, DriverUnavailable
+from bursar.agent.devices.exclusive import holder_of, shared_directories
+from bursar.agent.doctor.findings import Finding, fail, ok, warn
+from bursar.core.devices import Device, DeviceHealth
+from bursar.core.resources import GPUS
+
+_TODO = {
+    "nvml": "install NVIDIA's driver and see that `nvidia-smi` lists the GPUs; without GPUs say --devices none",
+    "rocm": "install AMD's driver and its `amdsmi` package for this Python; without GPUs say --devices none",
+    "tpu": "see that the TPU's device files are there and can be opened by this user",
+    "script": "run the script yourself with the amount as its first argument: it has to print one line of devices",
+    "plugin": "the plugin's own words are above; start it by `python -m bursar.agent.devices.plugin_host NAME`",
+}
+
+
+def look(driver: DeviceDriver) -> tuple[tuple[Device, ...], list[Finding]]:
+    """What one driver finds. It is not claimed: an agent that runs, or starts now, is not disturbed."""
+    check = driver.name
+    if check == "none":
+        return (), [ok(check, "no devices are wanted")]
+    try:
+        found = driver.discover()
+    except DriverUnavailable as error:
+        todo = _TODO.get(check.partition(":")[0], "see docs/devices.md")
+        # A machine may have no GPU; but whoever names a script or a plugin expects something of it.
+        say = warn if check == "nvml" else fail
+        return (), [say(check, str(error), "the agent offers none of these devices until that is repaired", todo)]
+    kinds = sorted({device.kind for device in found})
+    models = sorted({device.model for device in found if device.model})
+    text = ", ".join(f"{sum(device.kind == kind for device in found)} {kind}" for kind in kinds) or "no device"
+    named = f" ({', '.join(models)})" if models else ""
+    findings = [ok(check, text + named)]
+    if ill := [device for device in found if device.health is not DeviceHealth.HEALTHY]:
+        findings.append(
+            warn(
+                check,
+                f"{len(ill)} unhealthy: {ill[0].uuid}: {ill[0].health_reason}",
+                "devices that are not well are shown and not offered",
+                "repair or replace them, or leave them out",
+            )
+        )
+    return found, findings
+
+
+def owners(found: Sequence[Device]) -> list[Finding]:
+    """Which of the devices an agent has already."""
+    directories = shared_directories()
+    if not directories:
+        return [
+            fail(
+                "device locks",
+                "no directory for lock files can be written to",
+                "two agents of this machine could hand out the same device",
+                "let this user write to /run/lock or /tmp",
+            )
+        ]
+    held: dict[str, list[str]] = {}
+    for device in found:
+        if holder := holder_of(device.uuid, directories):
+            held.setdefault(holder, []).append(device.uuid)
+    where = ", ".join(map(str, directories))
+    if not held:
+        return [ok("device locks", f"in {where}; nobody has these devices")]
+    return [
+        warn(
+            "device locks",
+            f"{len(uuids)} of {len(found)} belong to {holder}",
+            "they are left out by every other agent (all is well if that is this agent, running now)",
+            "stop that agent, or share the devices out with --resources gpus:N",
+        )
+        for holder, uuids in held.items()
+    ]
+
+
+def pinning(runtime: str, found: Sequence[Device], engine: EngineDevices | None, nodes: Path = Path("/dev")) -> Finding:
+    """How a task is going to get its GPUs and be kept from others."""
+    gpus = [device for device in found if device.kind == GPUS and device.driver not in ("simulated", "script")]
+    if not gpus:
+        return ok("pinning", "no GPU to give to a container; tasks are told of none (CUDA_VISIBLE_DEVICES is empty)")
+    if runtime != "docker":
+        return warn(
+            "pinning",
+            "by environment only",
+            "a plain process that wants to sees every GPU of the machine",
+            "use --runtime docker where tasks are not trusted",
+        )
+    if engine is None:
+        return fail("pinning", "unknown: no engine answers", "GPUs are given by the engine", "see docker")
+    way = engine.way([device.uuid for device in gpus])
+    if way is Way.RUNTIME:
+        return ok("pinning", "by NVIDIA's runtime: the engine is told uuids")
+    if way is Way.CDI:
+        return ok("pinning", f"by CDI, from specifications in {', '.join(engine.cdi_directories)}")
+    if not list(nodes.glob("nvidia[0-9]*")) and not (nodes / "kfd").exists():
+        return fail(
+            "pinning",
+            "impossible: the engine has neither NVIDIA's runtime nor CDI, and there are no device nodes",
+            "no task can get a GPU",
+            "install nvidia-container-toolkit, then `nvidia-ctk runtime configure --runtime=docker` and restart the engine",
+        )
+    cdi = "no CDI" if not engine.has_cdi else "CDI, whose specifications do not list these GPUs by uuid"
+    return warn(
+        "pinning",
+        f"by device nodes: the engine has no NVIDIA runtime, and {cdi}",
+        "an image has to bring the driver's libraries of exactly this version along",
+        "install nvidia-container-toolkit, then either `nvidia-ctk runtime configure --runtime=docker` or"
+        " `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml --device-name-strategy=uuid`",
+    )
