@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -243,7 +244,8 @@ def offered_ports(ports: Ports, settings: Path = Path("/proc/sys/net/ipv4/ip_loc
 
 def _listening() -> Iterable[int]:
     try:
-        return [int(one.laddr[1]) for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+        found: list[Any] = psutil.net_connections("tcp")
+        return [int(one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN]
     except (psutil.AccessDenied, OSError):
         return []
 
