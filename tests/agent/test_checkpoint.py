@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from bursar.agent.checkpoint import Checkpoint
 from bursar.agent.containers.runtime import ContainerId
+from bursar.agent.devices.health import HealthRecord, Remedy
 from bursar.agent.state import (
     AgentState,
     ClusterJoined,
+    DeviceHealthSaved,
     FinishedForgotten,
     GenerationSeen,
     Record,
@@ -27,6 +29,7 @@ from bursar.agent.state import (
 )
 from bursar.agent.tasks import FinishedTask, TaskKey, TaskRecord
 from bursar.agent.work_dir import WorkDir
+from bursar.core.devices import DeviceCondition
 from bursar.core.errors import BursarError
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, Generation, TaskId
 from bursar.core.messages.agent import KillTask
@@ -66,6 +69,22 @@ reservations = st.builds(
 )
 parts = st.builds(ReservedResources, st.lists(reservations, max_size=2).map(tuple), resources)
 requests = st.builds(ResourceRequest, amounts, ports, st.integers(0, 9), st.lists(uuids, max_size=2).map(tuple))
+health = st.builds(
+    HealthRecord,
+    uuids,
+    st.sampled_from(DeviceCondition),
+    words,
+    st.integers(0, 2**53),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.integers(0, 2**53),
+    st.sampled_from(Remedy),
+    words,
+    words,
+    st.integers(0, 2**53),
+    words,
+    st.integers(0, 2**53),
+)
 statuses = st.builds(
     TaskStatus,
     task_id=names.map(TaskId),
@@ -135,6 +154,7 @@ def batches(draw: st.DrawFn) -> list[list[Record]]:
                         st.booleans(),
                     )
                 )
+            choices.append(health.map(DeviceHealthSaved))
             if state.finished:
                 chosen = st.sampled_from(list(state.finished))
                 choices += [st.builds(SandboxDropped, chosen), st.builds(FinishedForgotten, chosen)]

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from bursar.core.devices import DeviceCondition
 from bursar.core.ids import FrameworkId, TaskId
-from bursar.core.messages.agent import KillTask, Ping, Pong, TaskReports
+from bursar.core.messages.agent import DevicesChanged, KillTask, Ping, Pong, TaskReports
 from bursar.core.resources import ReservedResources, ResourceRequest, Resources
 from bursar.core.tasks import AssignedTask, EnvironmentVariable, StatusReason, TaskSpec, TaskState
 from bursar.v1 import agent_service_pb2
@@ -307,3 +308,37 @@ async def test_a_damaged_checkpoint_is_named(agent: Any) -> None:
     await agent.start("--runtime=process", "--devices=none")
     assert await agent.wait() == 1
     assert "checkpoint.db is damaged" in "".join(agent.log) and "Traceback" not in "".join(agent.log)
+
+
+async def test_a_gpu_that_fails_is_told_of_with_its_task_and_comes_back(
+    scripted_master: Any, agent: Any, tmp_path: Path
+) -> None:
+    flags = ("--runtime", "process", "--devices", "simulated:2", "--device-cool-down", "100ms")
+    await agent.start("--master", scripted_master.address, *flags)
+    info = await registered(scripted_master)
+    (bad, good) = (device.uuid for device in info.devices)
+    scripted_master.desire(launch=(task("t", "sleep", "100", devices=(bad,)),))
+    await scripted_master.until_status("t", S.RUNNING)
+    orders = agent.work_dir / "simulated-faults"
+    orders.write_text("0 xid 79\n")
+
+    def conditions() -> list[DeviceCondition]:
+        told = [message for message in scripted_master.heard if isinstance(message, DevicesChanged)]
+        return [device.condition for device in told[-1].devices] if told else []
+
+    await scripted_master.until(lambda: conditions()[:1] == [DeviceCondition.CORDONED])
+    notice = await scripted_master.until(
+        lambda: next((one for one in scripted_master.statuses if one.reason is StatusReason.DEVICE_FAILED), None)
+    )
+    assert notice.state is S.RUNNING and "XID 79: the GPU has fallen off the bus" in notice.message
+    scripted_master.desire(
+        launch=(task("u", "true", devices=(bad,)), task("v", "true", devices=(good,))),
+        kill=(KillTask(FrameworkId("f"), TaskId("t"), StatusReason.KILLED_BY_FRAMEWORK, 0),),
+    )
+    refused = await scripted_master.until_status("u", S.DROPPED)
+    assert "XID 79" in refused.message
+    await scripted_master.until_status("v", S.FINISHED)
+    orders.write_text("")
+    await scripted_master.until(lambda: conditions()[:1] == [DeviceCondition.HEALTHY])
+    scripted_master.desire(launch=(task("w", "true", devices=(bad,)),))
+    await scripted_master.until_status("w", S.FINISHED)

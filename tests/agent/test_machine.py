@@ -35,7 +35,7 @@ from bursar.agent.machine import AgentConfig, AgentMachine
 from bursar.agent.state import AgentState, Record, TaskSaved
 from bursar.agent.tasks import TaskKey, container_of
 from bursar.core.clock import Instant
-from bursar.core.devices import Device, DeviceHealth
+from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId, Generation, TaskId
 from bursar.core.machine import Persist, Stalled, TimePassed
@@ -529,9 +529,17 @@ def test_devices_are_verified() -> None:
         Device(GPUS[2].uuid, "gpus", index=2, health=DeviceHealth.UNHEALTHY, health_reason="XID 79"),
     )
     effects = agent.step(DevicesDiscovered(sick, ()))
-    assert said(effects) == [DevicesChanged(sick, ())]
+    (changed,) = said(effects)
+    assert isinstance(changed, DevicesChanged)
+    assert [device.condition for device in changed.devices] == [
+        DeviceCondition.UNSPECIFIED,
+        DeviceCondition.UNSPECIFIED,
+        DeviceCondition.CORDONED,
+    ]
+    assert (changed.devices[2].health, changed.devices[2].health_reason) == (DeviceHealth.UNHEALTHY, "XID 79")
     assert [
-        "GPU-2 is now unhealthy: XID 79" in log.text or "GPU-3 is gone" in log.text for log in of(effects, Log)
+        "GPU-2 is cordoned: XID 79" in log.text or "GPU-3 is cordoned: it is not there" in log.text
+        for log in of(effects, Log)
     ] == [True] * 2
     effects = agent.launch(task("held", 0), task("sick", 2), task("absent", 3), task("good", 1))
     found = {status.task_id: (status.state, status.reason) for status in statuses(effects)}

@@ -271,6 +271,8 @@ async def test_json_of_an_agent_is_the_contract(answers: Any, bursar: Any) -> No
         "health_reason": "",
         "driver": "simulated",
         "attributes": {},
+        "condition": "UNSPECIFIED",
+        "relapses": 0,
     }
     level = {"type": "DYNAMIC", "holder": "research", "principal": "", "labels": {"why": "paper"}}
     agents = json.loads((await bursar("agent", "ls", "-o", "json")).stdout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bursar.agent.containers.runtime import ContainerId
+from bursar.agent.devices.health import HealthRules
 from bursar.agent.effects import AgentEffect, KillContainer, Log, SendToMaster
 from bursar.agent.state import AgentState, Record
 from bursar.agent.tasks import TaskKey
@@ -17,7 +18,7 @@ from bursar.core.tasks import AssignedTask, TaskStatus
 #: After a kill's grace, before the runtime is asked again.
 KILL_RETRY_MS = 10_000
 
-#: What a deadline is about: `register`, `ping`, `prune`; `updates` and `run_time` of a task; `kill` of a container.
+#: What a deadline is about: `register`, `ping`, `prune`; `updates` and `run_time` of a task; `kill` of a container; the health of a `device`.
 Due = tuple[str, TaskKey | str]
 
 
@@ -35,6 +36,8 @@ class AgentConfig:
     #: Of those, sandboxes kept for their logs.
     sandbox_limit: int = 500
     sandbox_age_ms: int = 7 * 86_400_000
+    #: How patient it is with ill devices.
+    health: HealthRules = HealthRules()
 
 
 class Books:

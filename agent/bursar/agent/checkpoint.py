@@ -17,9 +17,11 @@ from typing import TypeVar, cast
 
 import msgspec
 
+from bursar.agent.devices.health import HealthRecord
 from bursar.agent.state import (
     AgentState,
     ClusterJoined,
+    DeviceHealthSaved,
     FinishedForgotten,
     GenerationSeen,
     Record,
@@ -32,10 +34,10 @@ from bursar.core.errors import BursarError
 from bursar.core.ids import AgentId, DeviceUuid, Generation
 from bursar.runtime.stored import from_json, to_json
 
-#: Of the tables below; a file of a later version is refused.
-SCHEMA_VERSION = 1
+#: Of the tables below; a file of an earlier version is brought up to it, one of a later version is refused.
+SCHEMA_VERSION = 2
 
-_SCHEMA = """
+_FIRST = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE task (
   framework_id TEXT NOT NULL, task_id TEXT NOT NULL, record BLOB NOT NULL,
@@ -47,6 +49,13 @@ CREATE TABLE finished (
   UNIQUE (framework_id, task_id)
 );
 """
+
+#: From each version to the next, beginning with an empty file: additive, so that nothing is lost on the way.
+_STEPS = (
+    _FIRST,
+    "CREATE TABLE device_health (uuid TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;",
+)
+assert len(_STEPS) == SCHEMA_VERSION
 
 T = TypeVar("T")
 
@@ -64,11 +73,12 @@ class Checkpoint:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-            elif version != SCHEMA_VERSION:
+            if version < SCHEMA_VERSION:
+                steps = "".join(_STEPS[version:])
+                self._db.executescript(f"BEGIN; {steps} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            elif version > SCHEMA_VERSION:
                 raise BursarError(
-                    f"the checkpoint {path} is of version {version}, this agent reads version {SCHEMA_VERSION}",
+                    f"the checkpoint {path} is of version {version}, this agent reads versions up to {SCHEMA_VERSION}",
                     "start the agent that wrote it, or choose another --work-dir",
                 )
             (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
@@ -145,6 +155,9 @@ class Checkpoint:
             for text, sandbox in self._db.execute("SELECT record, sandbox FROM finished ORDER BY sequence"):
                 finished = from_json(FinishedTask, text)
                 state.finished[finished.key] = replace(finished, sandbox=bool(sandbox))
+            for (text,) in self._db.execute("SELECT record FROM device_health ORDER BY uuid"):
+                health = from_json(HealthRecord, text)
+                state.health[health.uuid] = health
             return state
         except (msgspec.DecodeError, ValueError) as error:
             raise self._problem(sqlite3.DatabaseError(str(error))) from error
@@ -189,6 +202,8 @@ class Checkpoint:
                 execute("DELETE FROM finished WHERE framework_id = ? AND task_id = ?", key)
             case GenerationSeen(generation):
                 self._write_facts({"generation": f"{generation.term}.{generation.sequence}"})
+            case DeviceHealthSaved(health):
+                execute("INSERT OR REPLACE INTO device_health VALUES (?, ?)", (health.uuid, to_json(health)))
             case ClusterJoined(cluster_id):
                 self._write_facts({"cluster_id": cluster_id})
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-
 from bursar.agent.books import Books
 from bursar.agent.effects import CloseConnection, OpenLogStream
 from bursar.agent.reporting import Reporting
 from bursar.agent.state import ClusterJoined
 from bursar.agent.tasks import TaskKey, container_of
-from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail, ErrorReason
-from bursar.core.ids import ConnectionId, DeviceUuid, Generation
+from bursar.core.ids import ConnectionId, Generation
 from bursar.core.messages.agent import (
     AgentInfo,
     DesiredState,
@@ -23,7 +19,6 @@ from bursar.core.messages.agent import (
     ResyncRequest,
     TaskReports,
 )
-from bursar.core.resources import ReservedResources
 
 #: From Register to an answer.
 REGISTER_TIMEOUT_MS = 15_000
@@ -111,8 +106,6 @@ class Conversation:
         self._listen_for(message)
         self._books.deadlines.set(("prune", ""), self._books.now.monotonic_ms + PRUNE_INTERVAL_MS)
         self._books.log("info", "registered", cluster=message.cluster_id, term=message.term, tasks=len(mine.tasks))
-        if self._announced is not self._books.info:
-            self._announce_devices(connection)
         self._reporting.begin()
 
     def _listen_for(self, message: Registered) -> None:
@@ -135,23 +128,14 @@ class Conversation:
         else:
             self.close(connection, f"nothing was heard from the master for {self._silence_ms} ms")
 
-    def devices_discovered(self, devices: tuple[Device, ...], resources: tuple[ReservedResources, ...]) -> None:
-        """What is here changed, or not."""
-        books = self._books
-        info = replace(books.info, devices=devices, resources=resources)
-        if info == books.info:
+    def show_devices(self) -> None:
+        """A step ends: say what the master knows differently."""
+        told, info = self._announced, self._books.info
+        if told is None or not self._books.registered or self._books.connection is None:
             return
-        before = books.devices
-        books.info = info
-        books.devices = {device.uuid: device for device in devices}
-        for text in _changes(before, books.devices):
-            books.log("warning", text)
-        if books.registered and books.connection is not None:
-            self._announce_devices(books.connection)
-
-    def _announce_devices(self, connection: ConnectionId) -> None:
-        self._announced = self._books.info
-        self._books.send(connection, DevicesChanged(self._books.info.devices, self._books.info.resources))
+        if (told.devices, told.resources) != (info.devices, info.resources):
+            self._announced = info
+            self._books.send(self._books.connection, DevicesChanged(info.devices, info.resources))
 
     def open_log(self, connection: ConnectionId, message: OpenLog) -> None:
         """Somebody wants to read what a task printed."""
@@ -200,15 +184,3 @@ class Conversation:
 
 def _text(generation: Generation) -> str:
     return f"{generation.term}.{generation.sequence}"
-
-
-def _changes(before: Mapping[DeviceUuid, Device], after: Mapping[DeviceUuid, Device]) -> Iterator[str]:
-    for uuid in sorted(before.keys() | after.keys()):
-        old, new = before.get(uuid), after.get(uuid)
-        if new is None:
-            yield f"device {uuid} is gone"
-        elif old is None:
-            yield f"device {uuid} is new"
-        elif old.health != new.health:
-            why = f": {new.health_reason}" if new.health_reason else ""
-            yield f"device {uuid} is now {new.health.name.lower()}{why}"

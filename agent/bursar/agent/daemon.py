@@ -27,12 +27,20 @@ from bursar.agent.containers.runtime import (
     RuntimeUnavailable,
 )
 from bursar.agent.containers.volumes import VolumeRules
-from bursar.agent.devices.driver import ContainerDecorator, DeviceDriver, DriverUnavailable
+from bursar.agent.devices.driver import (
+    ContainerDecorator,
+    DeviceDriver,
+    DriverUnavailable,
+    HealthWatcher,
+    health_watchers,
+)
+from bursar.agent.devices.health import HealthRules, Remedy
 from bursar.agent.effects import (
     CloseConnection,
     KillContainer,
     Log,
     OpenLogStream,
+    ProbeDevice,
     RemoveContainer,
     RemoveSandbox,
     SendToMaster,
@@ -43,7 +51,9 @@ from bursar.agent.events import (
     ContainerLaunchFailed,
     ContainersRecovered,
     ContainerStarted,
+    DeviceProbed,
     DevicesDiscovered,
+    DevicesSignalled,
 )
 from bursar.agent.logs_service import LogSender
 from bursar.agent.machine import AgentConfig, AgentMachine
@@ -53,8 +63,9 @@ from bursar.agent.pinning import DEVICES_FILE, devices_file_content, task_enviro
 from bursar.agent.resources import HostResources, ResolvedResources, resolve_resources
 from bursar.agent.tasks import container_of
 from bursar.agent.work_dir import WorkDir
-from bursar.core.devices import Device
+from bursar.core.devices import Device, DeviceHealth
 from bursar.core.errors import BursarError, InvalidText
+from bursar.core.ids import DeviceUuid
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.resources import CPUS, MEM, ReservedResources, sum_resources
 from bursar.core.surroundings import ContainerSettings
@@ -66,6 +77,8 @@ from bursar.runtime.telemetry import logger
 DISCOVERY_INTERVAL_S = 30.0
 #: A stopping agent waits so long for starts under way, so that their outcome is recorded.
 STOP_TIMEOUT_S = 10.0
+#: A driver waits at most so long for something to say: what a stopping agent may have to wait for.
+WATCH_S = 0.5
 _RETRY_REMOVE_S = (1.0, 5.0, 30.0)
 
 
@@ -91,6 +104,22 @@ class DeviceSource:
     def discover(self) -> tuple[Device, ...]:
         """Every device there is; none where the driver has nothing. Blocks."""
         return self.driver.discover()
+
+    def remedies(self) -> dict[DeviceUuid, Remedy]:
+        """What drivers say must be done to devices, as of the last discovery."""
+        return {uuid: remedy for one in health_watchers(self.driver) for uuid, remedy in one.remedies().items()}
+
+    def probe(self, uuid: DeviceUuid) -> str:
+        """Whether a device works again: it is there, no driver complains, and no probe fails. What is wrong, or nothing. Blocks."""
+        try:
+            device = next((device for device in self.discover() if device.uuid == uuid), None)
+        except DriverUnavailable as error:
+            return str(error)
+        if device is None:
+            return "it is not there"
+        if device.health is DeviceHealth.UNHEALTHY:
+            return device.health_reason or "its driver says that it is unhealthy"
+        return next(filter(None, (one.probe(uuid) for one in health_watchers(self.driver))), "")
 
     def resolve(self, found: Sequence[Device], assignment: Mapping[str, Sequence[Any]]) -> ResolvedResources:
         """What to offer. Raises InvalidText."""
@@ -131,6 +160,7 @@ class AgentDaemon:
         resolved: ResolvedResources,
         metrics: AgentMetrics,
         volumes: VolumeRules | None = None,
+        health: HealthRules | None = None,
     ) -> None:
         self._work_dir = work_dir
         self._checkpoint = checkpoint
@@ -140,7 +170,7 @@ class AgentDaemon:
         self._metrics = metrics
         self._volumes = volumes or VolumeRules(work_dir.volumes)
         self._log = logger()
-        self.machine = AgentMachine(AgentConfig(info, default_image), checkpoint.load())
+        self.machine = AgentMachine(AgentConfig(info, default_image, health=health or HealthRules()), checkpoint.load())
         self.driver = Driver(self.machine, commit=self._commit, perform=self._perform)
         self.client = MasterClient(masters, self.driver.post, self._log)
         self._log_sender = LogSender()
@@ -148,6 +178,9 @@ class AgentDaemon:
         #: Ends told while the containers of an earlier life are still being looked for.
         self._early_exits: list[ContainerExited] | None = []
         self._to_start: deque[StartContainer] = deque()
+        #: One look at the devices at a time; and why the last one failed.
+        self._looking = asyncio.Lock()
+        self._look_failed = ""
         self._starts: set[asyncio.Task[None]] = set()
         self._others: set[asyncio.Task[None]] = set()
         metrics.watch(self.machine, lambda: self.client.connections_total)
@@ -164,6 +197,7 @@ class AgentDaemon:
             self._take_over(recovered)
             await asyncio.to_thread(self._work_dir.sweep, self._wanted_sandboxes())
             others += [asyncio.create_task(self.client.run()), asyncio.create_task(self._watch_devices())]
+            others += [asyncio.create_task(self._watch_health(one)) for one in health_watchers(self._devices.driver)]
             await asyncio.wait({driving, *others}, return_when=asyncio.FIRST_COMPLETED)
             for task in (driving, *others[1:]):
                 if task.done():
@@ -213,19 +247,48 @@ class AgentDaemon:
         return {container_of(agent_id, key) for key in kept} | self._containers.keys()
 
     async def _watch_devices(self) -> None:
-        failing = ""
         while True:
             await asyncio.sleep(DISCOVERY_INTERVAL_S)
+            await self._look_at_devices()
+
+    async def _look_at_devices(self) -> None:
+        async with self._looking:
             try:
                 found = await asyncio.to_thread(self._devices.discover)
-                failing = ""
             except DriverUnavailable as error:
-                if str(error) != failing and self._resolved.devices:
+                if str(error) != self._look_failed and self._resolved.devices:
                     self._log.warning("the devices cannot be looked at; as before until then", reason=str(error))
-                failing = str(error)
-                continue
+                self._look_failed = str(error)
+                return
+            self._look_failed = ""
             self._resolved = self._devices.resolve_again(found, self._resolved)
-            self.driver.post(DevicesDiscovered(self._resolved.devices, self._resolved.resources))
+            self.driver.post(
+                DevicesDiscovered(self._resolved.devices, self._resolved.resources, self._devices.remedies())
+            )
+
+    async def _watch_health(self, watcher: HealthWatcher) -> None:
+        """Hear what a driver says of its own accord, and look at the devices whenever it does."""
+        while True:
+            try:
+                signals = await asyncio.to_thread(watcher.watch, WATCH_S)
+            except Exception:  # noqa: BLE001 - a driver's mistake must not take the agent with it
+                self._log.exception("a device driver failed while it watched; trying again")
+                await asyncio.sleep(DISCOVERY_INTERVAL_S)
+                continue
+            if signals is not None:
+                if signals:
+                    self._metrics.count_signals(signals)
+                    self.driver.post(DevicesSignalled(signals))
+                await self._look_at_devices()
+
+    async def _probe(self, uuid: DeviceUuid) -> None:
+        try:
+            async with self._looking:
+                problem = await asyncio.to_thread(self._devices.probe, uuid)
+        except Exception as error:  # noqa: BLE001 - a driver that fails is a device that does not work
+            self._log.exception("a device driver failed while it probed", device=uuid)
+            problem = f"{type(error).__name__}: {error}"
+        self.driver.post(DeviceProbed(uuid, problem))
 
     # --- to the adapters --------------------------------------------------------------------------------------------
 
@@ -251,6 +314,8 @@ class AgentDaemon:
                     entry.removal = self._spawn(self._remove(container_id), self._others)
             case RemoveSandbox(container_id):
                 self._spawn(self._remove_sandbox(container_id), self._others)
+            case ProbeDevice(uuid):
+                self._spawn(self._probe(uuid), self._others)
             case CloseConnection(connection, reason):
                 self.client.close(connection, reason)
             case OpenLogStream():

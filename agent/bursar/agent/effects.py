@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from bursar.agent.containers.runtime import ContainerId
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
-from bursar.core.ids import ConnectionId
+from bursar.core.ids import ConnectionId, DeviceUuid
 from bursar.core.machine import Persist
 from bursar.core.messages.agent import AgentMessage
 from bursar.core.tasks import AssignedTask
@@ -77,6 +77,13 @@ class OpenLogStream:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeDevice:
+    """Find out whether a device that was ill works again; DeviceProbed follows. No container holds it."""
+
+    uuid: DeviceUuid
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Tell the operator."""
 
@@ -96,6 +103,7 @@ AgentEffect = (
     | RemoveSandbox
     | OpenLogStream
     | Log
+    | ProbeDevice
 )
 
 __all__ = [
@@ -105,6 +113,7 @@ __all__ = [
     "Log",
     "OpenLogStream",
     "Persist",
+    "ProbeDevice",
     "RemoveContainer",
     "RemoveSandbox",
     "SendToMaster",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
+from bursar.agent.devices.health import DeviceSignal, Remedy
 from bursar.core.devices import Device
-from bursar.core.ids import ConnectionId
+from bursar.core.ids import ConnectionId, DeviceUuid
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages.agent import MasterMessage
 from bursar.core.resources import ReservedResources
@@ -75,6 +77,23 @@ class DevicesDiscovered:
 
     devices: tuple[Device, ...]
     resources: tuple[ReservedResources, ...]
+    #: What drivers say must be done to devices, where they say such things; NONE: nothing.
+    remedies: Mapping[DeviceUuid, Remedy] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesSignalled:
+    """Drivers said something of their devices, of their own accord."""
+
+    signals: tuple[DeviceSignal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProbed:
+    """The answer to ProbeDevice; an empty problem: it works."""
+
+    uuid: DeviceUuid
+    problem: str
 
 
 AgentEvent = (
@@ -86,6 +105,8 @@ AgentEvent = (
     | ContainerLaunchFailed
     | ContainerExited
     | DevicesDiscovered
+    | DevicesSignalled
+    | DeviceProbed
     | TimePassed
     | Stalled
 )
@@ -96,7 +117,9 @@ __all__ = [
     "ContainerLaunchFailed",
     "ContainerStarted",
     "ContainersRecovered",
+    "DeviceProbed",
     "DevicesDiscovered",
+    "DevicesSignalled",
     "MasterConnected",
     "MasterDisconnected",
     "MasterMessageReceived",

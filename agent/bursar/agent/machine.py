@@ -25,7 +25,9 @@ from bursar.agent.events import (
     ContainerLaunchFailed,
     ContainersRecovered,
     ContainerStarted,
+    DeviceProbed,
     DevicesDiscovered,
+    DevicesSignalled,
     MasterConnected,
     MasterDisconnected,
     MasterMessageReceived,
@@ -33,6 +35,7 @@ from bursar.agent.events import (
 from bursar.agent.lives import Lives
 from bursar.agent.reporting import Reporting
 from bursar.agent.state import AgentState
+from bursar.agent.ward import Ward
 from bursar.core.clock import Instant
 from bursar.core.ids import ConnectionId, DeviceUuid
 from bursar.core.machine import Stalled, TimePassed
@@ -58,6 +61,7 @@ class AgentMachine:
         self.reporting = Reporting(self.books)
         self.conversation = Conversation(self.books, self.reporting)
         self.lives = Lives(self.books, self.reporting)
+        self.ward = Ward(self.books, self.reporting)
 
     # --- the protocol of machines -----------------------------------------------------------------------------------
 
@@ -85,10 +89,16 @@ class AgentMachine:
                     if books.registered:
                         books.log("warning", "the connection to the master is lost; tasks run on")
                     self.conversation.lose()
-            case DevicesDiscovered(devices, resources):
-                self.conversation.devices_discovered(devices, resources)
+            case DevicesDiscovered():
+                self.ward.discovered(event)
+            case DevicesSignalled(signals):
+                self.ward.signalled(signals)
+            case DeviceProbed(uuid, problem):
+                self.ward.probed(uuid, problem)
             case ContainersRecovered(containers):
                 self.lives.recovered(containers)
+                self.ward.begin()
+                self.ward.settle()
                 if books.connection is not None:
                     self.conversation.introduce(books.connection)
             case TimePassed():
@@ -97,6 +107,8 @@ class AgentMachine:
                 books.deadlines.shift(by_ms)
             case _:
                 assert_never(event)
+        self.ward.settle()
+        self.conversation.show_devices()
         self.reporting.flush()
         return books.effects
 
@@ -108,6 +120,7 @@ class AgentMachine:
         """Assert every invariant."""
         self.reporting.check()
         self.lives.check()
+        self.ward.check()
         assert not (self.registered and self.books.connection is None)
         assert not (self.registered and not self.books.recovered)
 
@@ -177,6 +190,9 @@ class AgentMachine:
                     assert isinstance(subject, str)
                     self.books.log("warning", "a container does not end; asking again", container=subject)
                     self.books.kill_container(ContainerId(subject), 0)
+                case "device":
+                    assert isinstance(subject, str)
+                    self.ward.due(DeviceUuid(subject))
                 case "prune":
                     self.reporting.prune()
                     self.books.deadlines.set(("prune", ""), self.books.now.monotonic_ms + PRUNE_INTERVAL_MS)

@@ -22,6 +22,7 @@ from bursar.agent.containers.volumes import VolumeRules, parse_volume_roots
 from bursar.agent.daemon import AgentDaemon, DeviceSource
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.external import declared_with, read_external
+from bursar.agent.devices.health import HealthRules
 from bursar.agent.devices.select import driver_for
 from bursar.agent.metrics import AgentMetrics
 from bursar.agent.resources import HostResources, discover_host
@@ -95,7 +96,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
     agent_id, incarnation = checkpoint.begin_life()
     external = read_external(Path(path).expanduser()) if (path := settings.text("external-resources")) else []
     source = DeviceSource(
-        driver_for(settings.text("devices"), agent_id, external=external),
+        driver_for(settings.text("devices"), agent_id, external=external, faults=work_dir.simulated_faults),
         declared_with(settings.text("resources"), external),
         _host(work_dir.path, settings.text("memory")),
     )
@@ -134,6 +135,9 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         resolved=resolved,
         metrics=metrics,
         volumes=_volume_rules(settings, work_dir),
+        health=HealthRules(
+            cool_down_ms=settings.number("device-cool-down"), relapses=settings.number("device-relapses")
+        ),
     )
     try:
         await runtime.open(daemon.container_exited)

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from bursar.agent.devices.health import DeviceSignal
 from bursar.agent.machine import AgentMachine
 from bursar.core.devices import DeviceHealth
 
@@ -28,12 +29,23 @@ class AgentMetrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
             registry=registry,
         )
+        self.device_signals = Counter(
+            "bursar_agent_device_signals",
+            "What drivers said of devices of their own accord, by severity.",
+            ["device_id", "severity"],
+            registry=registry,
+        )
         self.commit_seconds = Histogram(
             "bursar_agent_checkpoint_commit_seconds",
             "One transaction of the checkpoint.",
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
             registry=registry,
         )
+
+    def count_signals(self, signals: Iterable[DeviceSignal]) -> None:
+        """Drivers said something."""
+        for signal in signals:
+            self.device_signals.labels(signal.uuid, signal.severity.name.lower()).inc()
 
     def watch(self, machine: AgentMachine, connections: Callable[[], int]) -> None:
         """Read the gauges from here."""

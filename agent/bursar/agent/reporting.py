@@ -11,7 +11,7 @@ from bursar.agent.state import FinishedForgotten, SandboxDropped, TaskFinished, 
 from bursar.agent.tasks import FinishedTask, TaskKey, TaskRecord, Verdict, container_of
 from bursar.core.ids import DeviceUuid
 from bursar.core.messages.agent import AcknowledgeUpdates, TaskReport, TaskUpdates
-from bursar.core.tasks import StatusSource, TaskState, TaskStatus, may_follow
+from bursar.core.tasks import StatusReason, StatusSource, TaskState, TaskStatus, may_follow
 
 #: Tasks and statuses per message.
 MAX_REPORTS, MAX_UPDATES = 200, 500
@@ -71,8 +71,11 @@ class Reporting:
     # --- statuses ----------------------------------------------------------------------------------------------------
 
     def report(self, record: TaskRecord, verdict: Verdict) -> None:
-        """Move a task to another state: recorded first, then said."""
-        assert may_follow(record.state, verdict.state), f"{record.key}: {record.state.name} to {verdict.state.name}"
+        """Move a task to another state, or say the same one again for a reason: recorded first, then said."""
+        again = verdict.state is record.state and verdict.reason is not StatusReason.UNSPECIFIED
+        assert again or may_follow(record.state, verdict.state), (
+            f"{record.key}: {record.state.name} to {verdict.state.name}"
+        )
         running_at_ms = record.running_at_ms
         if verdict.state is TaskState.RUNNING and not running_at_ms:
             running_at_ms = self._books.now.wall_ms

@@ -117,6 +117,20 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             metavar="DIR[:MODE]",
             problem=_shared_folders,
         ),
+        Flag(
+            "device-cool-down",
+            FlagType.DURATION,
+            60_000,
+            "From a device's fault to the probe that may bring it back; doubled with each relapse, an hour at most.",
+            minimum=100,
+        ),
+        Flag(
+            "device-relapses",
+            FlagType.INT,
+            3,
+            "With so many faults again within a day, a device is retired until an operator brings it back.",
+            minimum=1,
+        ),
         Flag("insecure", FlagType.BOOL, False, "Listen beyond loopback although there is no authentication yet."),
     )
 

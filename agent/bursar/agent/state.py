@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from bursar.agent.devices.health import HealthRecord
 from bursar.agent.tasks import FinishedTask, TaskKey, TaskRecord
-from bursar.core.ids import Generation
+from bursar.core.ids import DeviceUuid, Generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,21 @@ class FinishedForgotten:
     key: TaskKey
 
 
-Record = ClusterJoined | GenerationSeen | TaskSaved | TaskFinished | SandboxDropped | FinishedForgotten
+@dataclass(frozen=True, slots=True)
+class DeviceHealthSaved:
+    """All that is known of a device's health, new or changed."""
+
+    health: HealthRecord
+
+
+Record = (
+    ClusterJoined | GenerationSeen | TaskSaved | TaskFinished | SandboxDropped | FinishedForgotten | DeviceHealthSaved
+)
 
 
 @dataclass(slots=True)
 class AgentState:
-    """The durable part of the machine. Everything else (connection, timers, devices) is soft."""
+    """The durable part of the machine. Everything else (connection, timers, which devices are there) is soft."""
 
     #: Empty before the first registration.
     cluster_id: str = ""
@@ -67,6 +77,8 @@ class AgentState:
     tasks: dict[TaskKey, TaskRecord] = field(default_factory=dict)
     #: Oldest end first.
     finished: dict[TaskKey, FinishedTask] = field(default_factory=dict)
+    #: Devices that were ever ill, or that an operator gave orders about.
+    health: dict[DeviceUuid, HealthRecord] = field(default_factory=dict)
 
     def apply(self, record: Record) -> None:
         """Change the state as a record says."""
@@ -84,7 +96,9 @@ class AgentState:
                 self.finished[key] = replace(self.finished[key], sandbox=False)
             case FinishedForgotten(key):
                 del self.finished[key]
+            case DeviceHealthSaved(health):
+                self.health[health.uuid] = health
 
     def copy(self) -> AgentState:
         """One that changes on its own; the values are immutable and shared."""
-        return AgentState(self.cluster_id, self.generation, dict(self.tasks), dict(self.finished))
+        return AgentState(self.cluster_id, self.generation, dict(self.tasks), dict(self.finished), dict(self.health))

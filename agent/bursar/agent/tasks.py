@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from bursar.agent.containers.names import container_id_for
 from bursar.agent.containers.runtime import ContainerExit, ContainerId
+from bursar.agent.devices.health import is_lost
 from bursar.core.devices import Device, DeviceHealth
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
 from bursar.core.messages.agent import KillTask
@@ -188,7 +189,7 @@ def lost_device(task: AssignedTask, devices: Mapping[DeviceUuid, Device]) -> str
         device = devices.get(uuid)
         if device is None:
             return f"device {uuid} is not there any more"
-        if device.health is DeviceHealth.UNHEALTHY:
+        if is_lost(device):
             return f"device {uuid} is not healthy" + (f": {device.health_reason}" if device.health_reason else "")
     return ""
 

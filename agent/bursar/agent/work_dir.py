@@ -38,6 +38,11 @@ class WorkDir:
         """Named volumes, a directory per role; kept when tasks end."""
         return self.path / "volumes"
 
+    @property
+    def simulated_faults(self) -> Path:
+        """Where faults of simulated devices are ordered."""
+        return self.path / "simulated-faults"
+
     def sandbox(self, container_id: ContainerId) -> Path:
         """A task's own directory; may not exist."""
         return self._sandboxes / container_id

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from bursar.cli import output as out
 from bursar.cli.options import ask, master_option, output_option
 from bursar.core.text import format_amount
+
+
+def _health(device: Any) -> str:
+    """Its condition; older agents only tell healthy from unhealthy."""
+    return out.state(device, "condition" if device.condition else "health").lower()
+
 
 LISTING = out.Listing(
     columns={
@@ -15,7 +23,7 @@ LISTING = out.Listing(
         "INDEX": lambda view: str(view.device.index),
         "MODEL": lambda view: view.device.model or "-",
         "MEMORY": lambda view: format_amount("mem", view.device.mem_bytes),
-        "HEALTH": lambda view: out.state(view.device, "health").lower(),
+        "HEALTH": lambda view: _health(view.device),
         "USE": lambda view: view.use if not view.reason else f"{view.use} ({view.reason})",
         "RESERVED TO": lambda view: view.reserved_to or "-",
         "TASK": lambda view: f"{view.framework_id}/{view.task_id}" if view.task_id else "-",

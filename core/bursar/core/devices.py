@@ -19,6 +19,17 @@ class DeviceHealth(IntEnum):
     UNHEALTHY = 2
 
 
+class DeviceCondition(IntEnum):
+    """Where a device is in its illness, if it has one; mirrors `bursar.v1.DeviceCondition`."""
+
+    UNSPECIFIED = 0
+    HEALTHY = 1
+    SUSPECT = 2
+    CORDONED = 3
+    RECOVERING = 4
+    RETIRED = 5
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceLink:
     """How a device is connected to another one of the same agent."""
@@ -48,6 +59,9 @@ class Device:
     health_reason: str = ""
     driver: str = ""
     attributes: Mapping[str, str] = field(default_factory=dict)
+    condition: DeviceCondition = DeviceCondition.UNSPECIFIED
+    #: Faults again, soon after it had recovered.
+    relapses: int = 0
 
 
 #: Beyond this many candidate sets the search is greedy.

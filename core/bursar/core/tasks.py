@@ -98,6 +98,8 @@ class StatusReason(IntEnum):
     DEVICE_LOST = 22
     MAX_RUN_TIME = 23
     VOLUME_REFUSED = 30
+    DEVICE_FAILED = 35
+    DEVICE_CORDONED = 36
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from bursar.core.devices import Device, DeviceHealth
+from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.errors import ErrorDetail, ErrorReason
-from bursar.core.ids import Generation
+from bursar.core.ids import DeviceUuid, Generation
 from bursar.core.messages.agent import (
     AgentInfo,
     DesiredState,
@@ -99,7 +100,24 @@ def _unhealthy(device: Device) -> str:
     """Why a device must not be offered; empty where it may."""
     if device.health is not DeviceHealth.UNHEALTHY:
         return ""
-    return f"unhealthy: {device.health_reason or 'its driver says so'}"
+    return f"{_condition(device)}: {device.health_reason or 'its driver says so'}"
+
+
+def _condition(device: Device) -> str:
+    """For people; older agents only tell healthy from unhealthy."""
+    if device.condition is DeviceCondition.UNSPECIFIED:
+        return "unhealthy" if device.health is DeviceHealth.UNHEALTHY else "healthy"
+    return device.condition.name.lower()
+
+
+def _tell_of_health(turn: Turn, agent: Agent, before: Mapping[DeviceUuid, Device]) -> None:
+    """Those who watch learn of each device that is in another condition now."""
+    for uuid, device in sorted(agent.devices.items()):
+        old = _condition(before[uuid]) if uuid in before else "healthy"
+        if old != _condition(device):
+            why = f": {device.health_reason}" if device.health_reason else ""
+            text = f"{uuid} of {agent.info.hostname} was {old} and is {_condition(device)}{why}"
+            turn.publish("device_health_changed", text, agent_id=agent.agent_id)
 
 
 def hear(
@@ -153,13 +171,14 @@ def _change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: Devices
         return
     agent.info = info
     agent.description_version += 1
-    agent.devices = {device.uuid: device for device in message.devices}
+    before, agent.devices = agent.devices, {device.uuid: device for device in message.devices}
     turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
     rescind(cluster, turn, offers_on(cluster, agent.agent_id), "devices of the agent changed")
     cluster.ledger.set_total(agent.agent_id, total)
     withhold_unhealthy(cluster, agent)
     cluster.touch(agent.agent_id)
     turn.publish("devices_changed", f"devices of {info.hostname} changed", agent_id=agent.agent_id)
+    _tell_of_health(turn, agent, before)
 
 
 def stream_ended(cluster: Cluster, turn: Turn, agent: Agent) -> None:

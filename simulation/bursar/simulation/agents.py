@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bursar.agent.devices.health import DeviceSignal, HealthRules
 from bursar.agent.effects import (
     CloseConnection,
     KillContainer,
     Log,
     OpenLogStream,
+    ProbeDevice,
     RemoveContainer,
     RemoveSandbox,
     SendToMaster,
@@ -17,7 +19,9 @@ from bursar.agent.effects import (
 )
 from bursar.agent.events import (
     ContainersRecovered,
+    DeviceProbed,
     DevicesDiscovered,
+    DevicesSignalled,
     MasterConnected,
     MasterDisconnected,
     MasterMessageReceived,
@@ -26,7 +30,7 @@ from bursar.agent.machine import AgentConfig, AgentMachine
 from bursar.agent.state import AgentState
 from bursar.core.clock import Instant
 from bursar.core.errors import ErrorDetail
-from bursar.core.ids import AgentId, ConnectionId
+from bursar.core.ids import AgentId, ConnectionId, DeviceUuid
 from bursar.core.messages.agent import AgentInfo
 from bursar.simulation.containers import SimulatedContainers
 from bursar.simulation.devices import SimulatedGpus
@@ -38,6 +42,15 @@ if TYPE_CHECKING:
 
 #: Between two attempts to connect, at most.
 RECONNECT_MS = 2_000
+#: Agents that are less patient than in life, so that the end of an illness is seen, and relapses and retirement.
+HEALTH = HealthRules(
+    suspect_ms=8_000,
+    suspicions=2,
+    cool_down_ms=2_000,
+    longest_cool_down_ms=20_000,
+    relapse_window_ms=60_000,
+    relapses=4,
+)
 
 
 class CheckpointTwin(Protocol):
@@ -103,7 +116,9 @@ class AgentNode:
             runtime=self._runtime,
             runs_without_image=True,
         )
-        config = AgentConfig(info, "default-image" if self._runtime == "docker" else "", self._finished_limit)
+        config = AgentConfig(
+            info, "default-image" if self._runtime == "docker" else "", self._finished_limit, health=HEALTH
+        )
         if self.twin is not None:
             assert self.twin.load() == self.checkpoint, "the checkpoint and its copy mean different things"
         machine = AgentMachine(config, self.checkpoint.copy())
@@ -138,7 +153,13 @@ class AgentNode:
     def look_at_devices(self) -> None:
         """The agent's periodic look, when something is different."""
         if self.process is not None:
-            self.process.post(DevicesDiscovered(*self.gpus.discover()))
+            devices, resources = self.gpus.discover()
+            self.process.post(DevicesDiscovered(devices, resources, self.gpus.remedies()))
+
+    def signal_device(self, signal: DeviceSignal) -> None:
+        """A driver says something of its own accord; nobody hears it while the agent is down."""
+        if self.process is not None:
+            self.process.post(DevicesSignalled((signal,)))
 
     # --- inside ---
 
@@ -150,6 +171,10 @@ class AgentNode:
     def _connect(self, process: Process) -> None:
         if process is self.process and self._stream is None:
             self._stream = self._world.network.connect("agent", self.name, self)
+
+    def _probed(self, process: Process, uuid: DeviceUuid) -> None:
+        if process is self.process:
+            process.post(DeviceProbed(uuid, "it is still ill" if self.gpus.is_ill(uuid) else ""))
 
     def _retry(self) -> None:
         self._stream = None
@@ -227,6 +252,10 @@ class AgentNode:
                 self.containers.kill(container_id, grace_ms)
             case RemoveContainer(container_id):
                 self.containers.remove(container_id)
+            case ProbeDevice(uuid):
+                self._world.checkers.agent_probes(self.agent_id, uuid, self.containers.live)
+                assert self.process is not None
+                self._world.timeline.after(self._random.randint(0, 500), self._probed, self.process, uuid)
             case RemoveSandbox() | OpenLogStream() | Log():
                 pass
             case _:

@@ -15,7 +15,7 @@ from bursar.agent.machine import AgentMachine
 from bursar.agent.state import AgentState, ClusterJoined, GenerationSeen
 from bursar.agent.tasks import TaskKey as AgentTaskKey
 from bursar.core.clock import Instant
-from bursar.core.devices import DeviceHealth
+from bursar.core.devices import DeviceCondition, DeviceHealth
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, Generation, OfferId, TaskId
 from bursar.core.machine import Persist, TimePassed
@@ -73,6 +73,10 @@ def require(holds: bool, message: str) -> None:
     """Raise Violation unless a rule holds."""
     if not holds:
         raise Violation(message)
+
+
+#: Conditions that a device may be in when nothing goes wrong any more.
+_LASTING = (DeviceCondition.UNSPECIFIED, DeviceCondition.HEALTHY, DeviceCondition.RETIRED)
 
 
 @dataclass(slots=True)
@@ -669,6 +673,19 @@ class Checkers:
         self._judged("a launch is in the checkpoint before it is begun")
         key = AgentTaskKey(effect.task.framework_id, effect.task.spec.task_id)
         require(key in checkpoint.tasks, f"{agent_id} begins {key} before it is in the checkpoint")
+        self._judged("a task is begun on healthy devices only")
+        for uuid in effect.task.device_uuids:
+            record = checkpoint.health.get(uuid)
+            require(
+                record is None or record.shown is DeviceCondition.HEALTHY,
+                f"{agent_id} begins {key} on {uuid}, which is {record.shown.name if record else ''}",
+            )
+
+    def agent_probes(self, agent_id: AgentId, uuid: DeviceUuid, containers: Iterable[SimulatedContainer]) -> None:
+        """A device is probed: nobody has it."""
+        self._judged("a device is probed while nobody has it")
+        for container in containers:
+            require(uuid not in container.devices, f"{agent_id} probes {uuid}, which {container.container_id} has")
 
     # --- frameworks ---
 
@@ -754,7 +771,8 @@ class Checkers:
         for stack in mine:
             for kind, amount in facts.amounts_of(agent_id, stack).items():
                 free[kind] = free.get(kind, 0) + amount
-        devices = {device.uuid for device in info.devices if facts.owner_of(agent_id, device.uuid) in mine}
+        well = [device.uuid for device in info.devices if device.health is not DeviceHealth.UNHEALTHY]
+        devices = {uuid for uuid in well if facts.owner_of(agent_id, uuid) in mine}
         for where, task in facts.tasks.values():
             if where == agent_id:
                 for part in task.resources:
@@ -782,6 +800,9 @@ class Checkers:
                 wrong.append(
                     f"{agent_id} counts {sorted(agent_machine.live_devices())} as held, containers hold {held}"
                 )
+            idle = [one for one in agent_machine.info.devices if one.uuid not in held]
+            if ill := [one.uuid for one in idle if one.condition not in _LASTING]:
+                wrong.append(f"{agent_id} has {ill} out of service, although they are well and idle")
             waiting = [key for key, task in agent_machine.state.tasks.items() if task.unacknowledged]
             if waiting:
                 wrong.append(f"{agent_id} waits for acknowledgements of {waiting[:3]}")

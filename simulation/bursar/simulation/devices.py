@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bursar.agent.devices.health import Remedy
 from bursar.core.devices import Device, DeviceHealth, DeviceLink
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.resources import Reservation, ReservationType, ReservedResources, Resources
@@ -45,6 +46,14 @@ class SimulatedGpus:
         """It is well again."""
         self._away.discard(uuid)
         self._ill.discard(uuid)
+
+    def is_ill(self, uuid: DeviceUuid) -> bool:
+        """Whether it would fail a probe."""
+        return uuid in self._ill or uuid in self._away
+
+    def remedies(self) -> dict[DeviceUuid, Remedy]:
+        """Every look comes after whatever was to be done."""
+        return {device.uuid: Remedy.NONE for device in self._all}
 
     def discover(self) -> tuple[tuple[Device, ...], tuple[ReservedResources, ...]]:
         """What a look at the machine finds: devices, and the agent's whole offer to the master."""

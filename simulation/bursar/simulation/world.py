@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from bursar.agent.devices.health import DeviceSignal, Remedy, Severity
 from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.operator import AgentState, FrameworkState
 from bursar.core.resources import ResourceRequest
@@ -402,6 +403,15 @@ class World:
         agent = self._some_agent()
         if agent.gpus.uuids:
             uuid = self._random.choice(agent.gpus.uuids)
+            if self._random.random() < 0.4:
+                severity = self._random.choice(
+                    (Severity.NOTED, Severity.SUSPICIOUS, Severity.SUSPICIOUS, Severity.FATAL)
+                )
+                self.note(agent.name, f"the driver of {uuid} says something {severity.name.lower()}")
+                remedy = self._random.choice((Remedy.NONE, Remedy.RESET))
+                agent.signal_device(DeviceSignal(uuid, severity, "something", remedy))
+                self.timeline.after(self._random.randint(1, self.faults.device_away_ms), agent.look_at_devices)
+                return
             vanish = self._random.random() < 0.4
             self.note(agent.name, f"{uuid} {'vanishes' if vanish else 'falls ill'}")
             agent.gpus.fail(uuid, vanish)

@@ -14,7 +14,7 @@ import shutil
 import sys
 from typing import Any
 
-from bursar.agent.devices.driver import ContainerDecorator, DriverUnavailable
+from bursar.agent.devices.driver import ContainerDecorator, DriverUnavailable, health_watchers
 from bursar.agent.devices.nvml import NvmlDevices
 from bursar.agent.devices.select import driver_for
 from bursar.core.ids import AgentId
@@ -22,7 +22,7 @@ from bursar.core.ids import AgentId
 
 def main(devices: str, agent_id: str, *layouts: str) -> None:
     driver = NvmlDevices() if devices == "nvml" else driver_for(devices, AgentId(agent_id), [])
-    said: dict[str, Any] = {"name": driver.name, "discoveries": []}
+    said: dict[str, Any] = {"name": driver.name, "discoveries": [], "heard": [], "remedies": [], "probes": []}
     found = ()
     for layout in layouts or (None, None):
         if layout:
@@ -33,6 +33,11 @@ def main(devices: str, agent_id: str, *layouts: str) -> None:
             said["discoveries"].append({"unavailable": str(unavailable)})
         else:
             said["discoveries"].append([dataclasses.asdict(device) for device in found])
+            for watcher in health_watchers(driver):
+                heard = watcher.watch(0.05)
+                said["heard"].append(None if heard is None else [dataclasses.asdict(signal) for signal in heard])
+                said["remedies"].append({uuid: remedy.name for uuid, remedy in watcher.remedies().items()})
+                said["probes"].append({device.uuid: watcher.probe(device.uuid) for device in found})
     assert isinstance(driver, ContainerDecorator)
     said["decorated"] = {
         runtime: {

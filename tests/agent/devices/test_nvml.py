@@ -105,3 +105,28 @@ def test_real_gpus_are_found_as_nvidia_smi_lists_them(observe: Any) -> None:
     devices = observe("nvml", standin=False)["discoveries"][0]
     assert [device["uuid"] for device in devices] == uuids
     assert all(device["mem_bytes"] > 0 and device["model"] for device in devices)
+
+
+def test_xids_are_heard_as_they_happen_each_once(observe: Any, layout: str) -> None:
+    said = observe("nvml", layout, layout + "xid 1 79\n", layout + "xid 1 79\n", layout + "xid 1 79\nxid 0 13\n")
+    heard = [
+        signals and [(one["uuid"][4], one["text"][:7], one["severity"]) for one in signals] for signals in said["heard"]
+    ]
+    assert heard == [None, [("b", "XID 79:", 2)], None, [("a", "XID 13:", 0)]]
+
+
+def test_an_xid_of_a_gpu_that_is_lost_names_it(observe: Any, layout: str) -> None:
+    lost = layout.replace("3B:00.0 1 0 0", "3B:00.0 1 0 15") + "xid 1 79\n"
+    _, (signal,) = observe("nvml", layout, lost)["heard"]
+    assert signal["uuid"].startswith("GPU-bbbbbbbb")
+
+
+def test_the_recovery_action_says_what_must_be_done_where_the_driver_knows_it(observe: Any, layout: str) -> None:
+    said = observe("nvml", layout, layout + "recovery 0 0\nrecovery 1 1\nrecovery 2 2\nrecovery 3 3\n")
+    uuids = [device["uuid"] for device in said["discoveries"][0]]
+    assert said["remedies"] == [{}, dict(zip(uuids, ["NONE", "RESET", "REBOOT", "NONE"], strict=True))]
+    fourth = said["discoveries"][1][3]
+    assert fourth["health"] == UNHEALTHY and "traffic with other GPUs" in fourth["health_reason"]
+    before, after = said["probes"]
+    assert set(before.values()) == {""}
+    assert [bool(after[uuid]) for uuid in uuids] == [False, True, True, True]

@@ -7,16 +7,20 @@
  *   rows INDEX PENDING FAILED                          remapped memory rows; without the line: not supported
  *   link INDEX INDEX COUNT                             NVLinks between two devices
  *   switch INDEX COUNT                                 NVLinks from a device to the switch
+ *   recovery INDEX ACTION                              the recovery action; without the line: not supported
+ *   xid INDEX NUMBER                                   reported once to who waits for events, when the line is new
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, UNKNOWN = 999 };
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, DRIVER_NOT_LOADED = 9, TIMEOUT = 10, GPU_IS_LOST = 15, UNKNOWN = 999 };
 enum { MAX_DEVICES = 16, MAX_LINKS = 36, TO_SWITCH = -1 };
 
 typedef struct {
     int index, minor, node, code;
+    int has_recovery, recovery;
     int has_rows, rows_pending, rows_failed;
     int links, peer[MAX_LINKS];
     unsigned long long mem;
@@ -33,6 +37,8 @@ typedef struct {
 
 static device_t devices[MAX_DEVICES];
 static int count, init_code, initialized;
+enum { MAX_XIDS = 64 };
+static int xids, xids_told, xid_device[MAX_XIDS], xid_number[MAX_XIDS];
 
 static void add_links(int from, int to, int number) {
     for (int i = 0; i < number && from >= 0 && from < count && devices[from].links < MAX_LINKS; i++)
@@ -44,7 +50,7 @@ static void load(void) {
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[512];
     count = 0;
-    init_code = 0;
+    init_code = xids = 0;
     memset(devices, 0, sizeof devices);
     while (file && fgets(line, sizeof line, file)) {
         device_t d = {0};
@@ -59,6 +65,12 @@ static void load(void) {
             add_links(b, a, n);
         } else if (sscanf(line, "switch %d %d", &a, &n) == 2) {
             add_links(a, TO_SWITCH, n);
+        } else if (sscanf(line, "recovery %d %d", &a, &b) == 2 && a < count) {
+            devices[a].has_recovery = 1;
+            devices[a].recovery = b;
+        } else if (sscanf(line, "xid %d %d", &a, &b) == 2 && a < count && xids < MAX_XIDS) {
+            xid_device[xids] = a;
+            xid_number[xids++] = b;
         } else if (sscanf(line, "rows %d %d %d", &a, &b, &n) == 3 && a < count) {
             devices[a].has_rows = 1;
             devices[a].rows_pending = b;
@@ -173,4 +185,56 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(device_t *d, unsigned int link, pci_t *a
     if ((int)link >= d->links) return INVALID_ARGUMENT;
     pci(d->peer[link] == TO_SWITCH ? "00000000:FF:00.0" : devices[d->peer[link]].bus, answer);
     return SUCCESS;
+}
+
+/* --- health --- */
+
+typedef struct {
+    unsigned int field, scope;
+    long long timestamp, latency;
+    int type, result;
+    union { double d; unsigned int ui; unsigned long ul; unsigned long long ull; } value;
+} field_value_t;
+
+enum { RECOVERY_ACTION = 230 };
+
+int nvmlDeviceGetFieldValues(device_t *d, int number, field_value_t *values) {
+    if (d->code) return d->code;
+    for (int i = 0; i < number; i++) {
+        values[i].result = values[i].field == RECOVERY_ACTION && d->has_recovery ? SUCCESS : NOT_SUPPORTED;
+        values[i].value.ui = (unsigned int)d->recovery;
+    }
+    return SUCCESS;
+}
+
+typedef struct {
+    device_t *device;
+    unsigned long long type, data;
+    unsigned int gpu_instance, compute_instance;
+} event_t;
+
+enum { XID_EVENT = 8 };
+static int the_set;
+
+int nvmlEventSetCreate(int **set) { *set = &the_set; return initialized ? SUCCESS : UNINITIALIZED; }
+int nvmlEventSetFree(int *set) { (void)set; return SUCCESS; }
+int nvmlDeviceGetSupportedEventTypes(device_t *d, unsigned long long *types) { *types = XID_EVENT; return d->code; }
+int nvmlDeviceRegisterEvents(device_t *d, unsigned long long types, int *set) { (void)types; (void)set; return d->code; }
+
+int nvmlEventSetWait_v2(int *set, event_t *event, unsigned int timeout_ms) {
+    (void)set;
+    for (unsigned int waited = 0;; waited += 10) {
+        if (!initialized) return UNINITIALIZED;
+        load();
+        if (xids < xids_told) xids_told = xids;
+        if (xids_told < xids) {
+            memset(event, 0, sizeof *event);
+            event->device = &devices[xid_device[xids_told]];
+            event->type = XID_EVENT;
+            event->data = (unsigned long long)xid_number[xids_told++];
+            return SUCCESS;
+        }
+        if (waited >= timeout_ms) return TIMEOUT;
+        usleep(10000);
+    }
 }

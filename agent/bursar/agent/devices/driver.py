@@ -1,12 +1,17 @@
-"""The two hooks of a device driver: discovery, and decoration of a container. A driver may have the first alone."""
+"""The hooks of a device driver: discovery, decoration of a container, and health. A driver may have the first alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from bursar.agent.containers.runtime import Decoration
+from bursar.agent.devices.health import DeviceSignal, Remedy
 from bursar.core.devices import Device
+from bursar.core.ids import DeviceUuid
+
+#: Begins the `health_reason` of devices of which a driver cannot say how they are: not offered, and no fault of theirs.
+UNKNOWN = "unknown: "
 
 
 class DriverUnavailable(Exception):
@@ -39,3 +44,25 @@ class ContainerDecorator(Protocol):
 
         Raises LaunchFailed where the driver cannot say. Called from a worker thread if the driver has `may_block`.
         """
+
+
+@runtime_checkable
+class HealthWatcher(Protocol):
+    """A driver that speaks of its devices' health of its own accord. Called from worker threads."""
+
+    def watch(self, timeout_s: float) -> tuple[DeviceSignal, ...] | None:
+        """Wait until the driver has something to say, at most so long; None: nothing. Empty: look at the devices again."""
+
+    def remedies(self) -> Mapping[DeviceUuid, Remedy]:
+        """What must be done to devices, as of the last discovery; only those of which the driver says so or says nothing is due."""
+
+    def probe(self, uuid: DeviceUuid) -> str:
+        """Find out whether a device works, with nothing running on it; what is wrong, or nothing."""
+
+
+def health_watchers(driver: DeviceDriver) -> Iterator[HealthWatcher]:
+    """The driver, or those that it stands for (`inner`), as far as they watch their devices."""
+    for inner in getattr(driver, "inner", ()):
+        yield from health_watchers(inner)
+    if isinstance(driver, HealthWatcher):
+        yield driver

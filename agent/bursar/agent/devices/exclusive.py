@@ -77,6 +77,7 @@ class ExclusiveDevices:
 
     def __init__(self, driver: DeviceDriver, agent_id: AgentId, directories: Sequence[Path] | None = None) -> None:
         self.name = driver.name
+        self.inner = (driver,)
         self.may_block = bool(getattr(driver, "may_block", False))
         self._driver = driver
         self._locks = DeviceLocks(agent_id, shared_directories() if directories is None else directories)

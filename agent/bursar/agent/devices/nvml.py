@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ import pynvml as _pynvml
 
 from bursar.agent.containers.runtime import Decoration
 from bursar.agent.devices.driver import DriverUnavailable
+from bursar.agent.devices.health import DeviceSignal, Remedy
+from bursar.agent.devices.nvml_health import NvmlEvents, recovery_of
 from bursar.agent.pinning import visible_devices
 from bursar.core.devices import Device, DeviceHealth, DeviceLink
 from bursar.core.ids import DeviceUuid
@@ -66,6 +68,10 @@ class NvmlDevices:
         #: What each index was when it was last well, for the days when it is not.
         self._seen: dict[int, _Found] = {}
         self._minors: dict[DeviceUuid, int] = {}
+        #: Handles, and what the driver says must be done, of the GPUs that could be described in the last discovery.
+        self._handles: dict[DeviceUuid, Any] = {}
+        self._remedies: dict[DeviceUuid, Remedy] = {}
+        self._events = NvmlEvents()
 
     def discover(self) -> tuple[Device, ...]:
         """All GPUs, ordered by index. Raises DriverUnavailable where there is no library, no driver or no GPU."""
@@ -100,8 +106,30 @@ class NvmlDevices:
             device_requests=tuple(device.uuid for device in granted),
         )
 
+    def watch(self, timeout_s: float) -> tuple[DeviceSignal, ...] | None:
+        """XIDs as they happen; see `HealthWatcher`."""
+        return self._events.wait(timeout_s, list(self._handles.items()) if self._open else ())
+
+    def remedies(self) -> Mapping[DeviceUuid, Remedy]:
+        """Recovery actions, of GPUs whose driver knows such a thing."""
+        return dict(self._remedies)
+
+    def probe(self, uuid: DeviceUuid) -> str:
+        """All that can be asked without running something: the driver answers, and nothing is left to be done."""
+        handle = self._handles.get(uuid)
+        if handle is None:
+            return "the driver cannot describe it"
+        try:
+            pynvml.nvmlDeviceGetMemoryInfo(handle)
+            pynvml.nvmlDeviceGetUUID(handle)
+        except pynvml.NVMLError as error:
+            return str(error)
+        remedy, complaint = recovery_of(handle)
+        return complaint or ("the driver still asks for it to be reset" if remedy else "")
+
     def close(self) -> None:
         """Let go of the library."""
+        self._events.close()
         if self._open:
             self._open = False
             try:
@@ -170,6 +198,13 @@ class NvmlDevices:
             pci_address=address,
             driver="nvml",
         )
+        remedy, complaint = recovery_of(handle)
+        if complaint:
+            complaints.append(complaint)
+        self._handles[uuid] = handle
+        self._remedies.pop(uuid, None)
+        if remedy is not None:
+            self._remedies[uuid] = remedy
         links = _active_links(handle)
         return _Found(_unhealthy(device, "; ".join(complaints)) if complaints else device, minor, links)
 

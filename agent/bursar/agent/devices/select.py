@@ -31,13 +31,15 @@ def driver_for(
     lock_directories: Sequence[Path] | None = None,
     external: Sequence[ExternalResource] = (),
     home: Path | None = None,
+    faults: Path | None = None,
 ) -> DeviceDriver:
     """The driver that `text` and the external resources name, or one that stands for several. Raises InvalidText.
 
     `lock_directories` is where real devices are claimed for this agent (default: those all users of the machine share). Scripts have
-    paths that are absolute or relative to `home` (default: the user's home directory).
+    paths that are absolute or relative to `home` (default: the user's home directory). `faults`: the file in which
+    faults of simulated devices are ordered.
     """
-    bare = bare_drivers(text, agent_id, external, home)
+    bare = bare_drivers(text, agent_id, external, home, faults)
     drivers = [
         driver if driver.name in ("simulated", "none") else ExclusiveDevices(driver, agent_id, lock_directories)
         for driver in bare
@@ -46,10 +48,14 @@ def driver_for(
 
 
 def bare_drivers(
-    text: str, agent_id: AgentId, external: Sequence[ExternalResource] = (), home: Path | None = None
+    text: str,
+    agent_id: AgentId,
+    external: Sequence[ExternalResource] = (),
+    home: Path | None = None,
+    faults: Path | None = None,
 ) -> list[DeviceDriver]:
     """As `driver_for`, one by one, and without claiming what they find. Raises InvalidText."""
-    drivers = [_driver(name, agent_id) for part in _parts(text) for name in _with_directory(part)]
+    drivers = [_driver(name, agent_id, faults) for part in _parts(text) for name in _with_directory(part)]
     if external and [driver.name for driver in drivers] == ["none"]:
         drivers = []  # whoever has other drivers does not want none
     drivers += [_external(resource, home or Path.home()) for resource in external if resource.driver]
@@ -85,10 +91,10 @@ def _external(resource: ExternalResource, home: Path) -> DeviceDriver:
     return PluginDevices(resource.driver, {**resource.params, "amount": str(resource.amount)}, resource.docker)
 
 
-def _driver(text: str, agent_id: AgentId) -> DeviceDriver:
+def _driver(text: str, agent_id: AgentId, faults: Path | None) -> DeviceDriver:
     name, colon, rest = text.partition(":")
     if name == "simulated":
-        return _simulated(text, rest, agent_id)
+        return _simulated(text, rest, agent_id, faults)
     if name == "plugin" and rest:
         if rest.endswith(".py") and not os.path.isfile(rest):
             raise InvalidText(
@@ -102,7 +108,7 @@ def _driver(text: str, agent_id: AgentId) -> DeviceDriver:
     return NvmlDevices()
 
 
-def _simulated(text: str, rest: str, agent_id: AgentId) -> DeviceDriver:
+def _simulated(text: str, rest: str, agent_id: AgentId, faults: Path | None) -> DeviceDriver:
     count, colon, model = rest.partition(":")
     if not (count.isascii() and count.isdecimal()):
         raise InvalidText(f"devices: {text!r} does not say how many", _HINT)
@@ -110,4 +116,4 @@ def _simulated(text: str, rest: str, agent_id: AgentId) -> DeviceDriver:
         raise InvalidText(f"devices: {count} simulated devices are too many", f"at most {MAX_DEVICES}")
     if colon and (not model.strip() or not model.isprintable() or len(model) > 96):
         raise InvalidText(f"devices: {text!r} has no usable model", _HINT)
-    return SimulatedDevices(agent_id, int(count), model.strip() or DEFAULT_MODEL)
+    return SimulatedDevices(agent_id, int(count), model.strip() or DEFAULT_MODEL, faults)

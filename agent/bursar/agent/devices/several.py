@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from bursar.agent.containers.runtime import Decoration
-from bursar.agent.devices.driver import ContainerDecorator, DeviceDriver, DriverUnavailable
+from bursar.agent.devices.driver import UNKNOWN, ContainerDecorator, DeviceDriver, DriverUnavailable
 from bursar.core.devices import Device, DeviceHealth
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ class SeveralDevices:
     def __init__(self, drivers: Sequence[DeviceDriver]) -> None:
         self.name = ",".join(driver.name for driver in drivers)
         self.may_block = any(getattr(driver, "may_block", False) for driver in drivers)
+        self.inner = tuple(drivers)
         self._drivers = tuple(drivers)
         #: What each driver found when it last answered, to be shown as unknown while it does not.
         self._before: list[tuple[Device, ...]] = [() for _ in drivers]
@@ -69,7 +70,7 @@ class SeveralDevices:
 
 def unknown(device: Device, why: str) -> Device:
     """A device of which nobody can say how it is."""
-    return dataclasses.replace(device, health=DeviceHealth.UNHEALTHY, health_reason=f"unknown: {why}")
+    return dataclasses.replace(device, health=DeviceHealth.UNHEALTHY, health_reason=f"{UNKNOWN}{why}")
 
 
 def merge(parts: Sequence[Decoration]) -> Decoration:
