@@ -103,6 +103,28 @@ async def test_what_failed_is_retried_as_often_as_allowed(master: Any, tmp_path:
     assert batch.retried == 4 and {ended.retried for ended in batch.ended} == {2}
 
 
+async def test_a_job_that_is_due_while_another_is_launched_is_not_forgotten(master: Any) -> None:
+    """One is wanted, it is launched, and one is wanted again: the same words, in one turn of the session."""
+
+    waiting: list[Callable[[], None]] = []
+
+    def later(seconds: float, resume: Callable[[], None]) -> None:
+        """The first comes by itself once both wait, the second while the first is being launched."""
+        waiting.append(resume)
+        if len(waiting) == 2:
+            asyncio.get_running_loop().call_soon(waiting.pop(0))
+
+    class Crossing(Batch):
+        def on_offer(self, offer: Any) -> Any:
+            yield from super().on_offer(offer)
+            if len(self.ended) + self.retried == 2 and len(waiting) == 1:
+                waiting.pop()()
+
+    batch = Crossing(from_template(["false"], 2), retries=1, later=later)
+    await run(batch, master)
+    assert [ended.launches for ended in batch.ended] == [2, 2]
+
+
 async def test_an_empty_batch_is_done(master: Any) -> None:
     batch = Batch([])
     await run(batch, master)

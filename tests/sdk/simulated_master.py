@@ -11,6 +11,7 @@ import itertools
 import os
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -326,12 +327,19 @@ class SimulatedMaster(
                     devices = sorted(self._free().devices)[: spec.resources.gpu_count]
                     task = self.tasks[spec.task_id] = Task(spec, framework_id, list(devices))
                     self._runs.append(self._spawn(self._run(task)))
+                    self._fulfil(framework_id, spec.resources)
         self.results[call.call_id] = result
         if self.lose_results > 0:
             self.lose_results -= 1
             self.cut()
         else:
             queue.put_nowait((result,))
+
+    def _fulfil(self, framework_id: str, request: Any) -> None:
+        """What was launched is wanted no more, before the framework says so."""
+        demand = self.demands[framework_id]
+        shapes = [replace(s, count=s.count - 1) if s.resources == request and s.count else s for s in demand.shapes]
+        self.demands[framework_id] = replace(demand, shapes=tuple(shapes))
 
     async def _run(self, task: Task) -> None:
         environment = {"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ",".join(task.devices)}

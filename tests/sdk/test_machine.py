@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -175,6 +176,29 @@ def test_what_was_said_while_subscribing_is_said_after_it() -> None:
     assert calls(world.step(events.DemandStated(()), events.SuppressRequested())) == []
     said = calls(world.subscribe())
     assert [type(call).__name__ for call in said] == ["Suppress", "UpdateDemand"] and said[1].demand.version == 2
+
+
+def test_a_demand_that_launches_have_used_means_more_when_it_is_said_again() -> None:
+    world = started()
+    task = TaskSpec("t1", resources=SHAPE.resources)  # type: ignore[arg-type]
+    world.offer()
+    world.step(events.OffersAnswered((events.OfferAnswer("O1", (task,)),)))  # type: ignore[arg-type]
+    assert world.machine.demand_is_used
+    said = calls(world.step(events.DemandStated((SHAPE,))))
+    assert [type(call).__name__ for call in said] == ["UpdateDemand", "Revive"] and said[0].demand.version == 2
+    assert not world.machine.demand_is_used
+    assert not calls(world.step(events.DemandStated((SHAPE,))), Revive), "nothing was launched in between"
+
+
+def test_what_is_left_after_a_launch_is_no_more_than_before() -> None:
+    world = World()
+    world.step(events.SessionStarted((replace(SHAPE, count=3),)))
+    world.subscribe()
+    task = TaskSpec("t1", resources=SHAPE.resources)  # type: ignore[arg-type]
+    world.offer()
+    world.step(events.OffersAnswered((events.OfferAnswer("O1", (task,)),)))  # type: ignore[arg-type]
+    said = calls(world.step(events.DemandStated((replace(SHAPE, count=2),))))
+    assert [type(call).__name__ for call in said] == ["UpdateDemand"]
 
 
 def test_an_offer_that_was_rescinded_meanwhile_is_not_accepted() -> None:

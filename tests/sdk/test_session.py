@@ -257,6 +257,24 @@ async def test_the_demand_follows_wants_and_heartbeats_repeat_it(master: Any) ->
         assert len(master.said(Revive)) == 1, "wanting less needs no revive"
 
 
+async def test_the_same_words_after_a_launch_are_said_again(master: Any) -> None:
+    """The master subtracts what is launched: wanting one, launching it and wanting another leaves nothing unsaid."""
+
+    class OneByOne(Sweep):
+        def wants(self) -> list[Any]:
+            return [(self.todo[-1], 1)] if self.todo else []
+
+        def on_offer(self, offer: Offer) -> Any:
+            if self.todo and offer.fits(self.todo[-1]):
+                yield self.todo.pop()
+
+    framework = OneByOne(*(Task("true") for _ in range(3)))
+    await asyncio.wait_for(FrameworkSession(framework, master.address).run(), 20)
+    assert states(framework).count(TaskState.FINISHED) == 3
+    assert len(master.said(UpdateDemand)) == 3, "of which two say the same"
+    assert len(master.said(Revive)) == 2, "more is wanted than was left, so declines do not count"
+
+
 async def test_suppress_lasts_over_a_reconnect(master: Any) -> None:
     framework = Sweep()
     async with running(framework, master):

@@ -7,7 +7,7 @@ were lost, repeats kills, and reconciles its tasks with a truncated back-off (RC
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -55,6 +55,7 @@ from bursar.core.messages.offers import (
     Operation,
     Shape,
 )
+from bursar.core.resources import ResourceRequest
 from bursar.core.tasks import TaskSpec, TaskState, TaskStatus
 from bursar.sdk import effects, events
 from bursar.sdk.effects import Effect
@@ -153,6 +154,8 @@ class SessionMachine:
         self.phase = Phase.WAITING
         self.cluster_id = ""
         self.demand = Demand()
+        #: Launched since the demand was stated, by role and shape: the master subtracts it by itself.
+        self._launched: Counter[tuple[str, ResourceRequest]] = Counter()
         self.tasks: dict[TaskId, TrackedTask] = {}
         self._resume = resume
         self._first_subscribe_ms = first_subscribe_ms
@@ -250,6 +253,11 @@ class SessionMachine:
                 self._open(ms)
         out, self._out = self._out, []
         return out
+
+    @property
+    def demand_is_used(self) -> bool:
+        """Whether anything was launched since the demand was stated: the same words mean *more* now, and must be said again."""
+        return bool(self._launched)
 
     def next_deadline_ms(self) -> int | None:
         """When TimePassed is due."""
@@ -529,6 +537,8 @@ class SessionMachine:
                 for spec in answer.tasks:
                     self._out.append(effects.DeliverRefusal(spec.task_id, NEVER_SENT))
             elif answer.tasks:
+                if self.demand.version:
+                    self._launched.update((offer.role, spec.resources) for spec in answer.tasks)
                 self._accept((offer,), answer.tasks, answer.refuse_ms)
             else:
                 declined.setdefault(answer.refuse_ms, []).append(answer.offer_id)
@@ -607,8 +617,11 @@ class SessionMachine:
             self._send_demand(more)
 
     def _new_demand(self, shapes: tuple[Shape, ...]) -> set[str]:
-        """Make it the demand; return the roles in which more is wanted than before, if anything was stated then."""
+        """Make it the demand; return the roles in which more is wanted than is left of the one before, if one was stated."""
         before = {(shape.role, shape.resources): shape.count for shape in self.demand.shapes}
+        for key, count in self._launched.items():
+            before[key] = before.get(key, 0) - count
+        self._launched.clear()
         more = {shape.role for shape in shapes if shape.count > before.get((shape.role, shape.resources), 0)}
         stated = self.demand.version > 0
         self.demand = Demand(self.demand.version + 1, shapes)

@@ -252,7 +252,7 @@ class FrameworkSession:
         shapes = stated_demand(self.framework, self.roles)
         if shapes is None:
             shapes = self._shapes and ()
-        if shapes is not None and shapes != self._shapes:
+        if shapes is not None and (shapes != self._shapes or self._machine.demand_is_used):
             self._shapes = shapes
             self._inbox.append(events.DemandStated(shapes))
 
@@ -264,7 +264,7 @@ class FrameworkSession:
         self._minima = _of_roles(changes.pop("min_allocatable", self._minima), self.roles)
         changes["offer_settings"] = checked_settings(self._constraints, self._minima, self.roles)
         shapes = stated_demand(self.framework, self.roles)
-        if shapes == self._shapes:
+        if shapes == self._shapes and not self._machine.demand_is_used:
             shapes = None
         elif shapes is not None:
             self._shapes = shapes
