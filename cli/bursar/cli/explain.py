@@ -81,6 +81,8 @@ def _print(answer: Any, output: str, head: list[tuple[str, str]]) -> None:
             ("LOOKED AT", _looked_at(answer)),
         ]
     )
+    for gang in getattr(answer, "gangs", ()):
+        out.write("\n" + "".join(f"{out.printable(line)}\n" for line in _lines_of_gang(gang)))
     for refusal in answer.refusals:
         out.write("\n" + "".join(f"{out.printable(line)}\n" for line in _lines(refusal)))
 
@@ -115,3 +117,15 @@ def _lines(refusal: Any) -> Iterable[str]:
         yield f"  - and {refusal.more_obstacles} more"
     if refusal.hint:
         yield f"  try: {refusal.hint}"
+
+
+def _lines_of_gang(gang: Any) -> Iterable[str]:
+    place = f"{gang.place} of {gang.places} in line" if gang.place else "on offer"
+    holds = ", holding what becomes free" if gang.holds else ""
+    yield f"GANG {gang.gang_id} of {gang.framework_id} in role {gang.role}: {place}{holds}"
+    reason = out.state(gang, "reason")
+    yield f"  {reason}: {gang.message}" if gang.reason else f"  {gang.message}"
+    for obstacle in gang.obstacles:
+        yield f"  - {obstacle.message}"
+    if gang.hint:
+        yield f"  try: {gang.hint}"

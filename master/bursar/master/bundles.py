@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.gangs import GangState, GangUpdate, RequestGang
+from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import Holding
 from bursar.core.tasks import TaskState, TaskStatus
 from bursar.master.allocator.gangs import Alike, Cliques, Counts, Order, Room
@@ -60,8 +61,17 @@ class Gang:
     capacities: dict[AgentId, Room] = field(default_factory=dict)
     #: What stands in its way although all would fit, for people; set when it was last tried.
     hindrance: str = ""
-    #: Whether that is quota: what others are given may then change it.
-    at_quota: bool = False
+    #: The kind of that.
+    hindered_by: RefusalReason = RefusalReason.UNSPECIFIED
+
+    @property
+    def at_quota(self) -> bool:
+        """Whether what stands in its way is quota: what others are given may then change it."""
+        return self.hindered_by in (RefusalReason.QUOTA_LIMIT, RefusalReason.HEADROOM)
+
+    def hinder(self, reason: RefusalReason, message: str) -> None:
+        """Note what stands in its way."""
+        self.hindered_by, self.hindrance = reason, message
 
     @property
     def tasks(self) -> int:

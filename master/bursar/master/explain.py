@@ -31,6 +31,7 @@ from bursar.core.roles import covers
 from bursar.core.text import format_request
 from bursar.master.allocator.decision import Proposal
 from bursar.master.allocator.shares import Client
+from bursar.master.gangs.explaining import explain_gangs
 from bursar.master.obstacles import WORDS, Group, ask, in_order, name_some, undisturbed
 from bursar.master.state import Agent, Cluster, Framework
 
@@ -146,6 +147,7 @@ def explain_framework(
     agents = _all_agents(cluster) if agent is None else [agent]
     with undisturbed(cluster):
         survey = Survey(cluster, now, clients, agents)
+        gangs = explain_gangs(cluster, now, clients) if agent is None else ()
     return ExplainFrameworkResponse(
         survey.refusals,
         len(agents),
@@ -156,6 +158,7 @@ def explain_framework(
         survey.due,
         serving_order(cluster, clients),
         framework.framework_id,
+        gangs,
     )
 
 
@@ -169,10 +172,10 @@ def explain_role(cluster: Cluster, now: Instant, role: str) -> ExplainRoleRespon
             "see `bursar role ls`",
             "role",
         )
-    agents = _all_agents(cluster)
+    agents, asked = _all_agents(cluster), set(clients)
     with undisturbed(cluster):
         survey = Survey(cluster, now, clients, agents)
-    asked = set(clients)
+        gangs = explain_gangs(cluster, now, asked)
     frameworks = {client.framework_id for client in clients}
     outstanding = sum(
         Client(cluster.offers[offer_id].offer.role, framework_id) in asked
@@ -189,6 +192,7 @@ def explain_role(cluster: Cluster, now: Instant, role: str) -> ExplainRoleRespon
         survey.due,
         serving_order(cluster, clients),
         len(frameworks),
+        gangs,
     )
 
 

@@ -222,6 +222,7 @@ class ObstacleKind(IntEnum):
     MINIMUM = 12
     FILTER = 13
     COMPETITOR = 14
+    GANG = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -677,6 +678,25 @@ class ExplainFrameworkRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class GangStanding:
+    """How it stands with a gang that waits, or whose bundle is on offer; `until_ms` is wall time, `place` 0 while on offer."""
+
+    gang_id: str
+    framework_id: FrameworkId
+    role: str
+    tasks: int
+    with_room: int
+    place: int
+    places: int
+    holds: bool
+    until_ms: int
+    reason: RefusalReason
+    message: str
+    hint: str = ""
+    obstacles: tuple[Obstacle, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ExplainFrameworkResponse:
     """The reasons, nearest to success last."""
 
@@ -689,6 +709,7 @@ class ExplainFrameworkResponse:
     due: int = 0
     order: tuple[ServingPlace, ...] = ()
     framework_id: str = ""
+    gangs: tuple[GangStanding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -711,6 +732,7 @@ class ExplainRoleResponse:
     due: int = 0
     order: tuple[ServingPlace, ...] = ()
     frameworks: int = 0
+    gangs: tuple[GangStanding, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from bursar.core.devices import Device
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.gangs import GangGroup
-from bursar.core.resources import GPUS, Ports, ResourceRequest, Resources, subtract_ports
+from bursar.core.resources import GPUS, MILLI, Ports, ResourceRequest, Resources, subtract_ports
 from bursar.core.text import format_amounts
 
 Cliques = tuple[frozenset[DeviceUuid], ...]
@@ -80,9 +80,6 @@ class Room(NamedTuple):
     #: Free GPUs of each clique, ascending; None where cliques do not matter.
     parts: tuple[int, ...] | None
     ports: Ports
-
-
-NO_ROOM = Room({}, 0, None, ())
 
 
 def room_in(total: Resources, cliques: Cliques | None) -> Room:
@@ -446,49 +443,58 @@ def pick_clique(
     return sorted(part, key=index.__getitem__)[:count]
 
 
-def missing_of(groups: Sequence[GangGroup], agents: Sequence[Alike]) -> str:
-    """Say which dimension is missing if a gang does not fit into rooms even when they are empty; empty where none is found.
+class Shortage(NamedTuple):
+    """Of what a gang has not enough."""
+
+    message: str
+    #: The kind of resource, where it is one: how much is wanted, and how much there is.
+    kind: str = ""
+    wanted: int = 0
+    there: int = 0
+
+
+def missing_of(groups: Sequence[GangGroup], agents: Sequence[Alike]) -> Shortage | None:
+    """In which dimension a gang does not fit into what agents have; None where none is found.
 
     First a task that no agent could take, then a kind of which all together have too little, then the number of places.
     """
     rooms = [alike.room for alike in agents]
     for index, group in enumerate(groups):
         request = group.resources
-        if any(fits(room, request) for room in rooms):
+        if any(alike.fits[index] for alike in agents):
             continue
-        worst = min(rooms, key=lambda room: lacking(room, request), default=NO_ROOM)
-        for kind, amount in {**request.scalars, **({GPUS: 1000 * request.gpus} if request.gpus else {})}.items():
-            largest = max(
-                (room.gpus * 1000 if kind == GPUS else room.scalars.get(kind, 0) for room in rooms), default=0
-            )
+        for kind, amount in _needs(request).items():
+            largest = max((_there(room, kind) for room in rooms), default=0)
             if largest < amount:
-                return f"a task of group {index} needs {_amount(kind, amount)}, and no agent has more than {_amount(kind, largest)}"
-        if request.gpus and worst.parts is not None and max(worst.parts, default=0) < request.gpus:
-            most = max((max(room.parts or (0,), default=0) for room in rooms), default=0)
-            return (
-                f"a task of group {index} needs {request.gpus} GPUs linked by NVLink, and no agent has more than {most}"
-            )
-        return f"no agent has all that a task of group {index} needs"
+                text = f"a task of group {index} needs {_amount(kind, amount)}, and no agent has more than {_amount(kind, largest)}"
+                return Shortage(text, kind, amount, largest)
+        if request.gpus:
+            most = max((max(room.parts or (0,), default=0) for room in rooms if room.parts is not None), default=None)
+            if most is not None and most < request.gpus:
+                text = f"a task of group {index} needs {request.gpus} GPUs linked by NVLink, and no agent has more than {most}"
+                return Shortage(text, GPUS, MILLI * request.gpus, MILLI * most)
+        return Shortage(f"no agent has all that a task of group {index} needs")
     needed: dict[str, int] = {}
-    there: dict[str, int] = {}
     for group in groups:
-        for kind, amount in group.resources.scalars.items():
+        for kind, amount in _needs(group.resources).items():
             needed[kind] = needed.get(kind, 0) + amount * group.count
-        if group.resources.gpus:
-            needed[GPUS] = needed.get(GPUS, 0) + 1000 * group.resources.gpus * group.count
-    for alike in agents:
-        number = len(alike.orders)
-        for kind, amount in alike.room.scalars.items():
-            there[kind] = there.get(kind, 0) + amount * number
-        there[GPUS] = there.get(GPUS, 0) + 1000 * alike.room.gpus * number
     for kind in sorted(needed):
-        if there.get(kind, 0) < needed[kind]:
-            return f"its tasks need {_amount(kind, needed[kind])}, and there are {_amount(kind, there.get(kind, 0))}"
-    for index, group in enumerate(groups):
-        places = sum(alike.fits[index] * len(alike.orders) for alike in agents)
+        there = sum(_there(alike.room, kind) * len(alike.orders) for alike in agents)
+        if there < needed[kind]:
+            text = f"its tasks need {_amount(kind, needed[kind])}, and there are {_amount(kind, there)}"
+            return Shortage(text, kind, needed[kind], there)
+    for index, (group, places) in enumerate(zip(groups, totals(groups, agents), strict=True)):
         if places < group.count:
-            return f"group {index} has {group.count} tasks, and there is room for {places}"
-    return ""
+            return Shortage(f"group {index} has {group.count} tasks, and there is room for {places}")
+    return None
+
+
+def _needs(request: ResourceRequest) -> dict[str, int]:
+    return {**request.scalars, **({GPUS: MILLI * request.gpus} if request.gpus else {})}
+
+
+def _there(room: Room, kind: str) -> int:
+    return MILLI * room.gpus if kind == GPUS else room.scalars.get(kind, 0)
 
 
 def _amount(kind: str, amount: int) -> str:

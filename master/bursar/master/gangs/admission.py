@@ -97,11 +97,14 @@ def never_fits(cluster: Cluster, framework: Framework, gang: Gang) -> ErrorDetai
     elif not there:
         why, field = f"no agent has the attribute {attribute}", "topology.same_attribute"
     else:
-        why = missing_of(groups, [alike for some in there.values() for alike in some])
+        short = missing_of(groups, [alike for some in there.values() for alike in some])
+        why = short.message if short is not None else ""
         if not why and attribute:
             # Together they are enough, so no value alone is: the one that comes the nearest.
             best = nearest_value(groups, there)
-            why = f"no {attribute} has enough; on {attribute} {best}, {missing_of(groups, there[best])}"
+            short = missing_of(groups, there[best])
+            why = f"no {attribute} has enough; on {attribute} {best}, "
+            why += short.message if short is not None else f"{room_for(groups, {best: there[best]})} tasks have room"
             field = "topology.same_attribute"
         if not why:
             why = f"{room_for(groups, there)} of its {gang.tasks} tasks have room"

@@ -8,19 +8,18 @@ from bursar.core.device_names import gpus_among
 from bursar.core.devices import Device, pick_connected
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.gangs import GangGroup
+from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import EMPTY, MILLI, Resources, Stack, holding_contains, holding_total, intersect_ports
 from bursar.master.allocator.carve import pick_of_kind
 from bursar.master.allocator.gangs import Cliques, HoldPlan, Room, pick_clique, plan_hold
 from bursar.master.bundles import Gang
-from bursar.master.gangs.limits import limit_left_in_the_way, within_quota
+from bursar.master.gangs.limits import limit_left_in_the_way, quota_in_the_way
 from bursar.master.gangs.room import available_on, by_value, capacity_of, cliques_on
 from bursar.master.state import Agent, Cluster
 
 
-def hold(cluster: Cluster, gang: Gang) -> bool:
-    """Withhold what a gang can use of what is free; say whether it may hold at all: with everything free, it would fit."""
-    assert gang.spots is not None
-    groups = gang.request.groups
+def plan_of(cluster: Cluster, gang: Gang) -> HoldPlan | None:
+    """What should be withheld for a gang; None where it would not fit even with everything free that is there now."""
 
     def capacity(agent_id: AgentId) -> Room:
         room = gang.capacities.get(agent_id)
@@ -30,18 +29,26 @@ def hold(cluster: Cluster, gang: Gang) -> bool:
 
     best: HoldPlan | None = None
     for _, there in sorted(by_value(gang).items(), key=lambda item: str(item[0])):
-        plan = plan_hold(groups, there, capacity)
+        plan = plan_hold(gang.request.groups, there, capacity)
         if not plan.homeless and (best is None or plan.tasks > best.tasks):
             best = plan
     if best is None:
-        gang.hindrance = "agents that it needs are away or were changed"
+        gang.hinder(RefusalReason.AGENT_INACTIVE, "agents that it needs are away or were changed")
+    return best
+
+
+def hold(cluster: Cluster, gang: Gang) -> bool:
+    """Withhold what a gang can use of what is free; say whether it may hold at all: with everything free, it would fit."""
+    assert gang.spots is not None
+    best = plan_of(cluster, gang)
+    if best is None:
         return False
     wanted: dict[AgentId, dict[Stack, Resources]] = {}
     if gang.at_quota or (cluster.shares.quota_kinds and limit_left_in_the_way(cluster, gang)):
         return False
     for agent_id in (*best.filled, *(agent_id for agent_id in best.filling if agent_id not in best.filled)):
         if holding := _part_to_hold(cluster, gang, cluster.agents[agent_id], best):
-            if cluster.shares.quota_kinds and within_quota(cluster, gang, (*wanted.values(), holding)):
+            if cluster.shares.quota_kinds and quota_in_the_way(cluster, gang, (*wanted.values(), holding)):
                 # The rest is kept for guarantees.
                 continue
             wanted[agent_id] = holding

@@ -45,13 +45,13 @@ def limit_left_in_the_way(cluster: Cluster, gang: Gang) -> bool:
     for kind in shares.quota_kinds:
         left = least_limit_left(node, kind)
         if left is not None and needed_of(gang, kind) - (top.reserved.get(kind, 0) if top is not None else 0) > left:
-            gang.hindrance, gang.at_quota = f"of {kind}, a limit of its role or of one above it is used up", True
+            gang.hinder(RefusalReason.QUOTA_LIMIT, f"of {kind}, a limit of its role or of one above it is used up")
             return True
     return False
 
 
-def within_quota(cluster: Cluster, gang: Gang, holdings: Iterable[Holding]) -> str:
-    """Why limits or headroom do not let a gang have all this together; empty where they do (`held_back.cut_to_quota`)."""
+def quota_in_the_way(cluster: Cluster, gang: Gang, holdings: Iterable[Holding]) -> tuple[RefusalReason, str] | None:
+    """Why limits or headroom do not let a gang have all this together; None where they do (`held_back.cut_to_quota`)."""
     shares = cluster.shares
     client = client_of(gang)
     node = shares.client_node(client) or shares.nearest(client.role)
@@ -78,9 +78,9 @@ def within_quota(cluster: Cluster, gang: Gang, holdings: Iterable[Holding]) -> s
             least = min(least, most.amount - shared)
         if unreserved > least or shared > by_limits.amount:
             if most.reason is RefusalReason.HEADROOM:
-                return f"of {kind}, what it needs is kept free for the guarantees of others"
-            return f"of {kind}, a limit of its role or of one above it is used up"
-    return ""
+                return most.reason, f"of {kind}, what it needs is kept free for the guarantees of others"
+            return RefusalReason.QUOTA_LIMIT, f"of {kind}, a limit of its role or of one above it is used up"
+    return None
 
 
 def needed_of(gang: Gang, kind: str) -> int:

@@ -8,6 +8,7 @@ from bursar.core.ids import OfferId
 from bursar.core.messages.framework import Offers
 from bursar.core.messages.gangs import Bundle, BundleMember
 from bursar.core.messages.offers import Offer
+from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import (
     ResourceRequest,
     Resources,
@@ -20,30 +21,42 @@ from bursar.core.resources import (
 from bursar.master.allocator.carve import carve
 from bursar.master.allocator.gangs import Counts, pick_clique
 from bursar.master.bundles import Gang, release_hold
-from bursar.master.gangs.limits import client_of, within_quota
+from bursar.master.gangs.limits import client_of, quota_in_the_way
 from bursar.master.gangs.room import available_on, cliques_on
 from bursar.master.offers import new_descriptions
 from bursar.master.state import Agent, Cluster, OutstandingOffer, Turn
 
+Cut = list[tuple[Agent, dict[Stack, Resources]]]
+"""What a bundle has of which agent."""
 
-def offer_bundle(cluster: Cluster, turn: Turn, gang: Gang, places: Counts) -> bool:
-    """Carve what was chosen and offer it, all of it or nothing; say whether it was."""
-    framework = cluster.frameworks[gang.key.framework_id]
+
+def cut_bundle(cluster: Cluster, gang: Gang, places: Counts) -> tuple[Cut, list[BundleMember]] | None:
+    """Carve what was chosen; None where that cannot be, or quota does not allow it: the gang's `hindrance` then says why."""
     chosen = sorted([cluster.agents[agent_id] for agent_id in places], key=lambda agent: agent.order)
-    holdings: list[tuple[Agent, dict[Stack, Resources]]] = []
+    holdings: Cut = []
     members: list[BundleMember] = []
     for agent in chosen:
         holding = _carve(cluster, gang, agent, places[agent.agent_id], members)
         if holding is None:
             # Amounts are there, but not in this form.
-            gang.hindrance = f"{agent.info.hostname} has the amounts, but not together"
-            return False
+            gang.hinder(RefusalReason.NOT_FREE, f"{agent.info.hostname} has the amounts, but not together")
+            return None
         holdings.append((agent, holding))
     if cluster.shares.quota_kinds:
-        gang.hindrance = within_quota(cluster, gang, [holding for _, holding in holdings])
-        if gang.hindrance:
-            gang.at_quota = True
-            return False
+        problem = quota_in_the_way(cluster, gang, [holding for _, holding in holdings])
+        if problem is not None:
+            gang.hinder(*problem)
+            return None
+    return holdings, members
+
+
+def offer_bundle(cluster: Cluster, turn: Turn, gang: Gang, places: Counts) -> bool:
+    """Carve what was chosen and offer it, all of it or nothing; say whether it was."""
+    framework = cluster.frameworks[gang.key.framework_id]
+    cut = cut_bundle(cluster, gang, places)
+    if cut is None:
+        return False
+    holdings, members = cut
     if cluster.gangs.holder is gang:
         release_hold(cluster)
         cluster.deadlines.cancel(("gang-hold", str(gang.number)))

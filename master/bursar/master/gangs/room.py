@@ -11,7 +11,7 @@ from itertools import repeat
 
 from bursar.core.device_names import gpus_among
 from bursar.core.ids import AgentId
-from bursar.core.messages.operator import AgentState
+from bursar.core.messages.operator import AgentState, RefusalReason
 from bursar.core.messages.rules import RuleAction
 from bursar.core.resources import EMPTY, Holding, Resources, add_holdings, holding_total
 from bursar.master.allocator.constraints import is_foreign
@@ -151,7 +151,7 @@ def by_value(gang: Gang) -> ByValue:
 
 def places_of(cluster: Cluster, gang: Gang, *, fresh: bool = False) -> Counts | None:
     """Where all tasks of a gang have room now, or None; `fresh`: nothing was given away since it was looked at."""
-    gang.hindrance, gang.at_quota = "", False
+    gang.hinder(RefusalReason.UNSPECIFIED, "")
     spots, books = gang.spots, cluster.ledger.books
     assert spots is not None
     there = worth_trying(gang.request.groups, by_value(gang))
