@@ -76,7 +76,7 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             FlagType.TEXT,
             "nvml",
             "Where GPUs and other devices come from; several drivers are separated by commas.",
-            metavar="{nvml|simulated:N|simulated:N:MODEL|plugin:NAME|none}[,…]",
+            metavar="{nvml|rocm|tpu|simulated:N|simulated:N:MODEL|plugin:NAME|none}[,…]",
         ),
         Flag(
             "external-resources",

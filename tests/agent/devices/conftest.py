@@ -27,6 +27,58 @@ link 2 3 4
 """
 
 
+#: Two pairs of AMD's cards; the last two do not know their uuid.
+AMD: dict[str, Any] = {
+    "gpus": [
+        {
+            "bdf": f"0000:{bus}:00.0",
+            "uuid": uuid,
+            "name": "AMD Instinct MI300X",
+            "vram": 192 * GIB,
+            "numa": number // 2,
+        }
+        for number, (bus, uuid) in enumerate(
+            [
+                ("05", "75ff74a1-0000-1000-802d-000000000001"),
+                ("26", "75FF74A1-0000-1000-802D-000000000002"),
+                ("85", "N/A"),
+                ("A6", "N/A"),
+            ]
+        )
+    ],
+    "links": [[0, 1, 1], [2, 3, 1], [0, 2, 2]],
+}
+
+
+def amd_tree(root: Path) -> Path:
+    """`/sys` and `/dev` as AMD's kernel driver makes them."""
+    for number, gpu in enumerate(AMD["gpus"]):
+        path = root / "sys/bus/pci/devices" / gpu["bdf"].lower()
+        (path / "drm" / f"renderD{128 + number}").mkdir(parents=True, exist_ok=True)
+        if number < 3:
+            (path / "unique_id").write_text(f"{number:016x}\n")
+    return root
+
+
+def tpu_tree(root: Path, chips: int = 4, vfio: bool = True) -> Path:
+    """`/sys` and `/dev` of a TPU VM, beside a network card of Google's."""
+    (root / "dev/vfio").mkdir(parents=True, exist_ok=True)
+    (root / "dev/vfio/vfio").touch()
+    for number in range(chips + 1):
+        path = root / f"sys/bus/pci/devices/0000:00:{4 + number:02x}.0"
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "vendor").write_text("0x1ae0\n")
+        (path / "device").write_text("0x0042\n" if number == chips else "0x0063\n" if vfio else "0x005e\n")
+        (path / "numa_node").write_text(f"{number // 2}\n")
+        if number < chips and vfio:
+            (path / "iommu_group").symlink_to(f"../../../kernel/iommu_groups/{number}")
+            (root / f"dev/vfio/{number}").touch()
+        elif number < chips:
+            (path / "accel" / f"accel{number}").mkdir(parents=True)
+            (root / f"dev/accel{number}").touch()
+    return root
+
+
 @pytest.fixture(scope="session")
 def nvml_standin(require: Callable[[bool, str], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory with a libnvidia-ml.so.1 that simulates GPUs."""
@@ -58,6 +110,15 @@ def observe(request: pytest.FixtureRequest, tmp_path: Path) -> Observe:
             for number, layout in enumerate(layouts):
                 paths.append(tmp_path / f"layout-{number}")
                 paths[-1].write_text(layout)
+        if devices == "rocm":
+            environment |= {"PYTHONPATH": str(HERE.parent / "amdsmi_standin"), "AMDSMI_STANDIN": str(tmp_path / "amd")}
+            (tmp_path / "amd").write_text(json.dumps(AMD))
+            for number, text in enumerate(layouts):
+                paths.append(tmp_path / f"amd-{number}")
+                paths[-1].write_text(text)
+            devices = f"rocm:{amd_tree(tmp_path / 'root')}"
+        elif devices == "tpu":
+            devices = f"tpu:{tpu_tree(tmp_path / 'root')}"
         command = [sys.executable, str(HERE / "observe.py"), devices, agent_id, *map(str, paths)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr

@@ -2,7 +2,7 @@
 
     observe.py DEVICES AGENT_ID [LAYOUT…]
 
-Each LAYOUT is copied to $NVML_STANDIN before a discovery; without any there are two discoveries.
+Each LAYOUT is copied to $NVML_STANDIN or $AMDSMI_STANDIN before a discovery; without any there are two discoveries.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import sys
 from typing import Any
 
 from bursar.agent.devices.driver import ContainerDecorator, DriverUnavailable, health_watchers
-from bursar.agent.devices.nvml import NvmlDevices
-from bursar.agent.devices.select import driver_for
+from bursar.agent.devices.select import bare_drivers
 from bursar.core.ids import AgentId
 
 
 def main(devices: str, agent_id: str, *layouts: str) -> None:
-    driver = NvmlDevices() if devices == "nvml" else driver_for(devices, AgentId(agent_id), [])
+    (driver,) = bare_drivers(devices, AgentId(agent_id))
     said: dict[str, Any] = {"name": driver.name, "discoveries": [], "heard": [], "remedies": [], "probes": []}
     found = ()
     for layout in layouts or (None, None):
         if layout:
-            shutil.copyfile(layout, os.environ["NVML_STANDIN"])
+            shutil.copyfile(layout, os.environ.get("NVML_STANDIN") or os.environ["AMDSMI_STANDIN"])
         try:
             found = driver.discover()
         except DriverUnavailable as unavailable:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-DRIVERS = ["simulated:8", "simulated:3:T4", "simulated:0", "none", "nvml"]
-NVML_FORM = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+DRIVERS = ["simulated:8", "simulated:3:T4", "simulated:0", "none", "nvml", "rocm", "tpu"]
+#: What the name of a device of each kind looks like.
+NAMES = {"gpus": re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "tpus": re.compile(r"tpus/[!-.0-~]+")}
 
 
 @pytest.fixture(params=DRIVERS)
@@ -23,13 +24,14 @@ def test_discovery_is_ordered_unique_and_repeatable(said: dict[str, Any]) -> Non
     assert [device["index"] for device in first] == list(range(len(first)))
     uuids = [device["uuid"] for device in first]
     assert len(set(uuids)) == len(uuids)
-    assert all(NVML_FORM.fullmatch(uuid) for uuid in uuids)
+    assert all(NAMES[device["kind"]].fullmatch(device["uuid"]) for device in first)
+    assert first or said["name"] in ("none", "simulated")
 
 
 def test_devices_are_described(said: dict[str, Any]) -> None:
     for device in said["discoveries"][0]:
-        assert device["kind"] == "gpus"
-        assert device["model"] and device["mem_bytes"] > 0 and device["pci_address"]
+        assert device["model"] and device["pci_address"]
+        assert device["mem_bytes"] > 0 or device["kind"] == "tpus"
         assert device["driver"] == said["name"]
         assert (device["health"], device["health_reason"]) == (1, "")
 
@@ -48,23 +50,24 @@ def test_links_are_mutual_and_of_known_devices(said: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("runtime", ["process", "docker"])
 def test_without_devices_everything_is_hidden(said: dict[str, Any], runtime: str) -> None:
-    assert said["decorated"][runtime]["none"] == {
-        "environment": {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void"},
-        "device_nodes": [],
-        "mounts": [],
-        "device_requests": [],
-        "pinning": {},
-        "fallback_nodes": [],
-        "cdi": [],
-    }
+    decoration = said["decorated"][runtime]["none"]
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "NVIDIA_VISIBLE_DEVICES": "void"}
+    assert decoration.pop("environment") == ({} if said["name"] == "tpu" else hidden)
+    assert set(decoration.pop("pinning").values()) <= {""}
+    assert not any(decoration.values())
 
 
 @pytest.mark.parametrize("runtime", ["process", "docker"])
 def test_decoration_names_exactly_what_was_granted(said: dict[str, Any], runtime: str) -> None:
-    uuids = [device["uuid"] for device in said["discoveries"][1]]
+    """Each granted device has its place in a variable that pins, and nothing else has."""
+    devices = said["discoveries"][1]
     decoration = said["decorated"][runtime]["all"]
-    assert decoration["environment"]["CUDA_VISIBLE_DEVICES"] == ",".join(uuids)
-    assert decoration["device_requests"] in ([], uuids)
+    name = {"tpu": "TPU_VISIBLE_CHIPS", "rocm": "ROCR_VISIBLE_DEVICES"}.get(said["name"], "CUDA_VISIBLE_DEVICES")
+    value = {**decoration["environment"], **decoration["pinning"]}[name]
+    assert value.split(",") == [device["attributes"].get("visible_as") or device["uuid"] for device in devices] or (
+        value == "" and not devices
+    )
+    assert decoration["device_requests"] in ([], [device["uuid"] for device in devices])
     assert runtime == "docker" or not any(
-        decoration[name] for name in ("device_requests", "device_nodes", "fallback_nodes", "cdi")
+        decoration[key] for key in ("device_requests", "device_nodes", "fallback_nodes", "cdi", "mounts")
     )

@@ -139,6 +139,8 @@ def test_how_tasks_will_be_pinned(tmp_path: Path) -> None:
     assert "do not list these GPUs by uuid" in devices.pinning("docker", (GPU,), other, tmp_path).found
     assert devices.pinning("process", (GPU,), None).verdict is Verdict.WARN
     assert devices.pinning("docker", (), none).verdict is Verdict.OK
+    amd = Device(DeviceUuid("GPU-3"), "gpus", driver="rocm")
+    assert devices.pinning("docker", (amd,), none).found == "as the drivers say, by device nodes or CDI: rocm"
 
 
 def test_devices_of_another_agent_are_named_and_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

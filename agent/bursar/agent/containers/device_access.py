@@ -23,7 +23,7 @@ from bursar.core.tasks import StatusReason
 log = logging.getLogger(__name__)
 
 #: Kinds of CDI under which a vendor lists its GPUs by their uuids.
-GPU_KINDS = ("nvidia.com/gpu", "amd.com/gpu")
+GPU_KINDS = ("nvidia.com/gpu",)
 _MAX_SPEC_BYTES = 4 * 2**20
 
 

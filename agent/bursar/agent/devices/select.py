@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bursar.agent.devices.driver import DeviceDriver
@@ -13,16 +13,22 @@ from bursar.agent.devices.external import ExternalResource
 from bursar.agent.devices.none import NoDevices
 from bursar.agent.devices.nvml import NvmlDevices
 from bursar.agent.devices.plugin import PluginDevices
+from bursar.agent.devices.rocm import RocmDevices
 from bursar.agent.devices.script import ScriptDevices
 from bursar.agent.devices.several import SeveralDevices
 from bursar.agent.devices.simulated import DEFAULT_MODEL, MAX_DEVICES, SimulatedDevices
+from bursar.agent.devices.tpu import TpuDevices
 from bursar.core.errors import InvalidText
 from bursar.core.ids import AgentId
 
 _HINT = (
-    "write nvml, none, simulated:N, simulated:N:MODEL, plugin:NAME, plugin:FILE.py or plugin:DIR, several of them separated by commas,"
+    "write nvml, rocm, tpu, none, simulated:N, simulated:N:MODEL, plugin:NAME, plugin:FILE.py or plugin:DIR, several of them separated by commas,"
     " such as nvml,plugin:my-fpgas"
 )
+
+
+#: Drivers that read device files, which may lie under another root.
+_ROOTED: dict[str, Callable[[Path], DeviceDriver]] = {"rocm": RocmDevices, "tpu": TpuDevices}
 
 
 def driver_for(
@@ -101,6 +107,8 @@ def _driver(text: str, agent_id: AgentId, faults: Path | None) -> DeviceDriver:
                 f"devices: there is no file {rest}", "name a Python file, or the entry point of a package"
             )
         return PluginDevices(rest)
+    if name in _ROOTED and (not colon or os.path.isdir(rest)):
+        return _ROOTED[name](Path(rest or "/"))
     if colon or name not in ("nvml", "none"):
         raise InvalidText(f"devices: {text!r} is no device driver", _HINT)
     if name == "none":

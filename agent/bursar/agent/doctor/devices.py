@@ -10,7 +10,6 @@ from bursar.agent.devices.driver import DeviceDriver, DriverUnavailable
 from bursar.agent.devices.exclusive import holder_of, shared_directories
 from bursar.agent.doctor.findings import Finding, fail, ok, warn
 from bursar.core.devices import Device, DeviceHealth
-from bursar.core.resources import GPUS
 
 _TODO = {
     "nvml": "install NVIDIA's driver and see that `nvidia-smi` lists the GPUs; without GPUs say --devices none",
@@ -82,16 +81,21 @@ def owners(found: Sequence[Device]) -> list[Finding]:
 
 def pinning(runtime: str, found: Sequence[Device], engine: EngineDevices | None, nodes: Path = Path("/dev")) -> Finding:
     """How a task is going to get its GPUs and be kept from others."""
-    gpus = [device for device in found if device.kind == GPUS and device.driver not in ("simulated", "script")]
-    if not gpus:
-        return ok("pinning", "no GPU to give to a container; tasks are told of none (CUDA_VISIBLE_DEVICES is empty)")
+    gpus = [device for device in found if device.driver == "nvml"]
+    others = sorted({device.driver for device in found} - {"nvml", "simulated"})
+    if not gpus and not others:
+        return ok(
+            "pinning", "no real device to give to a container; tasks are told of none (CUDA_VISIBLE_DEVICES is empty)"
+        )
     if runtime != "docker":
         return warn(
             "pinning",
             "by environment only",
-            "a plain process that wants to sees every GPU of the machine",
+            "a plain process that wants to sees every device of the machine",
             "use --runtime docker where tasks are not trusted",
         )
+    if not gpus:
+        return ok("pinning", f"as the drivers say, by device nodes or CDI: {', '.join(others)}")
     if engine is None:
         return fail("pinning", "unknown: no engine answers", "GPUs are given by the engine", "see docker")
     way = engine.way([device.uuid for device in gpus])
@@ -99,7 +103,7 @@ def pinning(runtime: str, found: Sequence[Device], engine: EngineDevices | None,
         return ok("pinning", "by NVIDIA's runtime: the engine is told uuids")
     if way is Way.CDI:
         return ok("pinning", f"by CDI, from specifications in {', '.join(engine.cdi_directories)}")
-    if not list(nodes.glob("nvidia[0-9]*")) and not (nodes / "kfd").exists():
+    if not list(nodes.glob("nvidia[0-9]*")):
         return fail(
             "pinning",
             "impossible: the engine has neither NVIDIA's runtime nor CDI, and there are no device nodes",
