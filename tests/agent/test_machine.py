@@ -15,6 +15,7 @@ from bursar.agent.effects import (
     KillContainer,
     Log,
     OpenLogStream,
+    PullImage,
     RemoveContainer,
     RemoveSandbox,
     SendToMaster,
@@ -27,6 +28,8 @@ from bursar.agent.events import (
     ContainersRecovered,
     ContainerStarted,
     DevicesDiscovered,
+    ImageMissed,
+    ImagePulled,
     MasterConnected,
     MasterDisconnected,
     MasterMessageReceived,
@@ -385,6 +388,72 @@ def test_a_failure_on_a_lost_device_is_the_devices(code: int, reason: StatusReas
     (status,) = statuses(agent.exit("t", code))
     assert status.reason is reason
     assert code == 0 or "GPU-1 is not healthy: XID 79" in status.message
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def pulling(state: AgentState | None = None) -> Agent:
+    agent = Agent(state, runtime="docker").ready()
+    agent.launch(task("t", 0, image="big:1"))
+    return agent
+
+
+def test_no_device_is_held_while_an_image_is_pulled() -> None:
+    agent = pulling()
+    effects = agent.step(ImageMissed(container("t")))
+    assert of(effects, PullImage) == [PullImage(container("t"), "big:1")]
+    assert [(status.state, status.reason) for status in statuses(effects)] == [(S.STARTING, R.PULLING_IMAGE)]
+    assert agent.machine.live_devices() == {}
+    effects = agent.step(ImagePulled(container("t")))
+    assert [start.container_id for start in of(effects, StartContainer)] == [container("t")]
+    assert agent.machine.live_devices() == {GPUS[0].uuid: container("t")}
+    assert states(agent.step(ContainerStarted(container("t")))) == [S.RUNNING]
+
+
+def test_a_device_that_is_lost_while_an_image_is_pulled_drops_the_task() -> None:
+    agent = pulling()
+    agent.step(ImageMissed(container("t")))
+    agent.step(DevicesDiscovered(GPUS[1:], ()))
+    effects = agent.step(ImagePulled(container("t")))
+    assert not of(effects, StartContainer)
+    assert [(status.state, status.reason) for status in statuses(effects)] == [(S.DROPPED, R.DEVICES_CHANGED)]
+
+
+def test_a_task_may_be_killed_while_its_image_is_pulled() -> None:
+    agent = pulling()
+    agent.step(ImageMissed(container("t")))
+    effects = agent.kill("t")
+    assert states(effects)[-1] is S.KILLED and not of(effects, KillContainer)
+    assert agent.step(ImagePulled(container("t"))) == []
+
+
+def test_an_image_is_pulled_once() -> None:
+    agent = pulling()
+    agent.step(ImageMissed(container("t")))
+    agent.step(ImagePulled(container("t")))
+    (status,) = statuses(agent.step(ImageMissed(container("t"))))
+    assert (status.state, status.reason) == (S.FAILED, R.IMAGE_NOT_FOUND)
+
+
+def test_a_pull_that_fails_is_the_end_of_the_launch() -> None:
+    agent = pulling()
+    agent.step(ImageMissed(container("t")))
+    (status,) = statuses(agent.step(ContainerLaunchFailed(container("t"), R.IMAGE_NOT_FOUND, "no such image")))
+    assert (status.state, status.reason, status.message) == (S.FAILED, R.IMAGE_NOT_FOUND, "no such image")
+
+
+def test_a_pull_goes_on_after_a_restart_of_the_agent() -> None:
+    agent = pulling()
+    agent.step(ImageMissed(container("t")))
+    later = Agent(agent.durable, runtime="docker", boot_id="boot-2")
+    effects = later.step(ContainersRecovered(()))
+    assert of(effects, PullImage) and not of(effects, StartContainer)
+    later.connect()
+    later.register()
+    assert of(later.step(ImagePulled(container("t"))), StartContainer)
+    later.step(ContainerStarted(container("t")))
+    assert statuses(later.exit("t", 0))[-1].state is S.FINISHED
 
 
 # --- generations ----------------------------------------------------------------------------------------------------

@@ -88,6 +88,12 @@ class Books:
         for uuid in task.device_uuids:
             self.held[uuid] = container_id
 
+    def release(self, container_id: ContainerId, task: AssignedTask) -> None:
+        """A container does not have its devices any more, or not yet."""
+        for uuid in task.device_uuids:
+            if self.held.get(uuid) == container_id:
+                del self.held[uuid]
+
     def kill_container(self, container_id: ContainerId, grace_ms: int) -> None:
         """End a container, and ask again where it does not end."""
         self.effects.append(KillContainer(container_id, grace_ms))

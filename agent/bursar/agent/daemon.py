@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
@@ -19,16 +18,13 @@ from bursar.agent.containers.runtime import (
     ContainerExit,
     ContainerId,
     ContainerRuntime,
-    ContainerSpec,
-    Decoration,
+    ImageMissing,
     LaunchFailed,
-    Mount,
     RecoveredContainer,
     RuntimeUnavailable,
 )
 from bursar.agent.containers.volumes import VolumeRules
 from bursar.agent.devices.driver import (
-    ContainerDecorator,
     DeviceDriver,
     DriverUnavailable,
     HealthWatcher,
@@ -41,6 +37,7 @@ from bursar.agent.effects import (
     Log,
     OpenLogStream,
     ProbeDevice,
+    PullImage,
     RemoveContainer,
     RemoveSandbox,
     SendToMaster,
@@ -54,12 +51,14 @@ from bursar.agent.events import (
     DeviceProbed,
     DevicesDiscovered,
     DevicesSignalled,
+    ImageMissed,
+    ImagePulled,
 )
+from bursar.agent.launch import Launcher
 from bursar.agent.logs_service import LogSender
 from bursar.agent.machine import AgentConfig, AgentMachine
 from bursar.agent.master_client import MasterClient
 from bursar.agent.metrics import AgentMetrics
-from bursar.agent.pinning import DEVICES_FILE, devices_file_content, task_environment
 from bursar.agent.resources import HostResources, ResolvedResources, resolve_resources
 from bursar.agent.tasks import container_of
 from bursar.agent.work_dir import WorkDir
@@ -67,9 +66,8 @@ from bursar.core.devices import Device, DeviceHealth
 from bursar.core.errors import BursarError, InvalidText
 from bursar.core.ids import DeviceUuid
 from bursar.core.messages.agent import AgentInfo
-from bursar.core.resources import CPUS, MEM, ReservedResources, sum_resources
-from bursar.core.surroundings import ContainerSettings
-from bursar.core.tasks import AssignedTask, StatusReason, memory_environment, memory_plan
+from bursar.core.resources import ReservedResources
+from bursar.core.tasks import StatusReason
 from bursar.runtime.driver import Driver
 from bursar.runtime.telemetry import logger
 
@@ -168,7 +166,8 @@ class AgentDaemon:
         self._devices = devices
         self._resolved = resolved
         self._metrics = metrics
-        self._volumes = volumes or VolumeRules(work_dir.volumes)
+        rules = volumes or VolumeRules(work_dir.volumes)
+        self._launcher = Launcher(runtime, devices.driver, rules, work_dir)
         self._log = logger()
         self.machine = AgentMachine(AgentConfig(info, default_image, health=health or HealthRules()), checkpoint.load())
         self.driver = Driver(self.machine, commit=self._commit, perform=self._perform)
@@ -306,6 +305,8 @@ class AgentDaemon:
                 self._to_start.append(effect)
                 if len(self._to_start) == 1:
                     self._spawn(self._start_all(), self._starts)
+            case PullImage():
+                self._spawn(self._pull(effect), self._others)
             case KillContainer(container_id, grace_ms):
                 self._spawn(self._guarded("kill", self._runtime.kill(container_id, grace_ms)), self._others)
             case RemoveContainer(container_id):
@@ -344,11 +345,10 @@ class AgentDaemon:
         container_id = effect.container_id
         outcome: object
         try:
-            mounts = await self._mounts(effect.task)
-            blocks = getattr(self._devices.driver, "may_block", False)
-            spec = await asyncio.to_thread(self._spec, effect, mounts) if blocks else self._spec(effect, mounts)
-            await self._runtime.start(spec)
+            await self._launcher.launch(effect)
             outcome = ContainerStarted(container_id)
+        except ImageMissing:
+            outcome = ImageMissed(container_id)
         except LaunchFailed as error:
             outcome = ContainerLaunchFailed(
                 container_id, error.reason, error.message, getattr(error, "exit_code", None)
@@ -369,52 +369,18 @@ class AgentDaemon:
         self._containers[container_id].settled.set()
         self.driver.post(outcome)
 
-    async def _mounts(self, task: AssignedTask) -> tuple[Mount, ...]:
-        """The task's volumes, on a thread: a file system may hang. Raises LaunchFailed."""
-        spec = task.spec
-        if not spec.volumes:
-            return ()
-        owner = spec.container.owner if spec.container else None
-        return await asyncio.to_thread(self._volumes.mounts, spec.volumes, task.role, owner)
-
-    def _spec(self, effect: StartContainer, volumes: tuple[Mount, ...]) -> ContainerSpec:
-        """Everything that the runtime needs. Raises OSError, LaunchFailed."""
-        task, runtime = effect.task, self._runtime.name
-        sandbox = self._work_dir.make_sandbox(effect.container_id)
-        (sandbox / DEVICES_FILE).write_text(devices_file_content(effect.devices), encoding="utf-8")
-        driver = self._devices.driver
-        decoration = (
-            driver.decorate(effect.devices, runtime) if isinstance(driver, ContainerDecorator) else Decoration()
-        )
-        amounts = sum_resources(part.resources for part in task.resources).scalars
-        memory = memory_plan(task.spec, runtime)
-        planned = memory_environment(task.spec, memory) if memory is not None else {}
-        return ContainerSpec(
-            container_id=effect.container_id,
-            framework_id=task.framework_id,
-            task_id=task.spec.task_id,
-            command=task.spec.command,
-            image=effect.image,
-            environment=task_environment(
-                task_id=task.spec.task_id,
-                variables=task.spec.environment,
-                granted=effect.devices,
-                runtime=runtime,
-                sandbox=sandbox,
-                agent_environment=os.environ,
-                decoration=decoration.environment,
-                pinning=decoration.pinning,
-            )
-            | planned,
-            sandbox=sandbox,
-            cpus_milli=amounts.get(CPUS, 0),
-            mem_bytes=amounts.get(MEM, 0),
-            decoration=decoration,
-            memory=memory,
-            labels=task.spec.labels,
-            settings=task.spec.container or ContainerSettings(),
-            volumes=volumes,
-        )
+    async def _pull(self, effect: PullImage) -> None:
+        """Have an image: minutes, perhaps; the machine knows that the task holds nothing meanwhile."""
+        outcome: object = ImagePulled(effect.container_id)
+        try:
+            await self._runtime.pull(effect.image)
+        except LaunchFailed as error:
+            outcome = ContainerLaunchFailed(effect.container_id, error.reason, error.message)
+        except Exception as error:  # noqa: BLE001 - as with a start
+            self._log.exception("an image cannot be pulled", container=effect.container_id, image=effect.image)
+            message = f"{type(error).__name__}: {error}"
+            outcome = ContainerLaunchFailed(effect.container_id, StatusReason.LAUNCH_FAILED, message)
+        self.driver.post(outcome)
 
     async def _remove(self, container_id: ContainerId) -> None:
         """Until it is done: an engine that is away comes back."""

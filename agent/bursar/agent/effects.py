@@ -43,6 +43,14 @@ class StartContainer:
 
 
 @dataclass(frozen=True, slots=True)
+class PullImage:
+    """Fetch an image for a task that holds no device meanwhile; ImagePulled or ContainerLaunchFailed follows."""
+
+    container_id: ContainerId
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
 class KillContainer:
     """SIGTERM now, SIGKILL after the grace; ContainerExited follows. Asking again is harmless."""
 
@@ -98,6 +106,7 @@ AgentEffect = (
     | SendToMaster
     | CloseConnection
     | StartContainer
+    | PullImage
     | KillContainer
     | RemoveContainer
     | RemoveSandbox
@@ -114,6 +123,7 @@ __all__ = [
     "OpenLogStream",
     "Persist",
     "ProbeDevice",
+    "PullImage",
     "RemoveContainer",
     "RemoveSandbox",
     "SendToMaster",

@@ -64,6 +64,20 @@ class ContainerLaunchFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageMissed:
+    """`StartContainer` came to nothing, and nothing is left of it: the engine does not have the image."""
+
+    container_id: ContainerId
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePulled:
+    """`PullImage` succeeded."""
+
+    container_id: ContainerId
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerExited:
     """A container ended, and with it all its processes."""
 
@@ -103,6 +117,8 @@ AgentEvent = (
     | MasterMessageReceived
     | ContainerStarted
     | ContainerLaunchFailed
+    | ImageMissed
+    | ImagePulled
     | ContainerExited
     | DevicesDiscovered
     | DevicesSignalled
@@ -120,6 +136,8 @@ __all__ = [
     "DeviceProbed",
     "DevicesDiscovered",
     "DevicesSignalled",
+    "ImageMissed",
+    "ImagePulled",
     "MasterConnected",
     "MasterDisconnected",
     "MasterMessageReceived",

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from bursar.agent.books import Books, names
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
-from bursar.agent.effects import RemoveContainer, StartContainer
+from bursar.agent.effects import PullImage, RemoveContainer, StartContainer
 from bursar.agent.events import ContainerLaunchFailed
 from bursar.agent.pinning import granted_devices
 from bursar.agent.reporting import Reporting
@@ -21,6 +21,7 @@ from bursar.agent.tasks import (
     TaskRecord,
     Verdict,
     container_of,
+    devices_problem,
     end_of,
     grace_ms_of,
     launch_problem,
@@ -39,7 +40,10 @@ class Lives:
         self._reporting = reporting
         for key, record in books.state.tasks.items():
             if not record.state.is_terminal:
-                books.hold(container_of(books.info.agent_id, key), key, record.task)
+                container_id = container_of(books.info.agent_id, key)
+                books.live[container_id] = key
+                if not record.pulling:
+                    books.hold(container_id, key, record.task)
 
     def check(self) -> None:
         """Assert what must hold."""
@@ -56,6 +60,8 @@ class Lives:
                 continue
             container_id = container_of(books.info.agent_id, key)
             live[container_id] = key
+            if record.pulling:
+                continue
             for uuid in record.task.device_uuids:
                 assert uuid not in held, f"{uuid} is held by {held[uuid]} and {container_id}"
                 held[uuid] = container_id
@@ -102,13 +108,19 @@ class Lives:
             self._reporting.report(record, problem)
             return
         self._reporting.report(record, Verdict(TaskState.STARTING, StatusReason.UNSPECIFIED, ""))
-        self._books.hold(container_id, key, task)
-        self._books.starting.add(container_id)
-        image = task.spec.image or self._books.config.default_image
-        devices = granted_devices(task, self._books.devices)
-        self._books.effects.append(
-            StartContainer(container_id, task, "" if self._books.info.runtime == "process" else image, devices)
-        )
+        self._start(key)
+
+    def _start(self, key: TaskKey) -> None:
+        """Its launch is recorded: from now on it has its devices."""
+        books, task = self._books, self._books.state.tasks[key].task
+        container_id = container_of(books.info.agent_id, key)
+        books.hold(container_id, key, task)
+        books.starting.add(container_id)
+        devices = granted_devices(task, books.devices)
+        books.effects.append(StartContainer(container_id, task, self._image_of(task), devices))
+
+    def _image_of(self, task: AssignedTask) -> str:
+        return "" if self._books.info.runtime == "process" else task.spec.image or self._books.config.default_image
 
     def _kill(self, kill: KillTask) -> None:
         key = TaskKey(kill.framework_id, kill.task_id)
@@ -132,7 +144,9 @@ class Lives:
         else:
             self._reporting.report(replace(record, kill=kill), Verdict(TaskState.KILLING, kill.reason, ""))
         container_id = container_of(self._books.info.agent_id, key)
-        if container_id not in self._books.starting:
+        if record.pulling:
+            self._end(key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started"))
+        elif container_id not in self._books.starting:
             self._books.kill_container(container_id, grace_ms_of(record.task, kill))
 
     def _keep(self, key: TaskKey) -> None:
@@ -155,7 +169,10 @@ class Lives:
         for container_id, key in list(self._books.live.items()):
             record = self._books.state.tasks[key]
             container = found.pop(container_id, None)
-            if container is None:
+            if record.pulling:
+                # It has never begun, for certain: go on where it was.
+                self._pull(key)
+            elif container is None:
                 self._end(key, never_seen(record, self._books.info.boot_id))
             elif container.exit is not None:
                 self._end(key, end_of(record, container.exit, self._books.info.boot_id))
@@ -224,6 +241,45 @@ class Lives:
         else:
             self._runs(record)
 
+    def image_missed(self, container_id: ContainerId) -> None:
+        """A start was undone for want of its image: have it pulled, and give the devices back meanwhile (B-01)."""
+        books = self._books
+        books.starting.discard(container_id)
+        key = books.live.get(container_id)
+        if key is None:
+            return
+        record = books.state.tasks[key]
+        image = self._image_of(record.task)
+        if record.kill is not None:
+            self._end(key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started"))
+        elif record.pulled:
+            self._end(
+                key, Verdict(TaskState.FAILED, StatusReason.IMAGE_NOT_FOUND, f"image {image} was pulled and is gone")
+            )
+        else:
+            books.release(container_id, record.task)
+            words = Verdict(TaskState.STARTING, StatusReason.PULLING_IMAGE, f"pulling image {image}")
+            self._reporting.report(replace(record, pulling=True, pulled=True), words)
+            self._pull(key)
+
+    def _pull(self, key: TaskKey) -> None:
+        task = self._books.state.tasks[key].task
+        container_id = container_of(self._books.info.agent_id, key)
+        self._books.effects.append(PullImage(container_id, self._image_of(task)))
+
+    def image_pulled(self, container_id: ContainerId) -> None:
+        """The image is here: launch, if its devices still are."""
+        key = self._books.live.get(container_id)
+        record = self._books.state.tasks[key] if key is not None else None
+        if key is None or record is None or not record.pulling:
+            return
+        problem = devices_problem(record.task, self._books.devices, self._books.held)
+        if problem is not None:
+            self._end(key, problem)
+            return
+        self._books.persist(TaskSaved(replace(record, pulling=False, boot_id=self._books.info.boot_id)))
+        self._start(key)
+
     def launch_failed(self, event: ContainerLaunchFailed) -> None:
         """A start has failed, and nothing is left of it."""
         self._books.starting.discard(event.container_id)
@@ -257,8 +313,7 @@ class Lives:
         record = self._books.state.tasks[key]
         self._books.starting.discard(container_id)
         del self._books.live[container_id]
-        for uuid in record.task.device_uuids:
-            del self._books.held[uuid]
+        self._books.release(container_id, record.task)
         self._books.deadlines.cancel(("kill", container_id))
         self._books.deadlines.cancel(("run_time", key))
         self._reporting.report(record, verdict)

@@ -28,6 +28,8 @@ from bursar.agent.events import (
     DeviceProbed,
     DevicesDiscovered,
     DevicesSignalled,
+    ImageMissed,
+    ImagePulled,
     MasterConnected,
     MasterDisconnected,
     MasterMessageReceived,
@@ -77,6 +79,10 @@ class AgentMachine:
                 self.lives.started(container_id)
             case ContainerExited(container_id, exit):
                 self.lives.exited(container_id, exit)
+            case ImageMissed(container_id):
+                self.lives.image_missed(container_id)
+            case ImagePulled(container_id):
+                self.lives.image_pulled(container_id)
             case ContainerLaunchFailed():
                 self.lives.launch_failed(event)
             case MasterConnected(connection):

@@ -72,7 +72,11 @@ class Reporting:
 
     def report(self, record: TaskRecord, verdict: Verdict) -> None:
         """Move a task to another state, or say the same one again for a reason: recorded first, then said."""
-        again = verdict.state is record.state and verdict.reason is not StatusReason.UNSPECIFIED
+        again = (
+            verdict.state is record.state
+            and not record.state.is_terminal
+            and verdict.reason is not StatusReason.UNSPECIFIED
+        )
         assert again or may_follow(record.state, verdict.state), (
             f"{record.key}: {record.state.name} to {verdict.state.name}"
         )

@@ -52,6 +52,10 @@ class TaskRecord:
     kill: KillTask | None = None
     #: When it was first RUNNING, milliseconds since 1970; 0 before.
     running_at_ms: int = 0
+    #: Its image is being pulled: it has no container, never had one, and holds no device.
+    pulling: bool = False
+    #: It was pulled for this launch already: once is enough.
+    pulled: bool = False
 
     @property
     def key(self) -> TaskKey:
@@ -128,6 +132,13 @@ def launch_problem(
             StatusReason.AGENT_REFUSED,
             "the task has no image and this agent no default one; name an image, or start the agent with --default-image",
         )
+    return devices_problem(task, devices, held)
+
+
+def devices_problem(
+    task: AssignedTask, devices: Mapping[DeviceUuid, Device], held: Mapping[DeviceUuid, ContainerId]
+) -> Verdict | None:
+    """Say why a task cannot have its devices now, or nothing."""
     for uuid in task.device_uuids:
         device = devices.get(uuid)
         if device is None:

@@ -28,7 +28,16 @@ from bursar.cli.surroundings import Surroundings, surroundings_options
 from bursar.core.errors import BursarError, ErrorReason, InvalidText
 from bursar.core.text import format_duration
 from bursar.frameworks.run import RunOnce, describe_end, exit_code
-from bursar.sdk import FrameworkSession, LogReader, MasterUnreachable, OperatorClient, Status, Task, TaskState
+from bursar.sdk import (
+    FrameworkSession,
+    LogReader,
+    MasterUnreachable,
+    OperatorClient,
+    Status,
+    StatusReason,
+    Task,
+    TaskState,
+)
 from bursar.v1.operator_service_pb2 import REFUSAL_REASON_DECLINED
 
 #: A master must be found within this time.
@@ -196,6 +205,8 @@ class _Run:
                 if not self._output_closed:
                     await self._drain(copy)
                 return code
+            if framework.task.status.reason is StatusReason.PULLING_IMAGE:
+                self._say_once(framework.task.status.message)
             if framework.task.status.state is TaskState.UNREACHABLE:
                 self._say_once(f"{framework.task.hostname or 'its agent'} does not answer; waiting for it")
             await self._wait(None)

@@ -97,6 +97,7 @@ class StatusReason(IntEnum):
     SIGBUS = 21
     DEVICE_LOST = 22
     MAX_RUN_TIME = 23
+    PULLING_IMAGE = 24
     VOLUME_REFUSED = 30
     DEVICE_FAILED = 35
     DEVICE_CORDONED = 36

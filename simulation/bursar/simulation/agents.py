@@ -12,6 +12,7 @@ from bursar.agent.effects import (
     Log,
     OpenLogStream,
     ProbeDevice,
+    PullImage,
     RemoveContainer,
     RemoveSandbox,
     SendToMaster,
@@ -248,6 +249,8 @@ class AgentNode:
             case StartContainer():
                 self._world.checkers.agent_starts(self.agent_id, effect, self.checkpoint)
                 self.containers.start(effect)
+            case PullImage():
+                self.containers.pull(effect)
             case KillContainer(container_id, grace_ms):
                 self.containers.kill(container_id, grace_ms)
             case RemoveContainer(container_id):

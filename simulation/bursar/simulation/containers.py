@@ -11,8 +11,8 @@ from random import Random
 from typing import Any
 
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
-from bursar.agent.effects import StartContainer
-from bursar.agent.events import ContainerExited, ContainerLaunchFailed, ContainerStarted
+from bursar.agent.effects import PullImage, StartContainer
+from bursar.agent.events import ContainerExited, ContainerLaunchFailed, ContainerStarted, ImageMissed, ImagePulled
 from bursar.core.ids import DeviceUuid, FrameworkId, TaskId
 from bursar.core.tasks import StatusReason
 from bursar.simulation.faults import Faults
@@ -40,6 +40,7 @@ class SimulatedContainer:
     task_id: TaskId
     devices: tuple[DeviceUuid, ...]
     command: tuple[str, ...]
+    has_image: bool = False
     exit: ContainerExit | None = None
     dying: bool = False
 
@@ -72,6 +73,8 @@ class SimulatedContainers:
         self.watcher: Watcher | None = None
         #: Starts that were asked for and are not done: void when the agent dies.
         self._starting: dict[ContainerId, SimulatedContainer] = {}
+        #: Whose image is here, after it was missing.
+        self._pulled_for: set[ContainerId] = set()
 
     # --- what an agent asks for ---
 
@@ -84,9 +87,15 @@ class SimulatedContainers:
             task.spec.task_id,
             tuple(device.uuid for device in effect.devices),
             task.spec.command,
+            bool(effect.image),
         )
         self._starting[effect.container_id] = container
         self._timeline.after(self._random.randint(0, self.faults.start_ms), self._begin, container)
+
+    def pull(self, effect: PullImage) -> None:
+        """Fetch an image; it takes its time, and there may be none."""
+        delay_ms = self._random.randint(0, self.faults.pull_ms)
+        self._timeline.after(delay_ms, self._pulled, effect.container_id, self.watcher)
 
     def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """SIGTERM now, SIGKILL after the grace; unknown and ended ones are ignored."""
@@ -156,9 +165,13 @@ class SimulatedContainers:
         if self._starting.get(container_id) is not container:
             return
         faults, random = self.faults, self._random
-        if random.random() < faults.image_missing_chance:
+        if (
+            container.has_image
+            and random.random() < faults.image_missing_chance
+            and container_id not in self._pulled_for
+        ):
             del self._starting[container_id]
-            self._tell(ContainerLaunchFailed(container_id, StatusReason.IMAGE_NOT_FOUND, "there is no such image"))
+            self._tell(ImageMissed(container_id))
             return
         if random.random() < faults.start_failure_chance:
             del self._starting[container_id]
@@ -168,6 +181,14 @@ class SimulatedContainers:
         self._create(container)
         # Whether its end is told first is chance.
         self._timeline.after(random.randint(0, 5), self._tell, ContainerStarted(container_id), self.watcher)
+
+    def _pulled(self, container_id: ContainerId, watcher: Watcher | None) -> None:
+        if self._random.random() < 0.3:
+            failed = ContainerLaunchFailed(container_id, StatusReason.IMAGE_NOT_FOUND, "there is no such image")
+            self._tell(failed, watcher)
+        else:
+            self._pulled_for.add(container_id)
+            self._tell(ImagePulled(container_id), watcher)
 
     def _create(self, container: SimulatedContainer) -> None:
         self._on_begin(container)

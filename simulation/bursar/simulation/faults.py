@@ -43,7 +43,9 @@ class Faults:
     #: Containers: how long a start takes, how it fails, how a container is lost.
     start_ms: int = 20
     start_failure_chance: float = 0.0
+    #: An image is not there and takes up to `pull_ms`, or cannot be had.
     image_missing_chance: float = 0.0
+    pull_ms: int = 3_000
     container_losses_per_minute: float = 0.0
     #: Devices: one becomes unhealthy, or vanishes, for up to `device_away_ms`.
     device_failures_per_minute: float = 0.0
@@ -93,6 +95,7 @@ _DURATIONS_MS: dict[str, tuple[int, ...]] = {
     "stall_ms": (500, 5_000, 60_000),
     "commit_ms": (0, 2, 50),
     "start_ms": (0, 20, 2_000),
+    "pull_ms": (100, 3_000, 60_000),
     "device_away_ms": (1_000, 30_000),
     "framework_down_ms": (10, 5_000),
 }

@@ -42,6 +42,8 @@ class Bench:
     agent_id: AgentId
     make: Callable[[], ContainerRuntime]
     image: str = ""
+    #: Of the simulated runtime.
+    engine: SimulatedEngine | None = None
     programs: dict[ContainerId, Program] = field(default_factory=dict)
     exits: dict[ContainerId, list[ContainerExit]] = field(default_factory=dict)
     runtimes: list[ContainerRuntime] = field(default_factory=list)
@@ -198,6 +200,7 @@ async def make_bench(kind: str, request: pytest.FixtureRequest, tmp_path: Path) 
     else:
         engine = SimulatedEngine(lambda spec: bench.programs[spec.container_id].simulated(spec))
         bench = Bench(kind, tmp_path, agent_id, lambda: SimulatedRuntime(engine))
+        bench.engine = engine
     yield bench
     for runtime in bench.runtimes:
         await runtime.close()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bursar.agent.containers.logs import LogStream, read_logs
-from bursar.agent.containers.runtime import ContainerSpec
+from bursar.agent.containers.runtime import ContainerSpec, ImageMissing, LaunchFailed
 from bursar.agent.containers.simulated import SimulatedProgram
 from bursar.core.tasks import StatusReason
 
@@ -33,6 +33,25 @@ async def test_death_by_a_signal_is_128_plus_its_number(bench: Any) -> None:
         runtime, bench.spec("aborts", bench.script("kill -ABRT $$", SimulatedProgram(128 + signal.SIGABRT)))
     )
     assert (end.exit_code, end.reason) == (128 + signal.SIGABRT, StatusReason.COMMAND_EXITED)
+
+
+async def test_an_image_that_is_missing_is_told_apart_and_cannot_be_pulled_from_nowhere(bench: Any) -> None:
+    if bench.kind == "process":
+        pytest.skip("processes have no images")
+    runtime = await bench.open()
+    image, bench.image = bench.image, "localhost:1/no/such-image:1"
+    if bench.kind == "simulated":
+        bench.engine.missing_images.add(bench.image)
+    spec = bench.spec("imageless", bench.script("exit 3", SimulatedProgram(3)))
+    with pytest.raises(ImageMissing):
+        await runtime.start(spec)
+    with pytest.raises(LaunchFailed) as failed:
+        await runtime.pull(bench.image)
+    assert failed.value.reason is StatusReason.IMAGE_NOT_FOUND and bench.image in failed.value.message
+    assert await runtime.recover() == []
+    bench.image = image
+    spec = bench.spec("imageless", bench.script("exit 3", SimulatedProgram(3)))
+    assert (await bench.run(runtime, spec)).exit_code == 3, "nothing of the failed start is in the way"
 
 
 async def test_sigbus_alone_proves_nothing(bench: Any) -> None:

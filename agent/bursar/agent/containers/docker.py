@@ -38,6 +38,7 @@ from bursar.agent.containers.runtime import (
     ContainerId,
     ContainerSpec,
     ExitCallback,
+    ImageMissing,
     LaunchFailed,
     RecoveredContainer,
     RuntimeUnavailable,
@@ -174,7 +175,7 @@ class DockerRuntime:
         return recovered
 
     async def start(self, spec: ContainerSpec) -> None:
-        """Create and start a container, pulling its image if need be. Raises LaunchFailed."""
+        """Create and start a container. Raises LaunchFailed, ImageMissing."""
         if not spec.image:
             raise LaunchFailed(
                 StatusReason.LAUNCH_FAILED,
@@ -211,12 +212,8 @@ class DockerRuntime:
     async def _start(self, spec: ContainerSpec) -> ContainerExit | None:
         try:
             return await self._call(self._create_and_start, spec, pool=self._starts)
-        except docker.errors.ImageNotFound:
-            await self._pull(spec.image)
-        try:
-            return await self._call(self._create_and_start, spec, pool=self._starts)
         except docker.errors.ImageNotFound as error:
-            raise LaunchFailed(StatusReason.IMAGE_NOT_FOUND, f"image {spec.image}: {words_of(error)}") from error
+            raise ImageMissing(spec.image) from error
 
     def _create_and_start(self, spec: ContainerSpec) -> ContainerExit | None:
         """In a thread."""
@@ -253,8 +250,16 @@ class DockerRuntime:
             watched.witness = Witness(seen.pid)
         return None
 
+    async def pull(self, image: str) -> None:
+        """Pull an image, once for all who wait for it. Raises LaunchFailed in the engine's words."""
+        try:
+            await self._pull(image)
+        except docker.errors.DockerException as error:
+            raise LaunchFailed(StatusReason.IMAGE_NOT_FOUND, f"image {image}: {words_of(error)}") from error
+        except CONNECTION_ERRORS as error:
+            raise LaunchFailed(StatusReason.ENGINE_LOST, f"the Docker engine went away: {root_cause(error)}") from error
+
     async def _pull(self, image: str) -> None:
-        """Pull an image, once for all who wait for it."""
         task = self._pulling.get(image)
         if task is None:
             task = asyncio.create_task(self._call(self._engine.pull, image, pool=self._pulls))

@@ -177,6 +177,9 @@ class ProcessRuntime:
                 os.close(fd)
         self._watch(_Running(spec.container_id, spec.sandbox, path, popen.pid, popen, _open_pidfd(popen.pid)))
 
+    async def pull(self, image: str) -> None:
+        """Nothing to do: processes have no images."""
+
     async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """SIGTERM to the process group, SIGKILL after the grace. A second kill can shorten the grace, never lengthen it."""
         running = self._running.get(container_id)

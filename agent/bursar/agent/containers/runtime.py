@@ -103,6 +103,13 @@ class LaunchFailed(Exception):
         self.message = message
 
 
+class ImageMissing(LaunchFailed):
+    """The engine does not have the image of a container: `pull` it and start again."""
+
+    def __init__(self, image: str) -> None:
+        super().__init__(StatusReason.IMAGE_NOT_FOUND, f"image {image} is not on this machine")
+
+
 class RuntimeUnavailable(Exception):
     """The engine cannot be used at all; the message says why and what to do (for example `--runtime process`)."""
 
@@ -127,7 +134,13 @@ class ContainerRuntime(Protocol):
         """
 
     async def start(self, spec: ContainerSpec) -> None:
-        """Start a container; on return it runs (or has already ended, which `on_exit` tells). Raises LaunchFailed."""
+        """Start a container; on return it runs (or has already ended, which `on_exit` tells).
+
+        Raises LaunchFailed; ImageMissing where a `pull` may help. Nothing of the container is left then.
+        """
+
+    async def pull(self, image: str) -> None:
+        """Have an image on this machine, from its registry if need be. May take minutes. Raises LaunchFailed."""
 
     async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """SIGTERM now, SIGKILL after the grace; returns at once, `on_exit` tells the end. Unknown ids are ignored."""

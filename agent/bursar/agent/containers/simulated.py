@@ -18,6 +18,7 @@ from bursar.agent.containers.runtime import (
     ContainerId,
     ContainerSpec,
     ExitCallback,
+    ImageMissing,
     LaunchFailed,
     RecoveredContainer,
     RuntimeUnavailable,
@@ -83,6 +84,9 @@ class SimulatedEngine:
         self._containers: dict[ContainerId, _Container] = {}
         #: The runtimes that are open, told of every end.
         self._watchers: list[Callable[[ContainerId, ContainerExit], None]] = []
+        #: Images that are not on this machine, and those of them that can be pulled.
+        self.missing_images: set[str] = set()
+        self.registry: set[str] = set()
         #: False: every call fails, as with a stopped daemon.
         self.is_up = True
 
@@ -171,8 +175,16 @@ class SimulatedRuntime:
         """Start a container. Raises LaunchFailed."""
         if not self._engine.is_up:
             raise LaunchFailed(StatusReason.ENGINE_LOST, "the simulated engine is down")
+        if spec.image in self._engine.missing_images:
+            raise ImageMissing(spec.image)
         self._engine._start(spec)
         self._watched.add(spec.container_id)
+
+    async def pull(self, image: str) -> None:
+        """Raises LaunchFailed where the engine's registry does not have it."""
+        if image not in self._engine.registry:
+            raise LaunchFailed(StatusReason.IMAGE_NOT_FOUND, f"image {image}: no such image")
+        self._engine.missing_images.discard(image)
 
     async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """As the interface says."""

@@ -1,0 +1,148 @@
+"""A launch: a short list of steps, each with what undoes it. A step that fails has the ones before it undone, in reverse (B-02).
+
+The image is not among them: where it is missing the launch is undone as a whole, the machine has it pulled while the task holds
+no device, and launches anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bursar.agent.containers.runtime import ContainerRuntime, ContainerSpec, Decoration, Mount
+from bursar.agent.containers.volumes import VolumeRules
+from bursar.agent.devices.driver import ContainerDecorator
+from bursar.agent.effects import StartContainer
+from bursar.agent.pinning import DEVICES_FILE, devices_file_content, task_environment
+from bursar.agent.work_dir import WorkDir
+from bursar.core.resources import CPUS, MEM, sum_resources
+from bursar.core.surroundings import ContainerSettings
+from bursar.core.tasks import memory_environment, memory_plan
+from bursar.runtime.telemetry import logger
+
+
+@dataclass(slots=True)
+class Draft:
+    """What the steps of one launch have come to so far."""
+
+    effect: StartContainer
+    volumes: tuple[Mount, ...] = ()
+    sandbox: Path = Path()
+    decoration: Decoration = field(default_factory=Decoration)
+
+
+class Step(NamedTuple):
+    """One step. `undo` is called where a later step failed; it must not raise, and a step that failed left nothing itself."""
+
+    name: str
+    do: Callable[[Draft], Awaitable[None]]
+    undo: Callable[[Draft], Awaitable[None]] | None = None
+
+
+class Launcher:
+    """Carries out launches, any number at once."""
+
+    def __init__(self, runtime: ContainerRuntime, driver: object, volumes: VolumeRules, work_dir: WorkDir) -> None:
+        self._runtime = runtime
+        self._driver = driver
+        self._volumes = volumes
+        self._work_dir = work_dir
+        #: In order. Named volumes stay: they are kept from the first naming on, whatever becomes of the task.
+        self.steps: list[Step] = [
+            Step("volumes", self._find_volumes),
+            Step("sandbox", self._make_sandbox, self._remove_sandbox),
+            Step("devices", self._add_devices),
+            Step("container", self._start_container),
+        ]
+
+    async def launch(self, effect: StartContainer) -> None:
+        """Every step, or none. Raises LaunchFailed (ImageMissing among them), OSError."""
+        draft = Draft(effect)
+        done: list[Step] = []
+        try:
+            for step in self.steps:
+                await step.do(draft)
+                done.append(step)
+        except BaseException:
+            for step in reversed(done):
+                if step.undo is not None:
+                    await self._undo(step, draft)
+            raise
+
+    async def _undo(self, step: Step, draft: Draft) -> None:
+        try:
+            await step.undo(draft)  # type: ignore[misc]
+        except Exception as error:  # noqa: BLE001 - the others are undone all the same
+            logger().warning(
+                f"the step {step.name} of a launch cannot be undone",
+                container=draft.effect.container_id,
+                reason=str(error),
+            )
+
+    # --- the steps ---------------------------------------------------------------------------------------------------
+
+    async def _find_volumes(self, draft: Draft) -> None:
+        """On a thread: a file system may hang."""
+        task = draft.effect.task
+        if task.spec.volumes:
+            owner = task.spec.container.owner if task.spec.container else None
+            draft.volumes = await asyncio.to_thread(self._volumes.mounts, task.spec.volumes, task.role, owner)
+
+    async def _make_sandbox(self, draft: Draft) -> None:
+        draft.sandbox = self._work_dir.make_sandbox(draft.effect.container_id)
+        content = devices_file_content(draft.effect.devices)
+        (draft.sandbox / DEVICES_FILE).write_text(content, encoding="utf-8")
+
+    async def _remove_sandbox(self, draft: Draft) -> None:
+        await asyncio.to_thread(self._work_dir.remove_sandbox, draft.effect.container_id)
+
+    async def _add_devices(self, draft: Draft) -> None:
+        """What the drivers add; a driver in a process of its own is asked on a thread."""
+        driver = self._driver
+        if not isinstance(driver, ContainerDecorator):
+            return
+        if getattr(driver, "may_block", False):
+            draft.decoration = await asyncio.to_thread(driver.decorate, draft.effect.devices, self._runtime.name)
+        else:
+            draft.decoration = driver.decorate(draft.effect.devices, self._runtime.name)
+
+    async def _start_container(self, draft: Draft) -> None:
+        await self._runtime.start(self._spec(draft))
+
+    def _spec(self, draft: Draft) -> ContainerSpec:
+        """Everything that the runtime needs."""
+        effect, runtime = draft.effect, self._runtime.name
+        task = effect.task
+        amounts = sum_resources(part.resources for part in task.resources).scalars
+        memory = memory_plan(task.spec, runtime)
+        planned: dict[str, Any] = memory_environment(task.spec, memory) if memory is not None else {}
+        return ContainerSpec(
+            container_id=effect.container_id,
+            framework_id=task.framework_id,
+            task_id=task.spec.task_id,
+            command=task.spec.command,
+            image=effect.image,
+            environment=task_environment(
+                task_id=task.spec.task_id,
+                variables=task.spec.environment,
+                granted=effect.devices,
+                runtime=runtime,
+                sandbox=draft.sandbox,
+                agent_environment=os.environ,
+                decoration=draft.decoration.environment,
+                pinning=draft.decoration.pinning,
+            )
+            | planned,
+            sandbox=draft.sandbox,
+            cpus_milli=amounts.get(CPUS, 0),
+            mem_bytes=amounts.get(MEM, 0),
+            decoration=draft.decoration,
+            memory=memory,
+            labels=task.spec.labels,
+            settings=task.spec.container or ContainerSettings(),
+            volumes=draft.volumes,
+        )
