@@ -18,7 +18,7 @@ from bursar.agent.events import (
 )
 from bursar.agent.machine import AgentMachine
 from bursar.core.devices import Device, DeviceCondition, DeviceHealth
-from bursar.core.messages.agent import DevicesChanged, Register, TaskUpdates
+from bursar.core.messages.agent import DeviceOrder, DeviceOrders, DevicesChanged, Register, TaskUpdates
 
 C = DeviceCondition
 
@@ -135,6 +135,22 @@ def test_a_device_of_which_its_driver_cannot_speak_is_not_offered_but_not_ill() 
     effects = agent.step(DevicesDiscovered(GPUS, ()))
     changed = [message for message in said(effects) if isinstance(message, DevicesChanged)]
     assert [device.health for device in changed[0].devices] == [DeviceHealth.HEALTHY] * 4
+
+
+def test_an_operators_order_is_kept_and_older_ones_are_not_heard_again() -> None:
+    agent = Ill().ready()
+    agent.run(task("t", 0))
+    effects = agent.hear(DeviceOrders((DeviceOrder(GPUS[0].uuid, True, "fan", 5),)))
+    (told,) = statuses(effects)
+    assert (told.state, told.reason) == (S.RUNNING, R.DEVICE_CORDONED) and "by an operator: fan" in told.message
+    assert shown(effects)[0] is C.CORDONED
+    assert not said(agent.hear(DeviceOrders((DeviceOrder(GPUS[0].uuid, True, "fan", 5),)))), "said again at each start"
+    again = agent.reborn()
+    assert again.machine.info.devices[0].condition is C.CORDONED
+    (end,) = statuses(agent.exit("t", 1))
+    assert end.reason is R.COMMAND_EXITED, "nothing was wrong with the device"
+    effects = agent.hear(DeviceOrders((DeviceOrder(GPUS[0].uuid, False, "", 6),)))
+    assert shown(effects)[0] is C.HEALTHY
 
 
 def test_notices_are_repeated_until_acknowledged_like_any_update() -> None:

@@ -45,6 +45,7 @@ from bursar.core.messages.agent import (
     AcknowledgeUpdates,
     AgentInfo,
     DesiredState,
+    DeviceOrders,
     OpenLog,
     Ping,
     Pong,
@@ -177,6 +178,9 @@ class AgentMachine:
                 self.lives.converge(self.conversation.gather(connection, message))
             case AcknowledgeUpdates():
                 self.reporting.acknowledged(message)
+            case DeviceOrders(orders):
+                if self.registered:
+                    self.ward.ordered(orders)
             case OpenLog():
                 self.conversation.open_log(connection, message)
             case _:

@@ -11,6 +11,7 @@ from bursar.agent.devices.health import (
     DeviceSignal,
     HealthEvent,
     HealthRecord,
+    Ordered,
     Probed,
     Released,
     Remedy,
@@ -27,6 +28,7 @@ from bursar.agent.state import DeviceHealthSaved
 from bursar.agent.tasks import Verdict
 from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.ids import DeviceUuid
+from bursar.core.messages.agent import DeviceOrder
 from bursar.core.tasks import StatusReason
 
 
@@ -106,6 +108,11 @@ class Ward:
             if signal.severity is Severity.NOTED:
                 self._books.log("info", signal.text, device=signal.uuid)
             self._happened(signal.uuid, Signalled(signal))
+
+    def ordered(self, orders: Iterable[DeviceOrder]) -> None:
+        """All that operators ordered; what was carried out before is not carried out again."""
+        for order in orders:
+            self._happened(order.uuid, Ordered(order.cordoned, order.reason, order.ordered_at_ms))
 
     def probed(self, uuid: DeviceUuid, problem: str) -> None:
         """A probe is over."""

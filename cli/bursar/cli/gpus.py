@@ -45,3 +45,28 @@ def gpu() -> None:
 def list_gpus(agent: str, output: str) -> None:
     """List all devices and what they are used for."""
     out.print_list(ask(lambda client: client.devices(agent)), LISTING, output)
+
+
+@gpu.command("cordon")
+@click.argument("devices", metavar="UUID...", nargs=-1, required=True)
+@click.option("--reason", default="", help="Shown wherever the device is, and told to the tasks that hold it.")
+@output_option
+@master_option
+def cordon(devices: tuple[str, ...], reason: str, output: str) -> None:
+    """Take devices out of service, all or none, until they are uncordoned. UUID may be a unique prefix.
+
+    Offers with them are rescinded. Tasks that hold them are told, and go on.
+    """
+    out.print_list(list(ask(lambda client: client.cordon_devices(devices, reason)).devices), LISTING, output)
+
+
+@gpu.command("uncordon")
+@click.argument("devices", metavar="UUID...", nargs=-1, required=True)
+@output_option
+@master_option
+def uncordon(devices: tuple[str, ...], output: str) -> None:
+    """Put devices back into service, all or none.
+
+    What they suffered from is forgiven: those that failed, or were retired, are probed at once, and healthy if that goes well.
+    """
+    out.print_list(list(ask(lambda client: client.uncordon_devices(devices)).devices), LISTING, output)

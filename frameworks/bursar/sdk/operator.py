@@ -313,6 +313,20 @@ class OperatorClient:
         request = operator_service_pb2.RemoveRuleRequest(request_id=_fresh_id(), name=name)
         return await self._call("RemoveRule", request)  # type: ignore[no-any-return]
 
+    async def cordon_devices(
+        self, devices: Iterable[str], reason: str = ""
+    ) -> operator_service_pb2.CordonDevicesResponse:
+        """Take devices out of service, all or none: uuids or unique prefixes. Tasks that hold them are told, and go on."""
+        request = operator_service_pb2.CordonDevicesRequest(
+            request_id=_fresh_id(), devices=list(devices), reason=reason
+        )
+        return await self._call("CordonDevices", request)  # type: ignore[no-any-return]
+
+    async def uncordon_devices(self, devices: Iterable[str]) -> operator_service_pb2.UncordonDevicesResponse:
+        """Put devices back into service, all or none; those that failed, or were retired, are probed first."""
+        request = operator_service_pb2.UncordonDevicesRequest(request_id=_fresh_id(), devices=list(devices))
+        return await self._call("UncordonDevices", request)  # type: ignore[no-any-return]
+
     async def set_role_group(self, name: str, members: Iterable[str]) -> operator_service_pb2.SetRoleGroupResponse:
         """Make a role group of these roles or role expressions; offers that it forbids are rescinded before this returns."""
         request = operator_service_pb2.SetRoleGroupRequest(request_id=_fresh_id(), name=name, members=list(members))

@@ -11,6 +11,7 @@ from bursar.core.ids import DeviceUuid, Generation
 from bursar.core.messages.agent import (
     AgentInfo,
     DesiredState,
+    DeviceOrders,
     DevicesChanged,
     KillTask,
     Ping,
@@ -92,8 +93,25 @@ def enter_agent(cluster: Cluster, agent: Agent, *, counted: bool) -> None:
 
 def withhold_unhealthy(cluster: Cluster, agent: Agent) -> None:
     """Exactly the devices that are not healthy are withheld, each for its reason."""
-    unhealthy = {device.uuid: why for device in agent.devices.values() if (why := _unhealthy(device))}
-    cluster.ledger.set_withheld(agent.agent_id, unhealthy)
+    withheld = {device.uuid: why for device in agent.devices.values() if (why := _unhealthy(device))}
+    cluster.ledger.set_withheld(agent.agent_id, withheld | cordoned(cluster, agent))
+
+
+def cordoned(cluster: Cluster, agent: Agent) -> dict[DeviceUuid, str]:
+    """The agent's devices that operators took out of service, and why: at once, before the agent has heard of it."""
+    known = cluster.durable.agents.get(agent.agent_id)
+    orders = known.device_orders if known is not None else ()
+    return {
+        order.uuid: f"cordoned: by an operator: {order.reason}"
+        for order in orders
+        if order.cordoned and order.uuid in agent.devices
+    }
+
+
+def tell_device_orders(cluster: Cluster, turn: Turn, agent: Agent) -> None:
+    """Say what operators ordered, if anything."""
+    if orders := cluster.durable.agents[agent.agent_id].device_orders:
+        turn.to_agent(agent, DeviceOrders(orders))
 
 
 def _unhealthy(device: Device) -> str:
@@ -166,7 +184,8 @@ def _change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: Devices
         said = {device.uuid: device for device in message.devices}
         withheld = {uuid: _unhealthy(said[uuid]) if uuid in said else "vanished" for uuid in agent.devices}
         turn.publish("devices_changed", f"not taken over: {problem}", agent_id=agent.agent_id)
-        cluster.ledger.set_withheld(agent.agent_id, {uuid: why for uuid, why in withheld.items() if why})
+        said_so = {uuid: why for uuid, why in withheld.items() if why}
+        cluster.ledger.set_withheld(agent.agent_id, said_so | cordoned(cluster, agent))
         rescind(cluster, turn, offers_on(cluster, agent.agent_id), "devices of the agent changed")
         return
     agent.info = info

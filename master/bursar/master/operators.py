@@ -9,7 +9,7 @@ from bursar.core.messages import operator as op
 from bursar.core.messages.operator import FlagView, OperatorRequest, OperatorResponse
 from bursar.core.tasks import StatusReason
 from bursar.core.text import parse_minimum
-from bursar.master import frameworks, groups, quotas, reservations, role_views, rules, views, weights
+from bursar.master import device_orders, frameworks, groups, quotas, reservations, role_views, rules, views, weights
 from bursar.master.agents import tell_ping_settings
 from bursar.master.explain import explain_agent, explain_framework, explain_role
 from bursar.master.flags import find_flag, read_run_time_value
@@ -34,6 +34,8 @@ MUTATING = (
     op.RemoveRuleRequest,
     op.SetRoleGroupRequest,
     op.RemoveRoleGroupRequest,
+    op.CordonDevicesRequest,
+    op.UncordonDevicesRequest,
 )
 
 
@@ -125,6 +127,8 @@ def answer(
             | op.RemoveRuleRequest()
             | op.SetRoleGroupRequest()
             | op.RemoveRoleGroupRequest()
+            | op.CordonDevicesRequest()
+            | op.UncordonDevicesRequest()
         ):
             result = _change(cluster, turn, request, principal)
             if not isinstance(result, ErrorDetail) and not getattr(request, "dry_run", False):
@@ -149,7 +153,9 @@ def _change(
     | op.AddRuleRequest
     | op.RemoveRuleRequest
     | op.SetRoleGroupRequest
-    | op.RemoveRoleGroupRequest,
+    | op.RemoveRoleGroupRequest
+    | op.CordonDevicesRequest
+    | op.UncordonDevicesRequest,
     principal: str,
 ) -> Answer:
     match request:
@@ -182,6 +188,10 @@ def _change(
             return groups.set_group(cluster, turn, request)
         case op.RemoveRoleGroupRequest():
             return groups.remove_group(cluster, turn, request)
+        case op.CordonDevicesRequest():
+            return device_orders.cordon(cluster, turn, request, principal)
+        case op.UncordonDevicesRequest():
+            return device_orders.uncordon(cluster, turn, request)
         case _:
             assert_never(request)
 

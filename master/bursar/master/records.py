@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from bursar.core.ids import AgentId, FrameworkId, TaskId
-from bursar.core.messages.agent import AgentInfo
+from bursar.core.messages.agent import AgentInfo, DeviceOrder
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult
 from bursar.core.messages.operator import Quota, RoleWeight
@@ -195,6 +195,14 @@ class RoleGroupRecorded:
     members: tuple[str, ...] | None
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceOrdersRecorded:
+    """All that operators ordered about an agent's devices, after a change: the newest order of each."""
+
+    agent_id: AgentId
+    orders: tuple[DeviceOrder, ...]
+
+
 Record = (
     TermRaised
     | AgentRecorded
@@ -216,6 +224,7 @@ Record = (
     | WeightsRecorded
     | QuotasRecorded
     | RoleGroupRecorded
+    | DeviceOrdersRecorded
 )
 
 
@@ -228,6 +237,7 @@ class DurableAgent:
     registered_at_ms: int
     unreachable: bool = False
     reservations: tuple[ReservedResources, ...] = ()
+    device_orders: tuple[DeviceOrder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +317,8 @@ class Durable:
             case AgentRecorded(info, version, at):
                 known = self.agents.get(info.agent_id)
                 reservations = known.reservations if known else ()
-                self.agents[info.agent_id] = DurableAgent(info, version, at, False, reservations)
+                orders = known.device_orders if known else ()
+                self.agents[info.agent_id] = DurableAgent(info, version, at, False, reservations, orders)
             case AgentReachabilityRecorded(agent_id, unreachable):
                 self.agents[agent_id] = replace(self.agents[agent_id], unreachable=unreachable)
             case FrameworkRecorded(info, at):
@@ -342,6 +353,8 @@ class Durable:
                     del mine[oldest], self.calls[framework_id, oldest]
             case ReservationsRecorded(agent_id, reservations):
                 self.agents[agent_id] = replace(self.agents[agent_id], reservations=reservations)
+            case DeviceOrdersRecorded(agent_id, device_orders):
+                self.agents[agent_id] = replace(self.agents[agent_id], device_orders=device_orders)
             case FlagRecorded(name, None):
                 self.flags.pop(name, None)
             case FlagRecorded(name, str(value)):

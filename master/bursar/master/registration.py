@@ -28,7 +28,14 @@ from bursar.core.resources import (
 )
 from bursar.core.tasks import TRANSITIONS, AssignedTask, StatusReason, TaskState, may_follow
 from bursar.core.text import format_resources
-from bursar.master.agents import LAUNCH_TIMEOUT_MS, enter_agent, info_problem, registered, withhold_unhealthy
+from bursar.master.agents import (
+    LAUNCH_TIMEOUT_MS,
+    enter_agent,
+    info_problem,
+    registered,
+    tell_device_orders,
+    withhold_unhealthy,
+)
 from bursar.master.effects import CloseStream, SendToAgent
 from bursar.master.events import AgentRegistering
 from bursar.master.ledger import TaskKey
@@ -59,6 +66,7 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     launches, kills, keeps = _judge_tasks(cluster, turn, agent, event.tasks, rebooted)
     agent.generation = _next_generation(cluster, turn, agent, event.register.generation)
     turn.to_agent(agent, registered(cluster))
+    tell_device_orders(cluster, turn, agent)
     turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
     cluster.deadlines.set(
         ("ping", agent.agent_id), turn.now.monotonic_ms + cluster.flags.duration_ms("agent-ping-timeout")

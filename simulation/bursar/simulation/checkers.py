@@ -502,8 +502,13 @@ class Checkers:
                     held.setdefault(part.stack, []).append(part.resources)
                     if other.offer_id != offer.offer_id:
                         holders.update(dict.fromkeys(part.resources.devices, other.offer_id))
+        self._judged("a cordoned device is never offered")
+        orders = machine.cluster.durable.agents[offer.agent_id].device_orders
+        cordoned = {order.uuid for order in orders if order.cordoned}
         for part in offer.resources:
             require(bool(part.resources), f"{offer.offer_id} has an empty part")
+            taken = cordoned & part.resources.devices
+            require(not taken, f"{offer.offer_id} offers {taken}, which an operator took out of service")
             for uuid in part.resources.devices:
                 require(uuid not in holders, f"{offer.offer_id} offers {uuid}, which {holders.get(uuid)} holds")
                 require(health.get(uuid) is not DeviceHealth.UNHEALTHY, f"{offer.offer_id} offers {uuid}, which is ill")
@@ -800,7 +805,9 @@ class Checkers:
                 wrong.append(
                     f"{agent_id} counts {sorted(agent_machine.live_devices())} as held, containers hold {held}"
                 )
+            health = agent_machine.state.health
             idle = [one for one in agent_machine.info.devices if one.uuid not in held]
+            idle = [one for one in idle if one.uuid not in health or not health[one.uuid].order]
             if ill := [one.uuid for one in idle if one.condition not in _LASTING]:
                 wrong.append(f"{agent_id} has {ill} out of service, although they are well and idle")
             waiting = [key for key, task in agent_machine.state.tasks.items() if task.unacknowledged]
@@ -855,4 +862,5 @@ def _picture(machine: MasterMachine) -> dict[str, Any]:
         "ends": {key: task.status for key, task in cluster.tasks.items() if task.state.is_terminal},
         "kills": {key: (task.kill_reason, task.kill_grace_ms) for key, task in cluster.tasks.items()},
         "flags": dict(cluster.flags.at_run_time),
+        "orders": {agent_id: known.device_orders for agent_id, known in cluster.durable.agents.items()},
     }

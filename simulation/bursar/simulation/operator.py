@@ -79,7 +79,7 @@ class Operator:
         random, world = self._random, self._world
         agent = random.choice(world.agents).name
         role = random.choice(self._roles)
-        match random.randrange(14):
+        match random.randrange(15):
             case 0 | 1:
                 gpus = random.randint(0, 2)
                 scalars = {} if gpus and random.random() < 0.5 else {"cpus": random.choice((100, 1_000, 1_500))}
@@ -106,6 +106,12 @@ class Operator:
                 )
             case 12 | 13:
                 return self._share_out(role)
+            case 14:
+                uuids = random.choice(world.agents).gpus.uuids
+                chosen = tuple(random.sample(uuids, min(len(uuids), random.randint(1, 2))))
+                if random.random() < 0.4:
+                    return op.CordonDevicesRequest(chosen, "simulation", self._id())
+                return op.UncordonDevicesRequest(chosen, self._id())
             case 8 if random.random() < 0.1:
                 return op.TeardownFrameworkRequest(self._id(), random.choice(world.frameworks).framework_id)
             case 9 | 10:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
-from bursar.core.messages.agent import AgentInfo
+from bursar.core.messages.agent import AgentInfo, DeviceOrder
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult, OperationResult
 from bursar.core.messages.operator import Quota, RoleWeight
@@ -93,6 +93,11 @@ class History:
             count = self.draw(st.integers(0, 2))
             parts = tuple(ReservedResources(stack[: n + 1], Resources({"cpus": 1 + n})) for n in range(count))
             self.add(r.ReservationsRecorded(agent_id, parts))
+
+    def do_device_orders(self) -> None:
+        if agent_id := self.pick(self.durable.agents):
+            order = DeviceOrder(DeviceUuid("GPU-1"), self.draw(st.booleans()), self.text(), self.number())
+            self.add(r.DeviceOrdersRecorded(agent_id, (order,)))
 
     def do_framework(self) -> None:
         framework_id = FrameworkId(self.draw(st.sampled_from(FAMILY)))

@@ -118,5 +118,5 @@ def signal_of(uuid: DeviceUuid, number: int) -> DeviceSignal:
     xid = XIDS.get(number)
     if xid is None:
         return DeviceSignal(uuid, Severity.SUSPICIOUS, f"XID {number}: not in our table, see NVIDIA's catalog")
-    advice = f" ({xid.advice})" if xid.advice else ""
+    advice = f" ({xid.advice})" if xid.advice and xid.remedy is Remedy.NONE else ""
     return DeviceSignal(uuid, xid.severity, f"XID {number}: {xid.meaning}{advice}", xid.remedy)

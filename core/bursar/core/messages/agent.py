@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
-from bursar.core.ids import AgentId, FrameworkId, Generation, TaskId
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, Generation, TaskId
 from bursar.core.messages.offers import Attributes
 from bursar.core.resources import ReservedResources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState, TaskStatus
@@ -169,4 +169,21 @@ class OpenLog:
     tail_bytes: int | None = None
 
 
-MasterMessage = Registered | Refused | DesiredState | AcknowledgeUpdates | Ping | OpenLog
+@dataclass(frozen=True, slots=True)
+class DeviceOrder:
+    """The newest order of operators about one device."""
+
+    uuid: DeviceUuid
+    cordoned: bool
+    reason: str = ""
+    ordered_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOrders:
+    """All that operators ordered about an agent's devices."""
+
+    orders: tuple[DeviceOrder, ...]
+
+
+MasterMessage = Registered | Refused | DesiredState | AcknowledgeUpdates | Ping | OpenLog | DeviceOrders

@@ -905,6 +905,38 @@ class RemoveRoleGroupResponse:
     rescinded_offers: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class CordonDevicesRequest:
+    """Takes devices out of service."""
+
+    devices: tuple[str, ...]
+    reason: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CordonDevicesResponse:
+    """The devices as they are now."""
+
+    devices: tuple[DeviceView, ...]
+    rescinded_offers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UncordonDevicesRequest:
+    """Lifts that, and forgives faults."""
+
+    devices: tuple[str, ...]
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UncordonDevicesResponse:
+    """The devices as they are now."""
+
+    devices: tuple[DeviceView, ...]
+
+
 OperatorRequest = (
     GetMasterRequest
     | ListAgentsRequest
@@ -940,6 +972,8 @@ OperatorRequest = (
     | ListRoleGroupsRequest
     | SetRoleGroupRequest
     | RemoveRoleGroupRequest
+    | CordonDevicesRequest
+    | UncordonDevicesRequest
 )
 OperatorResponse = (
     GetMasterResponse
@@ -976,4 +1010,6 @@ OperatorResponse = (
     | ListRoleGroupsResponse
     | SetRoleGroupResponse
     | RemoveRoleGroupResponse
+    | CordonDevicesResponse
+    | UncordonDevicesResponse
 )

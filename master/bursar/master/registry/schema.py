@@ -21,6 +21,8 @@ agents = sa.Table(
     sa.Column("unreachable", sa.Boolean, nullable=False),
     #: Dynamic reservations, as JSON.
     sa.Column("reservations", sa.Text, nullable=False),
+    #: The newest order about each of its devices, as JSON.
+    sa.Column("device_orders", sa.Text, nullable=False, server_default="[]"),
 )
 
 frameworks = sa.Table(

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bursar.core.errors import BursarError
 from bursar.core.ids import AgentId, FrameworkId, TaskId
-from bursar.core.messages.agent import AgentInfo
+from bursar.core.messages.agent import AgentInfo, DeviceOrder
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult
 from bursar.core.messages.operator import Quota
@@ -119,6 +119,7 @@ class Registry:
                     row.registered_at_ms,
                     row.unreachable,
                     from_json(tuple[ReservedResources, ...], row.reservations),
+                    from_json(tuple[DeviceOrder, ...], row.device_orders),
                 )
             for row in connection.execute(sa.select(schema.frameworks)):
                 info = from_json(FrameworkInfo, row.info)
@@ -363,6 +364,12 @@ def _write_reservations(connection: Connection, batch: list[r.ReservationsRecord
     connection.execute(statement, [{"key": k.agent_id, "new": write_json(k.reservations)} for k in batch])
 
 
+def _write_device_orders(connection: Connection, batch: list[r.DeviceOrdersRecorded]) -> None:
+    table = schema.agents
+    new = sa.update(table).where(table.c.agent_id == sa.bindparam("key")).values(device_orders=sa.bindparam("new"))
+    connection.execute(new, [{"key": k.agent_id, "new": write_json(k.orders)} for k in batch])
+
+
 def _write_flags(connection: Connection, batch: list[r.FlagRecorded]) -> None:
     for record in batch:
         if record.value is None:
@@ -450,4 +457,5 @@ _WRITERS: dict[type, Callable[[Connection, list[Any]], None]] = {
     r.WeightsRecorded: _write_weights,
     r.QuotasRecorded: _write_quotas,
     r.RoleGroupRecorded: _write_role_groups,
+    r.DeviceOrdersRecorded: _write_device_orders,
 }
