@@ -260,6 +260,17 @@ class Ledger:
         if books.counted:
             self._accounts.charge(client, entry.amounts, entry.reserved)
 
+    def offer_whole(
+        self, agent_id: AgentId, books: Books, offer_id: OfferId, client: Client, amounts: Mapping[str, int]
+    ) -> None:
+        """Move all that is free, nothing of it reserved, into an offer. The accounts are told by the caller, of many together."""
+        books.offered[offer_id] = _make_entry(_Entry, (client, books.free, amounts, _NOTHING))
+        if self._free_unreserved is None:
+            books.free = _ALL_TAKEN
+            self.with_free.discard(agent_id)
+        else:
+            self._set_free(agent_id, books, _ALL_TAKEN)
+
     def release_offer(self, agent_id: AgentId, offer_id: OfferId) -> Holding:
         """Make an offer's resources free again; return them."""
         books = self.books[agent_id]
@@ -493,6 +504,7 @@ class Ledger:
 
 
 _NOTHING: Mapping[str, int] = MappingProxyType({})
+_ALL_TAKEN: Holding = MappingProxyType({})
 
 
 def without_views(rest: Holding, taken: Holding) -> dict[Stack, Resources]:

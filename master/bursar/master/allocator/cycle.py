@@ -7,7 +7,7 @@ once, and for all as the guarantee of progress; when the former is quiet, the la
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from itertools import chain
 from operator import attrgetter
@@ -17,6 +17,7 @@ from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import UNRESERVED, Holding, Ports, to_reserved
+from bursar.core.text import Minimum
 from bursar.master.allocator.constraints import is_allocatable
 from bursar.master.allocator.decision import (
     NO_PROMISE,
@@ -28,10 +29,9 @@ from bursar.master.allocator.decision import (
     rules_about,
     steps_for,
 )
-from bursar.master.allocator.filters import AgentFilters
 from bursar.master.allocator.held_back import guaranteed_first
+from bursar.master.allocator.line import Line, Place
 from bursar.master.allocator.shares import Client, Node
-from bursar.master.ledger import Books
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
 
 
@@ -48,8 +48,7 @@ def run_cycle(cluster: Cluster, agent_ids: AbstractSet[AgentId], now_ms: int, wa
     expires_in_ms = cluster.flags.duration_ms("offer-timeout")
     cycle = _Cycle(cluster, wall_ms, expires_in_ms)
     cluster.held_back.forget(in_cycle=True)
-    for agent in _in_order(cluster, agent_ids):
-        cycle.offer_agent(agent)
+    cycle.offer_agents(_in_order(cluster, agent_ids))
     cluster.held_back.forget(in_cycle=False)
     if cycle.offer_ids:
         # They expire together: one deadline for all of them.
@@ -79,14 +78,14 @@ class _Alike:
         self.cut: set[tuple[str, str]] = set()
 
 
-class _Plan:
+class _Plan(Place):
     """How a cycle deals with a client, worked out once."""
 
-    __slots__ = ("client", "framework", "minimum", "node", "offers", "rules", "steps", "takes_all")
+    __slots__ = ("client", "framework", "minimum", "offers", "rules", "steps", "takes_all")
 
     def __init__(self, cluster: Cluster, node: Node, offers: list[Offer]) -> None:
+        super().__init__(node)
         assert node.client is not None
-        self.node = node
         self.client = node.client
         self.framework = cluster.frameworks[node.client.framework_id]
         self.steps = steps_for(cluster, self.client, self.framework)
@@ -97,6 +96,33 @@ class _Plan:
         self.takes_all = TAKES_ALL.issuperset(self.steps)
         #: Those to the framework in this cycle.
         self.offers = offers
+
+
+class _Bag:
+    """What is free on an agent, or on several that share it; with what follows from it."""
+
+    __slots__ = ("amounts", "holding", "is_plain", "minimum", "parts")
+
+    def __init__(self, holding: Holding, known: dict[frozenset[tuple[str, int]], Mapping[str, int]]) -> None:
+        #: Kept alive: it is found by its identity.
+        self.holding = holding
+        #: Nothing of it is reserved.
+        self.is_plain = len(holding) == 1 and UNRESERVED in holding
+        self.parts = to_reserved(holding)
+        self.amounts: Mapping[str, int] = {}
+        #: One that it is worth an offer by.
+        self.minimum: Minimum | None = None
+        if self.is_plain:
+            amounts = holding[UNRESERVED].amounts()
+            # Such as are alike are one object: shares are worked out once for all of them.
+            self.amounts = known.setdefault(frozenset(amounts.items()), amounts)
+
+    def is_worth(self, minimum: Minimum) -> bool:
+        """Whether it is worth an offer."""
+        if not is_allocatable(self.holding, minimum):
+            return False
+        self.minimum = minimum
+        return True
 
 
 _Amounts = tuple[tuple[tuple[str, int], ...], Ports, int]
@@ -136,33 +162,67 @@ class _Cycle:
         self._boxes: dict[FrameworkId, list[Offer]] = {}
         self._plans: dict[Node, _Plan] = {}
         self._refused: dict[_Amounts, _Alike] = {}
+        self._bags: dict[int, _Bag] = {}
+        self._amounts: dict[frozenset[tuple[str, int]], Mapping[str, int]] = {}
         self._question = Question(cluster)
         self._has_quota = bool(cluster.shares.quota_kinds)
         self._offer_prefix = f"{cluster.term}-O"
 
-    def offer_agent(self, agent: Agent) -> None:
-        """Offer one agent until nothing is left, or nobody may have it."""
-        cluster = self.cluster
-        books = cluster.ledger.books[agent.agent_id]
-        filters = cluster.filters.on(agent.agent_id)
-        free = books.free
-        if filters is None and not self._has_quota and len(free) == 1 and UNRESERVED in free:
-            # Most often nothing speaks against whoever comes first having all of it: there is nothing to decide then.
-            node = cluster.shares.first()
-            if node is None:
-                return
-            plan = self._plans.get(node) or self._plan(node)
-            spoken_of = plan.rules and plan.rules & cluster.visibility.class_of_agent(agent.info)
-            if plan.takes_all and not spoken_of and is_allocatable(free, plan.minimum):
-                self._hand_out(agent, books, plan, free, NO_PROMISE)
-                return
-        self._ask_in_turn(agent, books, filters)
+    def offer_agents(self, agents: Iterable[Agent]) -> None:
+        """Offer each agent until nothing is left of it, or nobody may have it."""
+        if self._has_quota:
+            for agent in agents:
+                self._ask_in_turn(agent)
+            return
+        line = Line(self.cluster.shares, self._plan_for)
+        for agent in self._offer_whole(agents, line):
+            line.close()
+            self._ask_in_turn(agent)
+        line.close()
 
-    def _ask_in_turn(self, agent: Agent, books: Books, filters: AgentFilters | None) -> None:
+    def _offer_whole(self, agents: Iterable[Agent], line: Line[_Plan]) -> Iterator[Agent]:
+        """Offer all of each agent to whoever comes first, if nothing speaks against it, as most often: there is nothing to decide then.
+        Return the others, one by one, in their turn.
+        """
+        cluster = self.cluster
+        ledger, filters_on, class_of = cluster.ledger, cluster.filters.on, cluster.visibility.class_of_agent
+        books_of, outstanding, bags = ledger.books, cluster.offers, self._bags
+        for agent in agents:
+            agent_id = agent.agent_id
+            books = books_of[agent_id]
+            bag = bags.get(id(books.free)) or self._bag(books.free)
+            plan = line.first()
+            if plan is None:
+                return
+            if (
+                not (bag.is_plain and plan.takes_all and books.counted)
+                or filters_on(agent_id) is not None
+                or (plan.rules and plan.rules & class_of(agent.info))
+                or (bag.minimum is not plan.minimum and not bag.is_worth(plan.minimum))
+            ):
+                yield agent
+                continue
+            cluster.offer_sequence = number = cluster.offer_sequence + 1
+            offer_id = OfferId(f"{self._offer_prefix}{number}")
+            client, framework, offers = plan.client, plan.framework, plan.offers
+            ledger.offer_whole(agent_id, books, offer_id, client, bag.amounts)
+            line.serve(plan, bag.amounts)
+            offer = Offer(
+                offer_id, client[1], client[0], agent_id, agent.description_version, bag.parts, self.expires_in_ms
+            )
+            outstanding[offer_id] = OutstandingOffer(offer, self.wall_ms, 0, NO_PROMISE)
+            framework.offers.add(offer_id)
+            self.offer_ids.append(offer_id)
+            if not offers:
+                self.by_framework[framework.framework_id] = offers
+            offers.append(offer)
+
+    def _ask_in_turn(self, agent: Agent) -> None:
         # What is free only shrinks here: whoever was refused or served once need not be asked again. But a demand may be cut
         # differently from less, and so get past the filter that blocked its first cut.
         done: set[Node] = set()
         cluster, has_quota = self.cluster, self._has_quota
+        books, filters = cluster.ledger.books[agent.agent_id], cluster.filters.on(agent.agent_id)
         shares, held_back = cluster.shares, cluster.held_back
         if has_quota:
             held_back.begin()
@@ -179,11 +239,11 @@ class _Cycle:
             for node in order:
                 if node in done or node in refused or hidden and node.client in hidden:
                     continue
-                plan = self._plans.get(node) or self._plan(node)
+                plan = self._plan_for(node)
                 client, framework = plan.client, plan.framework
                 decision = self._question.decide(agent, client, framework, free, filters, plan.steps)
                 if type(decision) is Proposal:
-                    self._hand_out(agent, books, plan, decision.holding, decision.promised)
+                    self._hand_out(agent, plan, decision)
                     if has_quota:
                         held_back.forget(in_cycle=True)
                     done.add(node)
@@ -201,14 +261,21 @@ class _Cycle:
         if has_quota and books.free:
             held_back.park(agent.agent_id, shares, cluster.ledger.free_unreserved())
 
-    def _plan(self, node: Node) -> _Plan:
-        assert node.client is not None
-        offers = self._boxes.setdefault(node.client.framework_id, [])
-        plan = self._plans[node] = _Plan(self.cluster, node, offers)
+    def _plan_for(self, node: Node) -> _Plan:
+        plan = self._plans.get(node)
+        if plan is None:
+            assert node.client is not None
+            offers = self._boxes.setdefault(node.client.framework_id, [])
+            plan = self._plans[node] = _Plan(self.cluster, node, offers)
         return plan
 
-    def _hand_out(self, agent: Agent, books: Books, plan: _Plan, holding: Holding, promised: Mapping[int, int]) -> None:
+    def _bag(self, free: Holding) -> _Bag:
+        bag = self._bags[id(free)] = _Bag(free, self._amounts)
+        return bag
+
+    def _hand_out(self, agent: Agent, plan: _Plan, proposal: Proposal) -> None:
         cluster, agent_id, client, framework = self.cluster, agent.agent_id, plan.client, plan.framework
+        holding, promised = proposal
         cluster.offer_sequence += 1
         offer_id = OfferId(f"{self._offer_prefix}{cluster.offer_sequence}")
         cluster.ledger.offer(agent_id, offer_id, client, holding)

@@ -11,7 +11,7 @@ The same nodes carry what quota is reckoned from: reservations, and which part o
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from operator import itemgetter
 from types import MappingProxyType
 from typing import NamedTuple
@@ -304,17 +304,32 @@ class Shares:
             return map(_node_of, order)
         return _walk(order)
 
-    def first(self) -> Node | None:
-        """The active client's node to be served next; None where nobody is."""
+    def top(self) -> list[_Entry]:
+        """The order of those among whom the way down from the top forks first, the one to be served next first. Kept up to date by
+        `charge`, until totals or who is active change.
+        """
         if self._stale:
             self._refresh()
-        order = self._flat or self.root.order
-        while order:
-            node = order[0][3]
-            if node.client is not None:
-                return node
-            order = node.order
-        return None
+        return self._flat or self.root.order
+
+    @property
+    def counted(self) -> Amounts:
+        """What of the total shares are reckoned from."""
+        return self._counted
+
+    def add_up(self, leaf: Node, amounts: Amounts, times: int, counted: Collection[Node]) -> None:
+        """A client was given the same several times, and is where it belongs already (`line`); so often these nodes were counted."""
+        seen: dict[str, int] | None = None
+        node, parent = leaf, leaf.parent
+        while parent is not None:
+            held = node.held
+            if held is not seen:
+                seen = held
+                for kind, amount in amounts.items():
+                    held[kind] = held.get(kind, 0) + amount * times
+            if node not in counted:
+                node.count += times
+            node, parent = parent, parent.parent
 
     def standing(self, client: Client) -> tuple[int, ...]:
         """How far a client is served: the shares of its role and of those above it, from the top, then its own. Compared as tuples, the
