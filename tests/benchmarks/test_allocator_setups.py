@@ -8,9 +8,12 @@ Agents are `cpus:24;mem:4096;disk:4096;ports:[31000-32000]`, empty; a cycle offe
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,9 +37,13 @@ from bursar.runtime.memory import calm_garbage_collector
 
 pytestmark = pytest.mark.benchmark
 
-RESOURCES = Resources({"cpus": 24_000, "mem": 4096 << 20, "disk": 4096 << 20}, (PortRange(31_000, 32_000),))
-PARTS = (ReservedResources((), RESOURCES),)
 YEAR_MS = 365 * 86_400_000
+
+
+def parts() -> tuple[ReservedResources, ...]:
+    """What one agent has: objects of its own, as they come from the network."""
+    scalars = {"cpus": 24_000, "mem": 4096 << 20, "disk": 4096 << 20}
+    return (ReservedResources((), Resources(scalars, (PortRange(31_000, 32_000),))),)
 
 
 class Cluster:
@@ -59,7 +66,7 @@ class Cluster:
         events = [
             AgentRegistering(
                 ConnectionId(next(self.connections)),
-                Register(AgentInfo(AgentId(f"agent-{n:05}"), 1, "boot", hostname=f"host-{n:05}", resources=PARTS)),
+                Register(AgentInfo(AgentId(f"agent-{n:05}"), 1, "boot", hostname=f"host-{n:05}", resources=parts())),
                 (),
             )
             for n in range(count)
@@ -262,6 +269,24 @@ def test_changes(row: Any) -> None:
         row(f"{name} changed on 10,000 agents", "–", took + cluster.cycle(full=False)[1], 250)
 
 
+@pytest.mark.parametrize(("what", "roles"), [("a rule of one role", 1), ("a rule of half of all roles", 50)])
+def test_rule_changed(row: Any, what: str, roles: int) -> None:
+    """It hides every second agent; what is forbidden now is rescinded, and offered to others."""
+    cluster = Cluster(10_000, 1_000, 100)
+    cluster.cycle()
+    offers = cluster.machine.cluster.offers
+    before = len(offers)
+    covered = " | ".join(f"role-{n:04}" for n in range(roles))
+    rule = Rule("odd", RuleAction.HIDE_AGENT, framework=f"role={covered}", agent="hostname=*1|*3|*5|*7|*9")
+    took = cluster.ask(AddRuleRequest(rule))
+    rescinded = before - len(offers)
+    assert rescinded
+    row(f"{what} added on 10,000 agents, {rescinded:,} offers rescinded", "–", took, 250)
+    made, took = cluster.cycle(full=False)
+    assert made == rescinded
+    row("… and the cycle that follows", "–", took, 250)
+
+
 def test_memory(figures: Any) -> None:
     """Of Python's own objects, without the text of ids that any program would have."""
     gc.collect()
@@ -288,3 +313,28 @@ def test_memory(figures: Any) -> None:
     )
     figures.add("memory", what="… of it for the agent itself", mesos="5–6 KB", ours_bytes=agents / 2_000, goal="")
     figures.add("memory", what="a filter", mesos="4–5 KB", ours_bytes=(ten - one) / 18_000, goal="200 B")
+
+
+def test_memory_of_a_large_cluster(figures: Any) -> None:
+    """What the process has resident: a master's machine without its streams and registry."""
+    script = (
+        "import resource\n"
+        "from tests.benchmarks.test_allocator_setups import Cluster\n"
+        "def resident(): return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()\n"
+        "empty = resident()\n"
+        "cluster = Cluster(50_000, 1_000)\n"
+        "idle = resident()\n"
+        "cluster.cycle()\n"
+        "print(empty, idle, resident(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    empty, idle, offered, most = (int(word) / 2**20 for word in done.stdout.split())
+    figures.add(
+        "memory, 50,000 × 1,000",
+        code_mib=empty,
+        agents_mib=idle,
+        all_offered_mib=offered,
+        highest_mib=most,
+        goal="1 GiB",
+    )

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from bursar.core.ids import FrameworkId
-from bursar.master.allocator.shares import SCALE, Client, Shares
+from bursar.master.allocator.line import Line, Place
+from bursar.master.allocator.shares import SCALE, Client, Node, Shares
 
 ROLES = ["*", "a", "a/b", "a/c", "a/b/d", "e"]
 FRAMEWORKS = [FrameworkId(name) for name in "fgh"]
@@ -71,6 +72,25 @@ class SharesMachine(RuleBasedStateMachine):
         return sorted(self.active, key=lambda client: [keys[path] for path in self.paths(client)])
 
     # --- steps ---
+
+    @rule(alike=st.lists(amounts | st.just({}), min_size=1, max_size=3), turns=st.lists(st.integers(0, 2), max_size=12))
+    def serve_a_line(self, alike: list[dict[str, int]], turns: list[int]) -> None:
+        """Whoever comes first is given something, again and again."""
+        places: dict[Node, Place] = {}
+        line = Line(self.shares, lambda node: places.setdefault(node, Place(node)))
+        for turn in turns:
+            place = line.first()
+            if place is None:
+                assert not self.active
+                break
+            client = place.node.client
+            assert client == self.expected()[0]
+            given = alike[turn % len(alike)]
+            line.serve(place, given)
+            if given:
+                self.held.setdefault(client, Counter()).update(given)
+                self.counts.update(self.paths(client))
+        line.close()
 
     @rule(role=roles, framework=frameworks, given_amounts=amounts)
     def charge(self, role: str, framework: FrameworkId, given_amounts: dict[str, int]) -> None:

@@ -131,6 +131,8 @@ class Gangs:
 def whole_bundles(cluster: Cluster, offer_ids: Iterable[OfferId]) -> list[OfferId]:
     """Outstanding offers, in this order, and with each member of a bundle all others."""
     found = dict.fromkeys(offer_ids)
+    if not cluster.gangs.by_bundle:
+        return list(found)
     for bundle_id in bundles_among(cluster, found):
         found.update(dict.fromkeys(cluster.gangs.by_bundle[bundle_id].offer_ids))
     return list(found)

@@ -31,6 +31,9 @@ from bursar.core.resources import (
 from bursar.core.role_expressions import plain_holder
 from bursar.master.allocator.shares import Client
 
+#: So many different totals of agents are remembered; then it is begun anew.
+MAX_TOTALS = 1_000
+
 
 class TaskKey(NamedTuple):
     """A task, cluster-wide."""
@@ -168,6 +171,8 @@ class Ledger:
         #: Agents on which something is withheld for a gang.
         self.gang_holds: set[AgentId] = set()
         self._task_agent: dict[TaskKey, AgentId] = {}
+        #: What agents without devices have: those that have the same share one.
+        self._totals: dict[frozenset[tuple[Stack, Resources]], Holding] = {}
         #: What is free and unreserved on all agents that are present: what headroom is kept of. None: not kept, nobody asked.
         self._free_unreserved: dict[str, int] | None = None
 
@@ -176,7 +181,7 @@ class Ledger:
     def add_agent(self, agent_id: AgentId, total: Holding, counted: bool = True, present: bool = False) -> None:
         """Open the books of an agent."""
         assert agent_id not in self.books, agent_id
-        books = Books({stack: part for stack, part in total.items() if part}, counted=counted, present=present)
+        books = Books(self._shared(total), counted=counted, present=present)
         self.books[agent_id] = books
         books.has_views = _has_views(books.total)
         if counted:
@@ -196,7 +201,7 @@ class Ledger:
     def set_total(self, agent_id: AgentId, total: Holding) -> None:
         """The agent has other resources now; what is held stays held and may become excess."""
         books = self.books[agent_id]
-        total = {stack: part for stack, part in total.items() if part}
+        total = self._shared(total)
         if total == books.total:
             return
         if books.counted:
@@ -277,29 +282,34 @@ class Ledger:
         return self._give_back(agent_id, books, books.offered.pop(offer_id))
 
     def release_offers(self, offers: Iterable[tuple[AgentId, OfferId]]) -> list[Holding]:
-        """The same for many, told to the accounts once for each client."""
-        due: dict[tuple[Client, bool], list[_Entry]] = {}
+        """The same for many, told to the accounts once for each client and what it gives back as often."""
+        # By identity: what is alike mostly is one object.
+        due: dict[tuple[int, int], _Entry] = {}
+        times: dict[tuple[int, int], int] = {}
         holdings: list[Holding] = []
+        all_books, with_free, is_kept = self.books, self.with_free, self._free_unreserved is not None
         for agent_id, offer_id in offers:
-            books = self.books[agent_id]
+            books = all_books[agent_id]
             entry = books.offered.pop(offer_id)
+            client, holding, amounts, reserved = entry
             if books.counted:
-                due.setdefault((entry.client, bool(entry.reserved)), []).append(entry)
-            holdings.append(entry.holding)
-            kept = books.free or books.in_excess or books.withheld_devices or books.has_views
-            if kept or self._free_unreserved is not None:
+                if reserved:
+                    self._accounts.discharge(client, amounts, reserved)
+                elif (key := (id(client), id(amounts))) in due:
+                    times[key] += 1
+                else:
+                    due[key], times[key] = entry, 1
+            holdings.append(holding)
+            if books.free or books.in_excess or books.withheld_devices or books.has_views or is_kept:
                 self._give_back(agent_id, books, entry, told=True)
             else:
                 # The whole remainder, as it mostly is: exactly what was taken.
-                books.free = entry.holding
+                books.free = holding
                 if books.present:
-                    self.with_free.add(agent_id)
-        for (client, _), entries in due.items():
-            amounts, reserved = entries[0].amounts, entries[0].reserved
-            if len(entries) > 1:
-                amounts = _sum_amounts(entry.amounts for entry in entries)
-                reserved = _sum_amounts(entry.reserved for entry in entries)
-            self._accounts.discharge(client, amounts, reserved)
+                    with_free.add(agent_id)
+        for key, entry in due.items():
+            amounts = {kind: amount * times[key] for kind, amount in entry.amounts.items()}
+            self._accounts.discharge(entry.client, amounts, _NOTHING)
         return holdings
 
     def allocate(self, agent_id: AgentId, key: TaskKey, client: Client, holding: Holding) -> None:
@@ -417,6 +427,17 @@ class Ledger:
         assert self._task_agent.keys() == {task for books in self.books.values() for task in books.allocated}
 
     # --- inside ---
+
+    def _shared(self, total: Holding) -> Holding:
+        """What an agent has, without empty parts; where it has no devices, one object for all that have the same: a cycle then works
+        out once what it comes to.
+        """
+        total = {stack: part for stack, part in total.items() if part}
+        if any(part.devices for part in total.values()):
+            return total
+        if len(self._totals) > MAX_TOTALS:
+            self._totals.clear()
+        return self._totals.setdefault(frozenset(total.items()), total)
 
     def _count_total(self, books: Books) -> None:
         self._accounts.add_total(holding_total(books.total).amounts())
@@ -539,14 +560,6 @@ def _entry(client: Client, holding: Holding) -> _Entry:
     return _Entry(
         client, holding, holding_total(holding).amounts(), sum_resources(kept).amounts() if kept else _NOTHING
     )
-
-
-def _sum_amounts(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for part in parts:
-        for kind, amount in part.items():
-            total[kind] = total.get(kind, 0) + amount
-    return total
 
 
 def _beyond(held: Holding, total: Holding) -> dict[Stack, Resources]:

@@ -100,12 +100,12 @@ def end_offer(cluster: Cluster, offer_id: OfferId) -> tuple[OutstandingOffer, Ho
 def end_offers(cluster: Cluster, offer_ids: Iterable[OfferId]) -> list[tuple[OutstandingOffer, Holding]]:
     """The same for many, in this order."""
     ended = [cluster.offers.pop(offer_id) for offer_id in offer_ids]
-    holdings = cluster.ledger.release_offers([(ending.offer.agent_id, ending.offer.offer_id) for ending in ended])
-    for ending in ended:
-        offer = ending.offer
+    offers = [ending.offer for ending in ended]
+    holdings = cluster.ledger.release_offers([(offer.agent_id, offer.offer_id) for offer in offers])
+    cluster.dirty.update([offer.agent_id for offer in offers])
+    for ending, offer in zip(ended, offers, strict=True):
         framework = cluster.frameworks[offer.framework_id]
         framework.offers.discard(offer.offer_id)
-        cluster.dirty.add(offer.agent_id)
         if ending.promised and ending.demand_version == framework.demand.version:
             for index, count in ending.promised.items():
                 framework.promised[index] -= count
@@ -118,14 +118,25 @@ def damp(cluster: Cluster, offer: Offer, holding: Holding, until_ms: int) -> Non
     cluster.filters.add(Client(offer.role, offer.framework_id), offer.agent_id, holding, until_ms)
 
 
+def damp_all(
+    cluster: Cluster, framework: Framework, ended: Iterable[tuple[OutstandingOffer, Holding]], until_ms: int
+) -> None:
+    """The same for offers to one framework that have ended."""
+    by_role: dict[str, list[tuple[AgentId, Holding]]] = {}
+    for outstanding, holding in ended:
+        offer = outstanding.offer
+        by_role.setdefault(offer.role, []).append((offer.agent_id, holding))
+    for role, refused in by_role.items():
+        cluster.filters.add_all(Client(role, framework.framework_id), refused, until_ms)
+
+
 def decline(cluster: Cluster, turn: Turn, framework: Framework, call: Decline) -> None:
     """The framework does not want these; ids that are not outstanding are ignored (OFF-4)."""
     until_ms = refuse_until_ms(cluster, turn, call.filters)
     cluster.filters.answered(framework.framework_id)
     mine = [offer_id for offer_id in dict.fromkeys(call.offer_ids) if offer_id in framework.offers]
     mine, bundles = whole_bundles(cluster, mine), bundles_among(cluster, mine)
-    for ended, holding in end_offers(cluster, mine):
-        damp(cluster, ended.offer, holding, until_ms)
+    damp_all(cluster, framework, end_offers(cluster, mine), until_ms)
     cluster.counters.offers_declined += len(mine)
     end_bundles(cluster, turn, bundles, GangState.CANCELLED)
 

@@ -36,7 +36,7 @@ from bursar.master.allocator.demand import shape_of_task
 from bursar.master.allocator.held_back import is_loose, loose_amounts
 from bursar.master.bundles import Gang, bundles_among, end_bundles, whole_bundles
 from bursar.master.ledger import TaskKey, without_views
-from bursar.master.offers import damp, end_offers, refuse_until_ms
+from bursar.master.offers import damp, damp_all, end_offers, refuse_until_ms
 from bursar.master.quotas import accept_problem
 from bursar.master.records import CallDone, TaskRecorded
 from bursar.master.state import Cluster, Framework, Task, Turn
@@ -412,8 +412,7 @@ def _give_back(
 ) -> None:
     mine = [offer_id for offer_id in dict.fromkeys(offer_ids) if offer_id in framework.offers]
     mine, bundles = whole_bundles(cluster, mine), bundles_among(cluster, mine)
-    for ended, holding in end_offers(cluster, mine):
-        damp(cluster, ended.offer, holding, until_ms)
+    damp_all(cluster, framework, end_offers(cluster, mine), until_ms)
     detail = ErrorDetail(
         ErrorReason.CALL_REFUSED, "the accept of its bundle was refused", "correct the call, and ask again"
     )

@@ -207,7 +207,7 @@ def did_not_decline(question: Question) -> RefusalReason | None:
         return None
     if question.rule is None:
         # Whatever is cut out of it was refused, too; for as long as no more is free. A rule may show more tomorrow.
-        filters.known_hidden(question.free).add(question.client)
+        filters.note_hidden(question.client, question.free)
     return RefusalReason.DECLINED
 
 
@@ -218,7 +218,7 @@ def is_within_quota(question: Question) -> RefusalReason | None:
     node = shares.client_node(client) or shares.nearest(client.role)
     free = cluster.ledger.free_unreserved()
     allowances = held_back.allowances(client.role, node, shares.quota_kinds, free)
-    within = cut_to_quota(allowances, question.available, free, shares.root, question.agent.devices)
+    within = cut_to_quota(node, allowances, question.available, free, shares.root, question.agent.devices)
     if within is not None:
         question.within, question.available = within, within.holding
         held_back.note_cut(client.role, within.kinds)

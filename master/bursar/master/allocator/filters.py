@@ -6,7 +6,8 @@ still goes out. It lives `max(allocation interval, refuse_ms)`, which also is th
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from collections.abc import Set as AbstractSet
 
 from bursar.core.clock import Deadlines
 from bursar.core.ids import AgentId, FrameworkId
@@ -15,6 +16,9 @@ from bursar.master.allocator.shares import Client
 
 _Filters = tuple[int, Holding, "_Filters | None"]
 """When the first ends, what it refused, and the other filters of the same client on the same agent. Flat: there may be millions."""
+
+#: Most agents are offered before anybody is found hidden: an empty set each would cost more than their filters.
+NOBODY: frozenset[Client] = frozenset()
 
 _Due = tuple[FrameworkId, str, int]
 
@@ -27,7 +31,7 @@ class AgentFilters:
     def __init__(self) -> None:
         self.by_client: dict[Client, _Filters] = {}
         #: Clients for which a filter contains all that they could be offered of `hidden_from`, what is free: found once.
-        self.hidden: set[Client] = set()
+        self.hidden: set[Client] | frozenset[Client] = NOBODY
         self.hidden_from: Holding | None = None
 
     def blocks(self, client: Client, offered: Holding) -> bool:
@@ -43,12 +47,23 @@ class AgentFilters:
                 return True
         return False
 
-    def known_hidden(self, free: Holding) -> set[Client]:
+    def known_hidden(self, free: Holding) -> AbstractSet[Client]:
         """The clients that were found to be blocked whatever is offered of `free`."""
+        return self.hidden if self.hidden_from is free else NOBODY
+
+    def note_hidden(self, client: Client, free: Holding) -> None:
+        """A client was found to be."""
         if self.hidden_from is not free:
-            self.hidden = set()
-            self.hidden_from = free
-        return self.hidden
+            self.hidden, self.hidden_from = NOBODY, free
+        if isinstance(self.hidden, set):
+            self.hidden.add(client)
+        else:
+            self.hidden = {client}
+
+    def forget_hidden(self, client: Client) -> None:
+        """A filter of its ended."""
+        if isinstance(self.hidden, set):
+            self.hidden.discard(client)
 
 
 class RefuseFilters:
@@ -71,21 +86,31 @@ class RefuseFilters:
 
     def add(self, client: Client, agent_id: AgentId, refused: Holding, until_ms: int) -> None:
         """Suppress what `refused` contains until then."""
-        if not refused:
+        self.add_all(client, ((agent_id, refused),), until_ms)
+
+    def add_all(self, client: Client, refused: Iterable[tuple[AgentId, Holding]], until_ms: int) -> None:
+        """The same of many agents at once."""
+        by_agent, names = self._agents, []
+        for agent_id, holding in refused:
+            if not holding:
+                continue
+            on_agent = by_agent.get(agent_id)
+            if on_agent is None:
+                on_agent = by_agent[agent_id] = AgentFilters()
+            by_client = on_agent.by_client
+            known = by_client.get(client)
+            by_client[client] = (until_ms, holding, None) if known is None else _with(known, until_ms, holding)
+            names.append(agent_id)
+        if not names:
             return
-        on_agent = self._agents.get(agent_id)
-        if on_agent is None:
-            on_agent = self._agents[agent_id] = AgentFilters()
-        known = on_agent.by_client.get(client)
-        on_agent.by_client[client] = (until_ms, refused, None) if known is None else _with(known, until_ms, refused)
         due = (client.role, until_ms)
         places = self._places.setdefault(client.framework_id, {})
         agents = places.get(due)
         if agents is None:
-            places[due] = [agent_id]
+            places[due] = names
             self.deadlines.set((client.framework_id, *due), until_ms)
         else:
-            agents.append(agent_id)
+            agents += names
 
     def blocks(self, client: Client, agent_id: AgentId, offered: Holding) -> bool:
         """Whether an offer is suppressed."""
@@ -167,7 +192,7 @@ class RefuseFilters:
         self._agents.pop(agent_id, None)
 
     def _put(self, agent_id: AgentId, on_agent: AgentFilters, client: Client, filters: _Filters | None) -> None:
-        on_agent.hidden.discard(client)
+        on_agent.forget_hidden(client)
         if filters is not None:
             on_agent.by_client[client] = filters
             return

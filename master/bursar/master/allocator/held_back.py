@@ -27,26 +27,24 @@ class Within(NamedTuple):
     reason: RefusalReason
 
 
-Allowances = Mapping[str, tuple[Allowance, Allowance]]
-"""Kind → what a client of a role may be given: of unreserved resources, and of such as are reserved to expressions."""
+Allowances = Mapping[str, Allowance]
+"""Kind → what a client of a role may be given of unreserved resources."""
 
 
 def allowances_of(node: Node, kinds: Iterable[str], free_unreserved: Amounts) -> Allowances:
     """What the clients of a role may be given at the moment."""
-    return {
-        kind: (allowance(node, kind, free_unreserved.get(kind, 0)), allowance(node, kind, None))
-        for kind in sorted(kinds)
-    }
+    return {kind: allowance(node, kind, free_unreserved.get(kind, 0)) for kind in sorted(kinds)}
 
 
 def cut_to_quota(
+    node: Node,
     allowances: Allowances,
     available: Holding,
     free_unreserved: Amounts,
     root: Node,
     devices: Mapping[DeviceUuid, Device],
 ) -> Within | None:
-    """Cut what could be offered to a client of a role to what quota allows, GPUs whole; None where that is everything.
+    """Cut what could be offered to the clients of a role's node to what quota allows, GPUs whole; None where that is everything.
 
     What is reserved to a plain role is not cut: it counts whether it is used or not (RSV-15). What is reserved to an expression
     counts once it is used, and so within limits, but it is not taken from the headroom; it is used first, as in an accept.
@@ -57,13 +55,14 @@ def cut_to_quota(
     left: dict[Stack, dict[str, int]] = {}
     reasons: list[RefusalReason] = []
     cut_kinds: list[str] = []
-    for kind, ((most, reason), by_limits) in allowances.items():
+    for kind, (most, reason) in allowances.items():
         unreserved = available[UNRESERVED].amount(kind) if UNRESERVED in available else 0
         shared = {stack: amount for stack in loose if stack and (amount := available[stack].amount(kind))}
         if not unreserved and not shared:
             continue
         used = 0
         if shared:
+            by_limits = allowance(node, kind, None)
             for stack in sorted(shared):
                 allowed = min(shared[stack], _whole(kind, by_limits.amount - used))
                 if allowed < shared[stack]:

@@ -83,6 +83,9 @@ class Line(Generic[P]):
 
     def serve(self, place: P, amounts: Amounts) -> None:
         """Who is first was given something. Amounts that are alike are best told as one object."""
+        if not amounts:
+            # Ports are in no share.
+            return
         gift, given = id(amounts), place.given
         if gift in given:
             given[gift] += 1

@@ -67,6 +67,10 @@ def settle(node: QuotaNode, kind: str) -> None:
     """Bring the counters of a node and of all above it up to date, after consumption or quota of that path changed."""
     above = node.parent
     while above is not None:
+        if not (node.unmet_below or node.guarantee or node.limit or node.unmet):
+            # As it is with frameworks, and most roles.
+            node, above = above, above.parent
+            continue
         amount = node.unmet_below.get(kind, 0)
         guarantee, limit = node.guarantee.get(kind), node.limit.get(kind)
         if guarantee is not None or limit is not None:
@@ -137,15 +141,19 @@ def allowance(node: QuotaNode, kind: str, free_unreserved: int | None) -> Allowa
     fulfilled = 0
     walk, above = node, node.parent
     while above is not None:
-        limit = walk.limit.get(kind)
-        if limit is not None:
-            left = max(0, limit - walk.consumed(kind))
-            if least is None or left <= least:
-                least, reason = left, RefusalReason.QUOTA_LIMIT
-            spare = fulfilled + max(0, left - walk.unmet_below.get(kind, 0))
-            if spare < least:
-                least, reason = spare, RefusalReason.HEADROOM
-        fulfilled += _added(walk, kind)
+        if walk.limit or walk.guarantee:
+            consumed = walk.consumed(kind)
+            unmet_below = walk.unmet_below.get(kind, 0)
+            limit = walk.limit.get(kind)
+            if limit is not None:
+                left = max(0, limit - consumed)
+                if least is None or left <= least:
+                    least, reason = left, RefusalReason.QUOTA_LIMIT
+                spare = fulfilled + max(0, left - unmet_below)
+                if spare < least:
+                    least, reason = spare, RefusalReason.HEADROOM
+            # As `_added`.
+            fulfilled += max(0, walk.guarantee.get(kind, 0) - consumed - unmet_below)
         walk, above = above, above.parent
     if free_unreserved is not None:
         spare = fulfilled + max(0, free_unreserved - walk.unmet_below.get(kind, 0))
