@@ -15,6 +15,7 @@ from bursar.agent.effects import (
     KillContainer,
     Log,
     OpenLogStream,
+    OpenSessionStream,
     PullImage,
     RemoveContainer,
     RemoveSandbox,
@@ -52,6 +53,7 @@ from bursar.core.messages.agent import (
     KillTask,
     MasterMessage,
     OpenLog,
+    OpenSession,
     Ping,
     Pong,
     Refused,
@@ -62,6 +64,7 @@ from bursar.core.messages.agent import (
     TaskReports,
     TaskUpdates,
 )
+from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.resources import ReservedResources, Resources
 from bursar.core.tasks import AssignedTask, EnvironmentVariable, StatusReason, TaskSpec, TaskState, TaskStatus
 
@@ -915,3 +918,22 @@ def test_logs_of_known_tasks_are_opened() -> None:
     assert opened == OpenLogStream(agent.connection, "s1", container("t"), True, 10)
     (refused,) = of(agent.hear(OpenLog("s2", F, TaskId("unknown"))), OpenLogStream)
     assert refused.error is not None and refused.error.reason is ErrorReason.NOT_FOUND
+
+
+def test_sessions_are_opened_with_what_runs_alone() -> None:
+    agent = Agent().ready()
+    start = SessionStart(SessionKind.EXEC, ("true",))
+
+    def ask(name: str) -> OpenSessionStream:
+        (opened,) = of(agent.hear(OpenSession("s", F, TaskId(name), start)), OpenSessionStream)
+        return opened
+
+    agent.run(task("t"))
+    assert ask("t") == OpenSessionStream(agent.connection, "s", container("t"), start)
+    agent.full(launch=(task("u", 0),))
+    for name, words in (("u", "does not run yet"), ("unknown", "was never here")):
+        error = ask(name).error
+        assert error is not None and words in error.message and error.hint
+    agent.exit("t", 0)
+    error = ask("t").error
+    assert error is not None and "has ended" in error.message

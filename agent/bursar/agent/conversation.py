@@ -1,9 +1,9 @@
-"""The conversation with a master: registration, pings, generations, logs. What is wanted of tasks is handed on."""
+"""The conversation with a master: registration, pings, generations, logs, sessions. What is wanted of tasks is handed on."""
 
 from __future__ import annotations
 
 from bursar.agent.books import Books
-from bursar.agent.effects import CloseConnection, OpenLogStream
+from bursar.agent.effects import CloseConnection, OpenLogStream, OpenSessionStream
 from bursar.agent.reporting import Reporting
 from bursar.agent.state import ClusterJoined
 from bursar.agent.tasks import TaskKey, container_of
@@ -14,11 +14,13 @@ from bursar.core.messages.agent import (
     DesiredState,
     DevicesChanged,
     OpenLog,
+    OpenSession,
     Register,
     Registered,
     ResyncRequest,
     TaskReports,
 )
+from bursar.core.tasks import TaskState
 
 #: From Register to an answer.
 REGISTER_TIMEOUT_MS = 15_000
@@ -155,6 +157,27 @@ class Conversation:
                 message.follow,
                 message.tail_bytes,
                 error,
+            )
+        )
+
+    def open_session(self, connection: ConnectionId, message: OpenSession) -> None:
+        """Somebody wants into a task: only into one that runs."""
+        key = TaskKey(message.framework_id, message.task_id)
+        state = self._books.state
+        record = state.tasks.get(key)
+        problem, hint = "", "bursar task show says where it is"
+        if record is None or record.state.is_terminal:
+            problem = "has ended" if record or key in state.finished else "was never here"
+        elif record.state not in (TaskState.RUNNING, TaskState.KILLING):
+            problem, hint = f"does not run yet ({record.state.name.lower()})", "try again in a moment"
+        error = ErrorDetail(ErrorReason.CALL_REFUSED, f"task {key.framework_id}/{key.task_id} {problem}", hint)
+        self._books.effects.append(
+            OpenSessionStream(
+                connection,
+                message.stream_id,
+                container_of(self._books.info.agent_id, key),
+                message.start,
+                error if problem else None,
             )
         )
 

@@ -23,6 +23,7 @@ from bursar.agent.containers.runtime import (
     RecoveredContainer,
     RuntimeUnavailable,
 )
+from bursar.agent.containers.sessions import Session, SessionRefused
 from bursar.agent.containers.volumes import VolumeRules
 from bursar.agent.devices.driver import (
     DeviceDriver,
@@ -36,6 +37,7 @@ from bursar.agent.effects import (
     KillContainer,
     Log,
     OpenLogStream,
+    OpenSessionStream,
     ProbeDevice,
     PullImage,
     RemoveContainer,
@@ -60,6 +62,7 @@ from bursar.agent.machine import AgentConfig, AgentMachine
 from bursar.agent.master_client import MasterClient
 from bursar.agent.metrics import AgentMetrics
 from bursar.agent.resources import HostResources, ResolvedResources, resolve_resources
+from bursar.agent.sessions_service import SessionServer
 from bursar.agent.tasks import container_of
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device, DeviceHealth
@@ -173,6 +176,7 @@ class AgentDaemon:
         self.driver = Driver(self.machine, commit=self._commit, perform=self._perform)
         self.client = MasterClient(masters, self.driver.post, self._log)
         self._log_sender = LogSender()
+        self._session_server = SessionServer()
         self._containers: dict[ContainerId, _Container] = {}
         #: Ends told while the containers of an earlier life are still being looked for.
         self._early_exits: list[ContainerExited] | None = []
@@ -206,6 +210,7 @@ class AgentDaemon:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
             await self._log_sender.close()
+            await self._session_server.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     while self._starts:
@@ -321,6 +326,8 @@ class AgentDaemon:
                 self.client.close(connection, reason)
             case OpenLogStream():
                 self._open_log(effect)
+            case OpenSessionStream():
+                self._open_session(effect)
             case Log(level, text, fields):
                 getattr(self._log, level)(text, **fields)
             case _:
@@ -412,6 +419,15 @@ class AgentDaemon:
         except Exception as error:  # noqa: BLE001
             # The machine asks again in time.
             self._log.warning(f"cannot {what} a container", reason=str(error))
+
+    def _open_session(self, effect: OpenSessionStream) -> None:
+        async def open() -> Session:
+            if effect.error is not None:
+                raise SessionRefused(effect.error.message, effect.error.hint)
+            return await self._runtime.open_session(effect.container_id, effect.start)
+
+        if self.client.address is not None:
+            self._session_server.serve(self.client.address, effect.stream_id, open)
 
     def _open_log(self, effect: OpenLogStream) -> None:
         address, container_id = self.client.address, effect.container_id

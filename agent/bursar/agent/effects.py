@@ -11,6 +11,7 @@ from bursar.core.errors import ErrorDetail
 from bursar.core.ids import ConnectionId, DeviceUuid
 from bursar.core.machine import Persist
 from bursar.core.messages.agent import AgentMessage
+from bursar.core.messages.sessions import SessionStart
 from bursar.core.tasks import AssignedTask
 
 
@@ -92,6 +93,17 @@ class ProbeDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenSessionStream:
+    """Open a stream for a session with a running container towards the master; or only to say why there is none."""
+
+    connection: ConnectionId
+    stream_id: str
+    container_id: ContainerId
+    start: SessionStart
+    error: ErrorDetail | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     """Tell the operator."""
 
@@ -111,6 +123,7 @@ AgentEffect = (
     | RemoveContainer
     | RemoveSandbox
     | OpenLogStream
+    | OpenSessionStream
     | Log
     | ProbeDevice
 )
@@ -121,6 +134,7 @@ __all__ = [
     "KillContainer",
     "Log",
     "OpenLogStream",
+    "OpenSessionStream",
     "Persist",
     "ProbeDevice",
     "PullImage",

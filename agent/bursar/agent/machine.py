@@ -47,6 +47,7 @@ from bursar.core.messages.agent import (
     DesiredState,
     DeviceOrders,
     OpenLog,
+    OpenSession,
     Ping,
     Pong,
     Refused,
@@ -183,6 +184,8 @@ class AgentMachine:
                     self.ward.ordered(orders)
             case OpenLog():
                 self.conversation.open_log(connection, message)
+            case OpenSession():
+                self.conversation.open_session(connection, message)
             case _:
                 # A newer master says things that this version does not know (M-01).
                 pass

@@ -10,6 +10,9 @@ from bursar.cli import output as out
 from bursar.cli.options import DURATION_MS, ask, master_address, master_option, output_option
 from bursar.cli.problems import BROKEN_PIPE
 from bursar.cli.streams import OutputClosed, StandardStreams
+from bursar.cli.task_files import cp_command
+from bursar.cli.task_sessions import attach_command, exec_command
+from bursar.cli.task_stats import stats_command
 from bursar.core.text import format_request
 from bursar.runtime.codec import decode_request
 from bursar.sdk import LogReader, OperatorClient
@@ -99,3 +102,7 @@ async def _copy_logs(address: str, task: str, follow: bool, tail_bytes: int | No
         except OutputClosed:
             return BROKEN_PIPE
     return 0
+
+
+for _command in (exec_command, attach_command, cp_command, stats_command):
+    task.add_command(_command)

@@ -39,6 +39,7 @@ from bursar.v1 import (
     operator_service_pb2,
     resources_pb2,
     rules_pb2,
+    sessions_pb2,
     tasks_pb2,
 )
 
@@ -56,6 +57,7 @@ _MODULES = (
     agent_service_pb2,
     operator_service_pb2,
     rules_pb2,
+    sessions_pb2,
 )
 
 #: Messages that wrap one of several: field name by dataclass.

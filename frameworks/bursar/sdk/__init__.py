@@ -41,6 +41,7 @@ from bursar.sdk.framework import Framework, Want
 from bursar.sdk.offers import Bundle, Offer, Place
 from bursar.sdk.operator import LogReader, OperatorClient
 from bursar.sdk.session import FrameworkSession, run
+from bursar.sdk.task_session import TaskSession
 from bursar.sdk.tasks import Status, Task
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "Status",
     "StatusReason",
     "Task",
+    "TaskSession",
     "TaskState",
     "Want",
     "run",

@@ -19,7 +19,8 @@ from bursar.core.resources import ResourceRequest
 from bursar.runtime.client import MasterUnreachable, connect, to_bursar_error, unreachable
 from bursar.runtime.codec import encode, encode_request
 from bursar.sdk.session import masters
-from bursar.v1 import agent_service_pb2, operator_service_pb2, operator_service_pb2_grpc, rules_pb2
+from bursar.sdk.task_session import TaskSession
+from bursar.v1 import agent_service_pb2, operator_service_pb2, operator_service_pb2_grpc, rules_pb2, sessions_pb2
 
 #: Between two attempts.
 _RETRY_S = 0.1
@@ -352,6 +353,21 @@ class OperatorClient:
                 yield response.chunk
         except grpc.aio.AioRpcError as error:
             raise to_bursar_error(error, address) from None
+
+    async def open_session(
+        self,
+        task: str,
+        kind: sessions_pb2.SessionKind.ValueType,
+        *,
+        command: Iterable[str] = (),
+        path: str = "",
+        terminal: tuple[int, int] | None = None,
+    ) -> TaskSession:
+        """Begin a session with a running task; `terminal`: rows and columns. A refusal comes with the first `read`. Raises BursarError."""
+        size = None if terminal is None else sessions_pb2.TerminalSize(rows=terminal[0], columns=terminal[1])
+        start = sessions_pb2.SessionStart(kind=kind, command=list(command), path=path, terminal=size)
+        address = self.addresses[self._current]
+        return await TaskSession.begin(self._stub(address).OpenTaskSession(), address, task, start)
 
     async def watch(self) -> AsyncIterator[operator_service_pb2.ClusterEvent]:
         """What happens in the cluster, from now on. Raises BursarError."""

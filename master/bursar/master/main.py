@@ -27,6 +27,7 @@ from bursar.master.server.framework_service import FrameworkServicer
 from bursar.master.server.hub import Hub
 from bursar.master.server.logs import LogRelays
 from bursar.master.server.operator_service import OperatorServicer
+from bursar.master.server.sessions import SessionRelays
 from bursar.runtime.driver import Driver, now
 from bursar.runtime.lock import DirectoryLock
 from bursar.runtime.memory import calm_garbage_collector
@@ -93,7 +94,7 @@ async def _run(settings: Settings, version: str) -> None:
     metrics_server = (
         serve_metrics(settings.text("metrics"), PROGRAM, insecure, prometheus) if settings.text("metrics") else None
     )
-    server = _server(hub, LogRelays(hub))
+    server = _server(hub, LogRelays(hub), SessionRelays(hub))
     port = await serve(server, listen, SERVICES)
     host, _ = split_address(listen)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -132,11 +133,11 @@ async def _run(settings: Settings, version: str) -> None:
     log.info("stopped")
 
 
-def _server(hub: Hub, logs: LogRelays) -> grpc.aio.Server:
+def _server(hub: Hub, logs: LogRelays, sessions: SessionRelays) -> grpc.aio.Server:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     framework_service_pb2_grpc.add_FrameworkServiceServicer_to_server(FrameworkServicer(hub), server)
-    agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(hub, logs), server)
-    operators: Any = OperatorServicer(hub, logs)
+    agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(hub, logs, sessions), server)
+    operators: Any = OperatorServicer(hub, logs, sessions)
     operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(operators, server)
     return server
 

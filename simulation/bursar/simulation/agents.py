@@ -11,6 +11,7 @@ from bursar.agent.effects import (
     KillContainer,
     Log,
     OpenLogStream,
+    OpenSessionStream,
     ProbeDevice,
     PullImage,
     RemoveContainer,
@@ -259,7 +260,7 @@ class AgentNode:
                 self._world.checkers.agent_probes(self.agent_id, uuid, self.containers.live)
                 assert self.process is not None
                 self._world.timeline.after(self._random.randint(0, 500), self._probed, self.process, uuid)
-            case RemoveSandbox() | OpenLogStream() | Log():
+            case RemoveSandbox() | OpenLogStream() | OpenSessionStream() | Log():
                 pass
             case _:
                 raise AssertionError(f"no such effect: {effect!r}")

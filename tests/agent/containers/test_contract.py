@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import signal
+import tarfile
 from typing import Any
 
 import pytest
 
 from bursar.agent.containers.logs import LogStream, read_logs
 from bursar.agent.containers.runtime import ContainerSpec, ImageMissing, LaunchFailed
-from bursar.agent.containers.simulated import SimulatedProgram
+from bursar.agent.containers.sessions import SessionRefused
+from bursar.agent.containers.simulated import SimulatedProgram, SimulatedRuntime
+from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.tasks import StatusReason
 
 #: `bench` comes from conftest.py.
@@ -277,3 +282,103 @@ async def test_many_at_once_each_end_once(bench: Any) -> None:
     await asyncio.gather(*(runtime.remove(spec.container_id) for spec in specs))
     assert await runtime.recover() == []
     assert all(len(told) == 1 for told in bench.exits.values())
+
+
+async def gather(session: Any) -> tuple[bytes, bytes, int]:
+    """Both outputs of a session and its exit code."""
+    outputs = {1: b"", 2: b""}
+    async with asyncio.timeout(30):
+        while (piece := await session.read()) is not None:
+            outputs[piece[0]] += piece[1]
+        code = await session.exit_code()
+    await session.close()
+    return outputs[1], outputs[2], code
+
+
+@pytest.fixture
+async def endless(bench: Any) -> Any:
+    """A runtime, and a container in it that runs until it is told to go."""
+    runtime = await bench.open()
+    spec = bench.spec("endless", bench.script(UNTIL_GO, SimulatedProgram(run_ms=None, until_file="go")))
+    await runtime.start(spec)
+    return runtime, spec
+
+
+async def test_a_program_runs_next_to_the_task_and_its_exit_code_is_told(endless: Any) -> None:
+    runtime, spec = endless
+    session = await runtime.open_session(spec.container_id, SessionStart(SessionKind.EXEC, ("echo", "two words")))
+    assert await gather(session) == (b"two words\n", b"", 0)
+    session = await runtime.open_session(spec.container_id, SessionStart(SessionKind.EXEC, ("false",)))
+    assert await gather(session) == (b"", b"", 1)
+
+
+async def test_a_program_reads_what_it_is_given_to_the_end(endless: Any) -> None:
+    runtime, spec = endless
+    session = await runtime.open_session(spec.container_id, SessionStart(SessionKind.EXEC, ("cat",)))
+    data = bytes(range(256)) * 2000  # more than a pipe holds
+
+    async def give() -> None:
+        await session.write(data)
+        await session.end_input()
+
+    giving = asyncio.create_task(give())
+    assert await gather(session) == (data, b"", 0)
+    await giving
+
+
+async def test_files_go_in_and_come_out_as_tar(bench: Any, endless: Any) -> None:
+    runtime, spec = endless
+    where = "/mnt/bursar/sandbox" if bench.kind == "docker" else str(spec.sandbox)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        entry = tarfile.TarInfo("sub/file")
+        entry.size = 6
+        tar.addfile(entry, io.BytesIO(b"inside"))
+    session = await runtime.open_session(spec.container_id, SessionStart(SessionKind.COPY_IN, path=where))
+    await session.write(archive.getvalue())
+    await session.end_input()
+    assert (await gather(session))[2] == 0
+    assert (spec.sandbox / "sub/file").read_text() == "inside"
+    session = await runtime.open_session(spec.container_id, SessionStart(SessionKind.COPY_OUT, path=f"{where}/sub"))
+    data, _, code = await gather(session)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        found = tar.extractfile("sub/file")
+        assert code == 0 and found is not None and found.read() == b"inside"
+    session = await runtime.open_session(spec.container_id, SessionStart(SessionKind.COPY_OUT, path=f"{where}/nothing"))
+    data, words, code = await gather(session)
+    assert (data, code) == (b"", 1) and b"nothing" in words
+
+
+async def test_what_a_task_uses_is_told_until_nobody_looks(endless: Any) -> None:
+    runtime, spec = endless
+    session = await runtime.open_session(spec.container_id, SessionStart(SessionKind.STATS))
+    async with asyncio.timeout(30):
+        piece = await session.read()
+    assert piece is not None and json.loads(piece[1])["pids"] >= 1
+    await session.close()
+
+
+async def test_a_session_with_what_does_not_run_is_refused(bench: Any, endless: Any) -> None:
+    runtime, spec = endless
+    (spec.sandbox / "go").touch()
+    await bench.exit_of(spec.container_id)
+    for container_id in (spec.container_id, type(spec.container_id)("bursar-nobody")):
+        with pytest.raises(SessionRefused, match="does not run"):
+            await runtime.open_session(container_id, SessionStart(SessionKind.EXEC, ("true",)))
+
+
+async def test_a_session_ends_with_its_task(endless: Any) -> None:
+    runtime, spec = endless
+    simulated = isinstance(runtime, SimulatedRuntime)
+    command = ("cat",) if simulated else ("sh", "-c", "echo here; exec sleep 1000")
+    session = await runtime.open_session(spec.container_id, SessionStart(SessionKind.EXEC, command))
+    stats = await runtime.open_session(spec.container_id, SessionStart(SessionKind.STATS))
+    if not simulated:
+        assert await session.read() == (1, b"here\n")
+    (spec.sandbox / "go").touch()
+    if simulated:
+        await session.end_input()
+    else:
+        assert (await gather(session))[2] == 137
+    await stats.close()
+    await session.close()

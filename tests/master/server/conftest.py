@@ -28,6 +28,7 @@ from bursar.master.records import Durable
 from bursar.master.registry.answers import ANSWERS
 from bursar.master.server.hub import Hub
 from bursar.master.server.logs import LogRelays
+from bursar.master.server.sessions import SessionRelays
 from bursar.runtime.codec import decode, unwrap, wrap
 from bursar.runtime.driver import Driver, now
 from bursar.runtime.rpc import CLIENT_OPTIONS, ERROR_METADATA_KEY, serve
@@ -141,7 +142,8 @@ class Served:
         self.driver = self.hub.driver = Driver(self.machine, commit=self.registry.commit, perform=self.hub.perform)
         self.events: list[Any] = []
         self.logs = LogRelays(self.hub)
-        self.server = _server(self.hub, self.logs)
+        self.sessions = SessionRelays(self.hub)
+        self.server = _server(self.hub, self.logs, self.sessions)
         self.running: asyncio.Task[None] | None = None
         self._channels: list[grpc.aio.Channel] = []
         self.address = ""

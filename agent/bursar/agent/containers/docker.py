@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import docker.errors
 
+from bursar.agent.containers import docker_sessions
 from bursar.agent.containers.docker_engine import (
     CONNECTION_ERRORS,
     ENGINE_ERRORS,
@@ -43,8 +44,12 @@ from bursar.agent.containers.runtime import (
     RecoveredContainer,
     RuntimeUnavailable,
 )
+from bursar.agent.containers.sessions import Session, SessionRefused
+from bursar.agent.containers.thread_session import ThreadSession
+from bursar.agent.containers.usage import stats_work
 from bursar.core.ids import AgentId
 from bursar.core.memory.pools import MemoryPlan
+from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.tasks import StatusReason
 
 log = logging.getLogger(__name__)
@@ -313,6 +318,24 @@ class DockerRuntime:
     def pinning(self, uuids: Sequence[str]) -> str:
         """How GPUs are given to containers of this engine, as it was when the agent connected."""
         return self._engine.facts.devices.way(uuids).value
+
+    async def open_session(self, container_id: ContainerId, start: SessionStart) -> Session:
+        """As the interface says."""
+        if container_id not in self._watched:
+            raise SessionRefused("the task does not run any more")
+        if not self._is_up:
+            raise SessionRefused("the Docker engine does not answer at the moment")
+        api, name = self._engine.api, str(container_id)
+        match start.kind:
+            case SessionKind.EXEC:
+                return await docker_sessions.DockerExec.open(api, self._calls, name, start)
+            case SessionKind.COPY_OUT:
+                return await ThreadSession(docker_sessions.copy_out(api, name, start.path)).open()
+            case SessionKind.COPY_IN:
+                return await ThreadSession(docker_sessions.copy_in(api, name, start.path)).open()
+        return await ThreadSession(
+            stats_work(lambda: docker_sessions.usage_of(self._engine.usage(container_id)))
+        ).open()
 
     async def close(self) -> None:
         """Stop listening; containers run on."""

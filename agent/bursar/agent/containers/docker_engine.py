@@ -135,8 +135,18 @@ class DockerEngine:
             self._client.close()
 
     @property
+    def api(self) -> Any:
+        """The client itself, for sessions."""
+        return self._client.api
+
+    @property
     def _api(self) -> Any:
         return self._client.api
+
+    def usage(self, container_id: ContainerId) -> dict[str, Any]:
+        """What the engine says that a container uses. Raises DockerException too."""
+        found: dict[str, Any] = self._api.stats(str(container_id), stream=False, one_shot=True)
+        return found
 
     def create(self, spec: ContainerSpec) -> None:
         """Make a container. Raises ImageNotFound (docker's), LaunchFailed, FileExistsError for a name that is taken."""

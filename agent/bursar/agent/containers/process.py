@@ -15,10 +15,10 @@ import os
 import signal
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from bursar.agent.containers import shim
+from bursar.agent.containers import process_sessions, shim, usage
 from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, judge
 from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES, log_files
 from bursar.agent.containers.runtime import (
@@ -30,7 +30,10 @@ from bursar.agent.containers.runtime import (
     RecoveredContainer,
     RuntimeUnavailable,
 )
+from bursar.agent.containers.sessions import Session, SessionRefused
 from bursar.agent.containers.signals import pass_on_no_ignored_signals
+from bursar.agent.containers.thread_session import ThreadSession
+from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.tasks import StatusReason
 
 log = logging.getLogger(__name__)
@@ -56,6 +59,8 @@ class _Running:
     pidfd: int = -1
     #: Set once it was asked to end.
     kill_timer: asyncio.TimerHandle | None = None
+    #: Opened with it, ended with it.
+    sessions: list[Session] = field(default_factory=list)
 
 
 class ProcessRuntime:
@@ -81,6 +86,7 @@ class ProcessRuntime:
         #: Sandboxes of containers that have ended and are not removed.
         self._ended: dict[ContainerId, Path] = {}
         self._boot_id = ""
+        self._closing: set[asyncio.Task[None]] = set()
         self._on_exit: ExitCallback | None = None
         self._log_timer: asyncio.TimerHandle | None = None
         self._poll_timer: asyncio.TimerHandle | None = None
@@ -217,6 +223,28 @@ class ProcessRuntime:
     async def prepare_logs(self, container_id: ContainerId) -> None:
         """Nothing to do: tasks write into their sandbox."""
 
+    async def open_session(self, container_id: ContainerId, start: SessionStart) -> Session:
+        """As the interface says."""
+        running = self._running.get(container_id)
+        if running is None:
+            raise SessionRefused("the task does not run any more")
+        session: Session
+        match start.kind:
+            case SessionKind.EXEC:
+                environment = process_sessions.task_environment_of(running.pid)
+                session = await process_sessions.ProcessSession.open(start, running.sandbox, environment)
+            case SessionKind.COPY_OUT:
+                session = await ThreadSession(usage.copy_out(running.sandbox, start.path)).open()
+            case SessionKind.COPY_IN:
+                session = await ThreadSession(usage.copy_in(running.sandbox, start.path)).open()
+            case _:
+                session = await ThreadSession(usage.stats_work(lambda: usage.session_usage(running.pid))).open()
+        if container_id not in self._running:
+            await session.close()
+            raise SessionRefused("the task has just ended")
+        running.sessions.append(session)
+        return session
+
     async def close(self) -> None:
         """Stop watching; tasks run on, and the next `recover` finds them."""
         loop = asyncio.get_running_loop()
@@ -264,6 +292,10 @@ class ProcessRuntime:
         if running.kill_timer is not None:
             running.kill_timer.cancel()
         del self._running[running.container_id]
+        for session in running.sessions:
+            closing = asyncio.get_running_loop().create_task(session.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
         record = shim.read_record(running.record)
         cleaned_up = record is not None and record.exit_code is not None
         if not cleaned_up and (running.popen is not None or _is_dead(running.pid)):

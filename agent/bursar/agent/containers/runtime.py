@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NewType, Protocol
 
+from bursar.agent.containers.sessions import Session
 from bursar.core.ids import FrameworkId, TaskId
 from bursar.core.memory.pools import MemoryPlan
+from bursar.core.messages.sessions import SessionStart
 from bursar.core.surroundings import ContainerSettings
 from bursar.core.tasks import StatusReason
 
@@ -150,6 +152,9 @@ class ContainerRuntime(Protocol):
 
     async def prepare_logs(self, container_id: ContainerId) -> None:
         """Make the outputs of a running container appear in its sandbox from now on, if they do not anyway."""
+
+    async def open_session(self, container_id: ContainerId, start: SessionStart) -> Session:
+        """Begin a session with a running container; it ends with the container. Raises SessionRefused."""
 
     async def close(self) -> None:
         """Stop watching. Containers run on."""

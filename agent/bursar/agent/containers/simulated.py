@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
+from bursar.agent.containers import usage
 from bursar.agent.containers.logs import log_files
 from bursar.agent.containers.runtime import (
     ContainerExit,
@@ -23,6 +25,9 @@ from bursar.agent.containers.runtime import (
     RecoveredContainer,
     RuntimeUnavailable,
 )
+from bursar.agent.containers.sessions import Session, SessionRefused
+from bursar.agent.containers.thread_session import ThreadSession
+from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.tasks import StatusReason
 
 log = logging.getLogger(__name__)
@@ -143,6 +148,21 @@ class SimulatedEngine:
             self._after(container, grace_ms, 137)
 
 
+class SimulatedExec(ThreadSession):
+    """A program of `shell_words` that ends at once, or `cat`."""
+
+    def __init__(self, program: SimulatedProgram, command: tuple[str, ...]) -> None:
+        def work(source: BinaryIO, target: BinaryIO) -> None:
+            target.write(source.read() if command == ("cat",) else program.stdout)
+
+        super().__init__(work)
+        self._code = 0 if command == ("cat",) else program.exit_code
+
+    async def exit_code(self) -> int:
+        """As the interface says."""
+        return await super().exit_code() or self._code
+
+
 class SimulatedRuntime:
     """One agent's connection to an engine."""
 
@@ -198,6 +218,23 @@ class SimulatedRuntime:
 
     async def prepare_logs(self, container_id: ContainerId) -> None:
         """Outputs are in the sandbox from the start."""
+
+    async def open_session(self, container_id: ContainerId, start: SessionStart) -> Session:
+        """As the interface says: programs of `shell_words`, `cat`, files of the sandbox, figures of nothing used."""
+        container = self._engine._containers.get(container_id)
+        if container is None or container.exit is not None:
+            raise SessionRefused("the task does not run any more")
+        sandbox = container.spec.sandbox
+        match start.kind:
+            case SessionKind.EXEC:
+                return await SimulatedExec(
+                    shell_words(replace(container.spec, command=start.command)), start.command
+                ).open()
+            case SessionKind.COPY_OUT:
+                return await ThreadSession(usage.copy_out(sandbox, start.path)).open()
+            case SessionKind.COPY_IN:
+                return await ThreadSession(usage.copy_in(sandbox, start.path)).open()
+        return await ThreadSession(usage.stats_work(lambda: {"cpu_ns": 0, "mem_bytes": 0, "pids": 1})).open()
 
     async def close(self) -> None:
         """Stop watching."""

@@ -8,6 +8,7 @@ from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, Generation, TaskId
 from bursar.core.messages.offers import Attributes
+from bursar.core.messages.sessions import SessionStart
 from bursar.core.resources import ReservedResources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState, TaskStatus
 
@@ -186,4 +187,14 @@ class DeviceOrders:
     orders: tuple[DeviceOrder, ...]
 
 
-MasterMessage = Registered | Refused | DesiredState | AcknowledgeUpdates | Ping | OpenLog | DeviceOrders
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Asks the agent to open ServeSession."""
+
+    stream_id: str
+    framework_id: FrameworkId
+    task_id: TaskId
+    start: SessionStart
+
+
+MasterMessage = Registered | Refused | DesiredState | AcknowledgeUpdates | Ping | OpenLog | DeviceOrders | OpenSession

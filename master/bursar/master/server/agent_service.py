@@ -1,4 +1,4 @@
-"""AgentService: the control stream, and the logs that agents send on demand."""
+"""AgentService: the control stream, and what agents open on demand: logs and sessions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from bursar.core.messages.agent import Register, TaskReport, TaskReports
 from bursar.master.events import AgentRegistering, AgentSpoke, AgentStreamEnded
 from bursar.master.server.hub import Connection, Hub
 from bursar.master.server.logs import LogRelays
+from bursar.master.server.sessions import SessionRelays
 from bursar.master.server.streams import Refusal, serve_stream
 from bursar.runtime.codec import unwrap
 from bursar.v1 import agent_service_pb2, agent_service_pb2_grpc
@@ -21,9 +22,10 @@ MAX_REPORTS = 100_000
 class AgentServicer(agent_service_pb2_grpc.AgentServiceServicer):
     """Decodes what agents say into events of the machine."""
 
-    def __init__(self, hub: Hub, logs: LogRelays) -> None:
+    def __init__(self, hub: Hub, logs: LogRelays, sessions: SessionRelays) -> None:
         self._hub = hub
         self._logs = logs
+        self._sessions = sessions
 
     async def Connect(self, requests: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]
         """One agent's control stream."""
@@ -58,6 +60,11 @@ class AgentServicer(agent_service_pb2_grpc.AgentServiceServicer):
         """A task's outputs on their way to somebody who asked."""
         async for credit in self._logs.receive(requests, context):
             yield credit
+
+    async def ServeSession(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """A session with a task, for somebody who asked."""
+        async for response in self._sessions.serve(requests, context):
+            yield response
 
 
 async def _messages(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:

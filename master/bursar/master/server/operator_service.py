@@ -1,4 +1,4 @@
-"""OperatorService: one method per noun and verb, all answered by the machine; logs and events are streamed."""
+"""OperatorService: one method per noun and verb, all answered by the machine; logs, sessions and events are streamed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from typing import Any
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages.operator import GetTaskRequest, Page
+from bursar.core.messages.sessions import SessionStart
 from bursar.master.server.hub import Hub
 from bursar.master.server.logs import LogRelays
+from bursar.master.server.sessions import SessionRelays
 from bursar.master.server.streams import Refusal
 from bursar.runtime.codec import decode, encode, operator_types
 from bursar.runtime.rpc import abort
 from bursar.v1 import operator_service_pb2 as pb
+from bursar.v1 import sessions_pb2
 
 #: Answered outside the machine.
-STREAMED = frozenset({"ReadTaskLog", "Watch"})
+STREAMED = frozenset({"ReadTaskLog", "OpenTaskSession", "Watch"})
 #: Pages are cut to this, so that no message comes near 4 MiB.
 MAX_ANSWER_BYTES = 2 << 20
 
@@ -53,9 +56,10 @@ def _unary(method: str) -> Callable[..., Awaitable[Any]]:
 class OperatorServicer:
     """Unary methods are made from the contract; each is decode, ask, encode."""
 
-    def __init__(self, hub: Hub, logs: LogRelays) -> None:
+    def __init__(self, hub: Hub, logs: LogRelays, sessions: SessionRelays) -> None:
         self.hub = hub
         self._logs = logs
+        self._sessions = sessions
 
     async def ReadTaskLog(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """A task's outputs, from its agent."""
@@ -69,6 +73,16 @@ class OperatorServicer:
                 yield pb.ReadTaskLogResponse(chunk=chunk)
         except Refusal as refusal:
             await abort(context, refusal.error)
+
+    async def OpenTaskSession(self, requests: Any, context: Any) -> AsyncIterator[Any]:
+        """A program in a task's container, files, what it uses."""
+        first = await anext(aiter(requests), None)
+        if first is None:
+            return
+        answer = await self.hub.ask(GetTaskRequest(first.task))
+        task = answer if isinstance(answer, ErrorDetail) else answer.task
+        async for frame in self._sessions.open(task, decode(SessionStart, first.start), requests):
+            yield sessions_pb2.OpenTaskSessionResponse(frame=frame)
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """What happens, from now on."""
