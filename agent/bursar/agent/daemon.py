@@ -25,6 +25,7 @@ from bursar.agent.containers.runtime import (
 )
 from bursar.agent.containers.sessions import Session, SessionRefused
 from bursar.agent.containers.volumes import VolumeRules
+from bursar.agent.devices.bindings import DeviceBindings
 from bursar.agent.devices.driver import (
     DeviceDriver,
     DriverUnavailable,
@@ -162,6 +163,7 @@ class AgentDaemon:
         metrics: AgentMetrics,
         volumes: VolumeRules | None = None,
         health: HealthRules | None = None,
+        bindings: DeviceBindings | None = None,
     ) -> None:
         self._work_dir = work_dir
         self._checkpoint = checkpoint
@@ -169,8 +171,9 @@ class AgentDaemon:
         self._devices = devices
         self._resolved = resolved
         self._metrics = metrics
+        self._bindings = bindings or DeviceBindings(info.agent_id, ())
         rules = volumes or VolumeRules(work_dir.volumes)
-        self._launcher = Launcher(runtime, devices.driver, rules, work_dir)
+        self._launcher = Launcher(runtime, devices.driver, rules, work_dir, self._bindings)
         self._log = logger()
         self.machine = AgentMachine(AgentConfig(info, default_image, health=health or HealthRules()), checkpoint.load())
         self.driver = Driver(self.machine, commit=self._commit, perform=self._perform)
@@ -230,6 +233,7 @@ class AgentDaemon:
 
     def container_exited(self, container_id: ContainerId, exit: ContainerExit) -> None:
         """The runtime's `on_exit`."""
+        self._bindings.unbind(container_id)
         event = ContainerExited(container_id, exit)
         if self._early_exits is not None:
             self._early_exits.append(event)
@@ -240,6 +244,7 @@ class AgentDaemon:
         for container in recovered:
             entry = self._containers[container.container_id] = _Container()
             entry.settled.set()
+        self._bindings.keep_only({one.container_id for one in recovered if one.exit is None})
         early, self._early_exits = self._early_exits or [], None
         self.driver.post(ContainersRecovered(tuple(recovered)))
         for event in early:

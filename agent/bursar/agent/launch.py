@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 from bursar.agent.containers.runtime import ContainerRuntime, ContainerSpec, Decoration, Mount
 from bursar.agent.containers.volumes import VolumeRules
+from bursar.agent.devices.bindings import DeviceBindings
 from bursar.agent.devices.driver import ContainerDecorator
 from bursar.agent.effects import StartContainer
 from bursar.agent.pinning import DEVICES_FILE, devices_file_content, task_environment
 from bursar.agent.work_dir import WorkDir
+from bursar.core.devices import Device
 from bursar.core.resources import CPUS, MEM, sum_resources
 from bursar.core.surroundings import ContainerSettings
 from bursar.core.tasks import memory_environment, memory_plan
@@ -33,6 +35,8 @@ class Draft:
     volumes: tuple[Mount, ...] = ()
     sandbox: Path = Path()
     decoration: Decoration = field(default_factory=Decoration)
+    #: The granted devices that exist.
+    real: list[Device] = field(default_factory=list)
 
 
 class Step(NamedTuple):
@@ -46,16 +50,25 @@ class Step(NamedTuple):
 class Launcher:
     """Carries out launches, any number at once."""
 
-    def __init__(self, runtime: ContainerRuntime, driver: object, volumes: VolumeRules, work_dir: WorkDir) -> None:
+    def __init__(
+        self,
+        runtime: ContainerRuntime,
+        driver: object,
+        volumes: VolumeRules,
+        work_dir: WorkDir,
+        bindings: DeviceBindings | None = None,
+    ) -> None:
         self._runtime = runtime
         self._driver = driver
         self._volumes = volumes
         self._work_dir = work_dir
+        self._bindings = bindings
         #: In order. Named volumes stay: they are kept from the first naming on, whatever becomes of the task.
         self.steps: list[Step] = [
             Step("volumes", self._find_volumes),
             Step("sandbox", self._make_sandbox, self._remove_sandbox),
             Step("devices", self._add_devices),
+            Step("claim", self._claim_devices, self._free_devices),
             Step("container", self._start_container),
         ]
 
@@ -110,8 +123,21 @@ class Launcher:
         else:
             draft.decoration = driver.decorate(draft.effect.devices, self._runtime.name)
 
+    async def _claim_devices(self, draft: Draft) -> None:
+        """Note for other agents of this machine whose the devices are; a simulated one is nobody else's."""
+        draft.real = [device for device in draft.effect.devices if device.driver != "simulated"]
+        if self._bindings and draft.real:
+            self._bindings.bind(draft.effect.container_id, draft.real)
+
+    async def _free_devices(self, draft: Draft) -> None:
+        if self._bindings and draft.real:
+            self._bindings.unbind(draft.effect.container_id)
+
     async def _start_container(self, draft: Draft) -> None:
         await self._runtime.start(self._spec(draft))
+        if self._bindings and draft.real:
+            pid = await self._runtime.pid_of(draft.effect.container_id)
+            self._bindings.bind_running(draft.effect.container_id, draft.real, pid)
 
     def _spec(self, draft: Draft) -> ContainerSpec:
         """Everything that the runtime needs."""

@@ -20,7 +20,9 @@ from bursar.agent.containers.runtime import RuntimeUnavailable
 from bursar.agent.containers.select import runtime_for
 from bursar.agent.containers.volumes import VolumeRules, parse_volume_roots
 from bursar.agent.daemon import AgentDaemon, DeviceSource
+from bursar.agent.devices.bindings import DeviceBindings
 from bursar.agent.devices.driver import DriverUnavailable
+from bursar.agent.devices.exclusive import shared_directories
 from bursar.agent.devices.external import declared_with, read_external
 from bursar.agent.devices.health import HealthRules
 from bursar.agent.devices.select import driver_for
@@ -135,6 +137,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         resolved=resolved,
         metrics=metrics,
         volumes=_volume_rules(settings, work_dir),
+        bindings=DeviceBindings(agent_id, shared_directories()),
         health=HealthRules(
             cool_down_ms=settings.number("device-cool-down"), relapses=settings.number("device-relapses")
         ),

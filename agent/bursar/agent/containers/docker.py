@@ -293,6 +293,13 @@ class DockerRuntime:
         else:
             watched.kill_timer = loop.call_at(due, self._send, watched, "SIGKILL")
 
+    async def pid_of(self, container_id: ContainerId) -> int:
+        """The container's first process, as this machine numbers it; 0 where there is none or the engine does not say."""
+        try:
+            return await self._call(self._engine.pid, container_id)
+        except ENGINE_ERRORS:
+            return 0
+
     async def remove(self, container_id: ContainerId) -> None:
         """Save the outputs in the sandbox and remove the container."""
         if container_id in self._watched:

@@ -206,6 +206,10 @@ class DockerEngine:
         except docker.errors.NotFound:
             return None
 
+    def pid(self, container_id: ContainerId) -> int:
+        """Its first process; 0 where it does not run. Raises NotFound."""
+        return int(self._api.inspect_container(str(container_id))["State"].get("Pid") or 0)
+
     def containers(self) -> list[Seen]:
         """Every container of this agent, whatever its state."""
         found = []

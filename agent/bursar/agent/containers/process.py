@@ -203,6 +203,11 @@ class ProcessRuntime:
             self._signal(running, signal.SIGKILL)
         running.kill_timer = loop.call_at(due, self._signal, running, signal.SIGKILL)
 
+    async def pid_of(self, container_id: ContainerId) -> int:
+        """The process that lives as long as the container does; 0 where there is none."""
+        running = self._running.get(container_id)
+        return running.pid if running else 0
+
     async def remove(self, container_id: ContainerId) -> None:
         """Forget an ended container; its outputs stay in the sandbox."""
         if container_id in self._running:

@@ -147,6 +147,9 @@ class ContainerRuntime(Protocol):
     async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """SIGTERM now, SIGKILL after the grace; returns at once, `on_exit` tells the end. Unknown ids are ignored."""
 
+    async def pid_of(self, container_id: ContainerId) -> int:
+        """The process that lives as long as the container does, in this machine's numbers; 0 where nobody can say."""
+
     async def remove(self, container_id: ContainerId) -> None:
         """Remove what is left of an ended container, logs saved in the sandbox (`stdout`, `stderr`). Idempotent."""
 

@@ -210,6 +210,10 @@ class SimulatedRuntime:
         """As the interface says."""
         self._engine._kill(container_id, grace_ms)
 
+    async def pid_of(self, container_id: ContainerId) -> int:
+        """There is no process."""
+        return 0
+
     async def remove(self, container_id: ContainerId) -> None:
         """As the interface says."""
         container = self._engine._containers.get(container_id)

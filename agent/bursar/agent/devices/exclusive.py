@@ -2,13 +2,13 @@
 
 One lock file per device, held by `flock` on an open descriptor: the kernel lets go of it when the agent dies, however it
 dies. It is taken in every directory that agents of other users may share, since no single one is writable for all
-everywhere: an agent of root and one of a user meet in at least one of them.
+everywhere: an agent of root and one of a user meet in at least one of them. What still runs of an agent that is gone is found
+by the notes beside them (see `bindings`).
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import os
 import tempfile
@@ -16,7 +16,9 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from bursar.agent.containers.runtime import Decoration
+from bursar.agent.devices.bindings import DeviceBindings, card_of
 from bursar.agent.devices.driver import ContainerDecorator, DeviceDriver
+from bursar.agent.devices.names import file_safe
 from bursar.core.devices import Device
 from bursar.core.ids import AgentId, DeviceUuid
 
@@ -35,13 +37,17 @@ class DeviceLocks:
     def __init__(self, agent_id: AgentId, directories: Sequence[Path]) -> None:
         self._agent_id = agent_id
         self._directories = tuple(directories)
+        self._bindings = DeviceBindings(agent_id, directories)
         #: One open descriptor and path per directory.
         self._held: dict[DeviceUuid, list[tuple[int, Path]]] = {}
 
     def claim(self, uuid: DeviceUuid) -> str | None:
         """Claim a device, or say who has it. A device that is ours already is claimed again without effect."""
+        uuid = card_of(uuid)
         if uuid in self._held:
             return None
+        if user := self._bindings.user_of(uuid):
+            return user
         held: list[tuple[int, Path]] = []
         for directory in self._directories:
             path = lock_file(directory, uuid)
@@ -58,12 +64,15 @@ class DeviceLocks:
             held.append((fd, path))
         if not held:
             return "nobody can say whom: no directory for lock files can be used"
+        if user := self._bindings.user_of(uuid):
+            _unlock(held)  # its agent ended, and its task stayed, between our look and our lock
+            return user
         self._held[uuid] = held
         return None
 
     def release(self, uuids: Iterable[DeviceUuid]) -> None:
         """Let others have these."""
-        for uuid in list(uuids):
+        for uuid in {card_of(uuid) for uuid in uuids}:
             _unlock(self._held.pop(uuid, []))
 
     @property
@@ -104,7 +113,7 @@ class ExclusiveDevices:
     def keep_only(self, uuids: Collection[DeviceUuid]) -> None:
         """Give back what this agent was told not to use (`--resources gpus:2`), for another agent to claim."""
         self._wanted = frozenset(uuids)
-        self._locks.release(self._locks.held - self._wanted)
+        self._locks.release(self._locks.held - {card_of(uuid) for uuid in self._wanted})
 
     def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
         """As the driver itself says."""
@@ -121,7 +130,7 @@ class ExclusiveDevices:
 def holder_of(uuid: DeviceUuid, directories: Iterable[Path]) -> str | None:
     """Who has a device now; it is looked at only, and nobody is kept from claiming it meanwhile."""
     for directory in directories:
-        path = lock_file(directory, uuid)
+        path = lock_file(directory, card_of(uuid))
         try:
             there = path.stat()
             locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
@@ -134,13 +143,7 @@ def holder_of(uuid: DeviceUuid, directories: Iterable[Path]) -> str | None:
 
 def lock_file(directory: Path, uuid: DeviceUuid) -> Path:
     """The lock file of a device in one of the shared directories."""
-    return directory / f"bursar-device-{_file_safe(uuid)}.lock"
-
-
-def _file_safe(uuid: str) -> str:
-    if len(uuid) <= 128 and all(character.isalnum() or character in "-_" for character in uuid):
-        return uuid
-    return hashlib.sha256(uuid.encode()).hexdigest()[:32]
+    return directory / f"bursar-device-{file_safe(uuid)}.lock"
 
 
 def _open(path: Path) -> int:

@@ -53,6 +53,13 @@ def on_this_machine(kind: str, native: str) -> DeviceUuid:
     return device_name(kind, f"{machine}.{native}")
 
 
+def file_safe(uuid: str) -> str:
+    """A device's name as a part of a file's."""
+    if len(uuid) <= 128 and all(character.isalnum() or character in "-_" for character in uuid):
+        return uuid
+    return hashlib.sha256(uuid.encode()).hexdigest()[:32]
+
+
 def id_problem(native: str) -> str | None:
     """Say what is wrong with a driver's id of a device, or nothing."""
     if _ID.fullmatch(native):
