@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from pathlib import PurePosixPath
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -26,11 +26,14 @@ from bursar.cli.progress import Progress, progress_of
 from bursar.core.errors import BursarError, InvalidText
 from bursar.core.text import format_duration
 from bursar.frameworks.batch import MAX_LOSSES, Batch, Ended, Job, from_lines, from_template
+from bursar.frameworks.gang_batch import WAIT_S, GangBatch
 from bursar.frameworks.run import describe_end
 from bursar.sdk import FrameworkSession, OperatorClient, Status
 
 #: How often the bar is drawn, and when waiting for a first offer is explained.
 SHOW_EVERY_S, EXPLAIN_AFTER_S = 0.25, 3.0
+#: A gang that waits is looked at twice as late each time, up to this.
+EXPLAIN_AT_LEAST_EVERY_S = 60.0
 #: So many of the jobs that failed are listed; -o json has all.
 LISTED = 20
 
@@ -66,6 +69,17 @@ LISTED = 20
     show_default=True,
     help="How often a job may be lost for no fault of its own; such launches do not count as retries.",
 )
+@click.option(
+    "--gang", is_flag=True, help="All jobs start together or not at all; where one fails, the others are ended."
+)
+@click.option(
+    "--wait",
+    "wait_ms",
+    type=DURATION_MS,
+    help=f"With --gang: how long to wait for room for all.  [default: {format_duration(round(WAIT_S * 1000))}]",
+)
+@click.option("--same", default="", metavar="ATTRIBUTE", help="With --gang: on agents that share it, such as rack.")
+@click.option("--nvlink", is_flag=True, help="With --gang: the GPUs of each job are linked by NVLink.")
 @task_options
 @output_option
 @master_option
@@ -76,6 +90,10 @@ def batch(
     retries: int,
     backoff_ms: int,
     max_losses: int,
+    gang: bool,
+    wait_ms: int | None,
+    same: str,
+    nvlink: bool,
     role: str,
     name: str | None,
     cpus: str,
@@ -94,31 +112,45 @@ def batch(
     {index} (from 0), {count} and {line} are replaced in the command and in the values of --env. Says on stderr how far it is and what
     failed, and prints a summary at the end. Interrupt ends all tasks; twice leaves at once. Outputs of tasks: bursar task logs.
 
+    With --gang the jobs are one gang. Each finds its number in BURSAR_GANG_RANK, that of all in BURSAR_GANG_SIZE, and the hostnames of all,
+    by number and joined by commas, in BURSAR_GANG_HOSTS. Retries and losses are of the gang as a whole.
+
     Exit codes: 0 all jobs have ended well; 1 some have failed, or were lost too often; 2 usage; 4 no master; 128 + N signal N ended it.
 
     \b
     Examples: bursar batch --count 8 --gpus 1 -- python train.py --fold {index}
               bursar batch --file rates.txt --retries 2 -- python train.py --lr {line}
+              bursar batch --gang --count 8 --gpus 8 --same rack -- python train.py --rank {index}
     """
     jobs = _jobs(command, count, file, env, image)
+    if not gang:
+        for option, given in (("--wait", wait_ms is not None), ("--same", same), ("--nvlink", nvlink)):
+            if given:
+                raise click.UsageError(f"{option} is about gangs; say --gang, too, or leave it out")
+    elif parallel is not None:
+        raise click.UsageError("a gang starts all its jobs at once: leave out --parallel, or --gang")
     title = name or (PurePosixPath(command[0]).name if command else PurePosixPath(image).name or "batch")
     try:
-        framework = Batch(
-            jobs,
-            name=title,
-            role=role,
-            capabilities=capabilities_for(capabilities, gpus),
-            constraints=constraints,
-            image=image,
-            cpus=cpus,
-            mem=mem,
-            memory=memory,
-            gpus=gpus,
-            parallel=parallel,
-            retries=retries,
-            pause_s=backoff_ms / 1000,
-            max_losses=max_losses,
-        )
+        options: dict[str, Any] = {
+            "name": title,
+            "role": role,
+            "capabilities": capabilities_for(capabilities, gpus),
+            "constraints": constraints,
+            "image": image,
+            "cpus": cpus,
+            "mem": mem,
+            "memory": memory,
+            "gpus": gpus,
+            "retries": retries,
+            "pause_s": backoff_ms / 1000,
+            "max_losses": max_losses,
+        }
+        framework: Batch
+        if gang:
+            wait_s = WAIT_S if wait_ms is None else wait_ms / 1000
+            framework = GangBatch(jobs, wait_s=wait_s, same=same, nvlink=nvlink, **options)
+        else:
+            framework = Batch(jobs, parallel=parallel, **options)
     except InvalidText as error:
         raise click.UsageError(str(error)) from None
     return asyncio.run(_Run(framework, master_address(), output).main())
@@ -171,6 +203,8 @@ class _Run:
                     job.cancel()
                 await asyncio.gather(*aside, return_exceptions=True)
                 await self._client.close()
+        if failed is None and isinstance(self._framework, GangBatch) and self._framework.error is not None:
+            failed = BursarError(self._framework.error)
         if failed is not None:
             say_error(failed.detail.message, failed.detail.hint)
         if failed is None or self._framework.ended:
@@ -204,7 +238,9 @@ class _Run:
             await asyncio.sleep(SHOW_EVERY_S)
 
     async def _explain(self) -> None:
-        """Say once why nothing runs, where nothing was launched for a while."""
+        """Say once why nothing runs, where nothing was launched for a while; of a gang whenever that changes."""
+        if isinstance(self._framework, GangBatch):
+            return await self._explain_gang()
         await asyncio.sleep(EXPLAIN_AFTER_S)
         if self._framework.running or self._framework.ended or self._framework.relaunched:
             return
@@ -212,6 +248,23 @@ class _Run:
             answer = await self._client.explain_framework(self._session.framework_id)
             for refusal in list(reversed(answer.refusals))[:3]:
                 self._progress.say(f"waiting: {refusal.message}" + (f" ({refusal.hint})" if refusal.hint else ""))
+
+    async def _explain_gang(self) -> None:
+        pause_s, said = EXPLAIN_AFTER_S, ""
+        while True:
+            await asyncio.sleep(pause_s)
+            if self._framework.running:
+                said = ""
+                continue
+            pause_s = min(2 * pause_s, EXPLAIN_AT_LEAST_EVERY_S)
+            with contextlib.suppress(BursarError):
+                answer = await self._client.explain_framework(self._session.framework_id)
+                for gang in answer.gangs:
+                    turn = f"{gang.place} of {gang.places} gangs in line; " if gang.places > 1 else ""
+                    text = f"waiting: {turn}{gang.message}" + (f" ({gang.hint})" if gang.hint else "")
+                    if gang.place and text != said:
+                        self._progress.say(text)
+                        said = text
 
 
 def _on(hostname: str) -> str:
