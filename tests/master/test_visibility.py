@@ -29,6 +29,7 @@ from bursar.master.allocator.rules import (
     Headroom,
     compile_gpu_filter,
     compile_rule,
+    facts_of_agent,
     parse_framework_match,
     parse_headroom,
     rule_problem,
@@ -187,13 +188,17 @@ def test_what_a_framework_part_cannot_be(text: str, message: str, hint: str) -> 
 
 def test_agents_are_matched_by_their_totals_and_by_kinds() -> None:
     info = agent(gpus=1, reserved=2, rack="r1")
-    assert hide(agent="gpus=3,rack=r1,gpu.model=H100").matches_agent(info)
-    assert not hide(agent="gpus>3").matches_agent(info)
-    assert hide(resources=("gpus",)).matches_agent(info) and hide(resources=("disk", "cpus")).matches_agent(info)
-    assert not hide(resources=("disk", "ports")).matches_agent(info)
+    assert hide(agent="gpus=3,rack=r1,gpu.model=H100").matches_agent(info, facts_of_agent(info))
+    assert not hide(agent="gpus>3").matches_agent(info, facts_of_agent(info))
+    assert hide(resources=("gpus",)).matches_agent(info, facts_of_agent(info)) and hide(
+        resources=("disk", "cpus")
+    ).matches_agent(info, facts_of_agent(info))
+    assert not hide(resources=("disk", "ports")).matches_agent(info, facts_of_agent(info))
     # What is described and not offered is not there.
     hidden = replace(info, resources=info.resources[:1])
-    assert hide(agent="gpus=1").matches_agent(hidden) and not hide(agent="gpus=3").matches_agent(hidden)
+    assert hide(agent="gpus=1").matches_agent(hidden, facts_of_agent(hidden)) and not hide(
+        agent="gpus=3"
+    ).matches_agent(hidden, facts_of_agent(hidden))
 
 
 def test_the_first_rule_that_matches_decides() -> None:

@@ -258,10 +258,15 @@ def _hides_everything(cluster: Cluster, rule: Rule, rules: list[Rule]) -> ErrorD
 def _all_hidden(cluster: Cluster, rules: list[Rule]) -> bool:
     trial = Visibility()
     trial.set_rules(_compile(cluster, rules), cluster.visibility.headroom, cluster.visibility.groups)
-    agents = {trial.class_of_agent(agent.info): agent for agent in cluster.agents.values()}
-    for framework in cluster.frameworks.values():
-        for role in framework.info.roles:
-            for agent in agents.values():
+    # Agents of one class are decided alike; mostly the first ones are not hidden from all.
+    seen: set[int] = set()
+    for agent in cluster.agents.values():
+        kind = trial.class_of_agent(agent.info)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        for framework in cluster.frameworks.values():
+            for role in framework.info.roles:
                 if trial.judge(agent.info, role, framework.info).action is not RuleAction.HIDE_AGENT:
                     return False
     return True

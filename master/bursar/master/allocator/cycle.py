@@ -32,6 +32,7 @@ from bursar.master.allocator.decision import (
 from bursar.master.allocator.held_back import guaranteed_first
 from bursar.master.allocator.line import Line, Place
 from bursar.master.allocator.shares import Client, Node
+from bursar.master.allocator.visibility import Cell
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
 
 
@@ -163,6 +164,8 @@ class _Cycle:
         self._plans: dict[Node, _Plan] = {}
         self._refused: dict[_Amounts, _Alike] = {}
         self._bags: dict[int, _Bag] = {}
+        #: Class of agents → whom rules hide them from, and the rule.
+        self._hidden: dict[int, dict[Node, Cell]] = {}
         self._amounts: dict[frozenset[tuple[str, int]], Mapping[str, int]] = {}
         self._question = Question(cluster)
         self._has_quota = bool(cluster.shares.quota_kinds)
@@ -224,8 +227,11 @@ class _Cycle:
         cluster, has_quota = self.cluster, self._has_quota
         books, filters = cluster.ledger.books[agent.agent_id], cluster.filters.on(agent.agent_id)
         shares, held_back = cluster.shares, cluster.held_back
+        by_rule = self._hidden.setdefault(cluster.visibility.class_of_agent(agent.info), {})
         if has_quota:
             held_back.begin()
+        passed: list[Node] = []
+        served = False
         while free := books.free:
             hidden = filters.known_hidden(free) if filters is not None else None
             amounts = _amounts_of(free) if self._refused else None
@@ -237,6 +243,11 @@ class _Cycle:
             refused = alike.refused if alike is not None else done
             order = chain(guaranteed_first(shares, free), shares.order()) if has_quota else shares.order()
             for node in order:
+                if node in by_rule:
+                    if not served or node not in done:
+                        by_rule[node].decisions += 1
+                        passed.append(node)
+                    continue
                 if node in done or node in refused or hidden and node.client in hidden:
                     continue
                 plan = self._plan_for(node)
@@ -246,10 +257,17 @@ class _Cycle:
                     self._hand_out(agent, plan, decision)
                     if has_quota:
                         held_back.forget(in_cycle=True)
-                    done.add(node)
+                    if books.free:
+                        done.add(node)
+                        done.update(passed)
+                        served = True
                     break
                 if not _may_change(decision, framework):
                     done.add(node)
+                if decision is RefusalReason.HIDDEN_BY_RULE:
+                    cell = cluster.visibility.hider(agent.info, client.role, framework.info)
+                    if cell is not None:
+                        by_rule[node] = cell
                 if decision in _WANT_OF_AMOUNTS and _is_for_want_of_amounts(cluster, agent, client, framework):
                     if alike is None and (amounts := _amounts_of(free)) is not None:
                         alike = self._refused.setdefault(amounts, _Alike())

@@ -116,9 +116,8 @@ class CompiledRule:
         """What it does."""
         return self.rule.action
 
-    def matches_agent(self, info: AgentInfo) -> bool:
-        """Whether it speaks of an agent: by its total, in use or not."""
-        facts = facts_of_agent(info)
+    def matches_agent(self, info: AgentInfo, facts: AgentFacts) -> bool:
+        """Whether it speaks of an agent: by its total, in use or not; `facts` are those of `facts_of_agent`."""
         if self.rule.resources and not any(_has_kind(info, facts, kind) for kind in self.rule.resources):
             return False
         return matches_all(self.agents, facts)

@@ -20,7 +20,7 @@ from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.rules import RuleAction, RuleMode
 from bursar.core.resources import EMPTY, GPUS, PORTS, UNRESERVED, Holding, Resources, Stack, holding_total
 from bursar.core.role_expressions import RoleGroups
-from bursar.master.allocator.rules import CompiledRule, Headroom
+from bursar.master.allocator.rules import CompiledRule, Headroom, facts_of_agent
 from bursar.master.ledger import Books
 
 #: Answers of peers that are gone are forgotten when there are so many.
@@ -41,7 +41,7 @@ class Judgement(NamedTuple):
         return RuleAction.ALLOW if self.winner is None else self.winner.action
 
 
-class _Cell:
+class Cell:
     """A rule and how often it decided."""
 
     __slots__ = ("decisions", "name", "taking")
@@ -64,9 +64,9 @@ class Visibility:
         #: Grows with every change of the above.
         self.version = 0
         #: By the bit of each rule.
-        self._cells: dict[int, _Cell] = {}
+        self._cells: dict[int, Cell] = {}
         #: The same, for decisions that do not count.
-        self._uncounted: dict[int, _Cell] = {}
+        self._uncounted: dict[int, Cell] = {}
         self._enforced = 0
         self._audited = 0
         self._agents: dict[AgentId, tuple[AgentInfo, int]] = {}
@@ -84,8 +84,8 @@ class Visibility:
             bits[rule.rule.mode] |= 1 << index
         self._enforced, self._audited = bits[RuleMode.ENFORCE], bits[RuleMode.AUDIT]
         counts = self.decisions
-        self._cells = {1 << index: _Cell(rule, counts.get(rule.name, 0)) for index, rule in enumerate(self.rules)}
-        self._uncounted = {1 << index: _Cell(rule, 0) for index, rule in enumerate(self.rules)}
+        self._cells = {1 << index: Cell(rule, counts.get(rule.name, 0)) for index, rule in enumerate(self.rules)}
+        self._uncounted = {1 << index: Cell(rule, 0) for index, rule in enumerate(self.rules)}
 
     @property
     def decisions(self) -> dict[str, int]:
@@ -116,6 +116,18 @@ class Visibility:
         cell.decisions += 1
         return cell.taking
 
+    def hider(self, agent: AgentInfo, role: str, framework: FrameworkInfo) -> Cell | None:
+        """Where all that is to be counted of a verdict is the one rule that hides the agent: that rule. It hides all agents of this
+        one's class; whoever need not ask again counts in its place.
+        """
+        matching = self.class_of_client(role, framework) & self.class_of_agent(agent)
+        winning = matching & self._enforced
+        winning &= -winning
+        if not winning or self._audited & matching:
+            return None
+        cell = self._cells[winning]
+        return cell if cell.taking is not None and cell.taking.action is RuleAction.HIDE_AGENT else None
+
     def judge(self, agent: AgentInfo, role: str, framework: FrameworkInfo) -> Judgement:
         """The same for people: with the rule that allows, and what rules in audit mode would have done; not counted."""
         matching = self.class_of_client(role, framework) & self.class_of_agent(agent)
@@ -140,7 +152,8 @@ class Visibility:
         entry = self._agents.get(info.agent_id)
         if entry is not None and entry[0] is info:
             return entry[1]
-        bits = sum(1 << index for index, rule in enumerate(self.rules) if rule.matches_agent(info))
+        facts = facts_of_agent(info)
+        bits = sum(1 << index for index, rule in enumerate(self.rules) if rule.matches_agent(info, facts))
         if len(self._agents) > _MAX_REMEMBERED:
             self._agents.clear()
         self._agents[info.agent_id] = info, bits
