@@ -5,6 +5,7 @@ Nothing here asserts a time: machines differ and are shared. What is kept is rat
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bursar.cli.demo.setting import Setting, choose
+from bursar.cli.local import Interrupts, LocalAgent, LocalCluster
 
 
 class Figures:
@@ -69,3 +73,37 @@ def percentile() -> Callable[[Sequence[float], int], float]:
         return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
     return pick
+
+
+class Uninterrupted(Interrupts):
+    """Leaves signals to pytest."""
+
+    def __init__(self) -> None:
+        self.number, self._task = 0, None
+
+
+@pytest.fixture
+def start_cluster(tmp_path: Path) -> Iterator[Callable[..., LocalCluster]]:
+    """`start_cluster(agent)`: a master and one agent, ended with the test."""
+    started: list[LocalCluster] = []
+
+    def start(agent: LocalAgent) -> LocalCluster:
+        cluster = LocalCluster(tmp_path / f"cluster-{len(started)}", interrupts=Uninterrupted())
+        started.append(cluster)
+        cluster.start_master()
+        cluster.start_agent(agent)
+        asyncio.run(cluster.wait_for_agents(1))
+        return cluster
+
+    yield start
+    for cluster in started:
+        cluster.stop()
+
+
+@pytest.fixture
+def docker_setting(require: Callable[[bool, str], None]) -> Iterator[Setting]:
+    """An engine and a tiny image."""
+    setting = choose("bursar-bench")
+    require(setting.runtime == "docker", setting.why_runtime)
+    yield setting
+    setting.undo()

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from bursar.cli.demo.setting import Setting, choose
-from bursar.cli.local import Interrupts, LocalAgent, LocalCluster
+from bursar.cli.demo.setting import Setting
+from bursar.cli.local import LocalAgent, LocalCluster
 from bursar.sdk import Framework, FrameworkSession, Offer, Status, Task, TaskState
 
 pytestmark = pytest.mark.benchmark
@@ -100,31 +100,6 @@ class OneByOne(Framework):
             asyncio.get_running_loop().call_later(0.02, self.next)
 
 
-class Uninterrupted(Interrupts):
-    """Leaves signals to pytest."""
-
-    def __init__(self) -> None:
-        self.number, self._task = 0, None
-
-
-@pytest.fixture
-def start_cluster(tmp_path: Path) -> Iterator[Callable[..., LocalCluster]]:
-    """`start_cluster(agent)`: a master and one agent, ended with the test."""
-    started: list[LocalCluster] = []
-
-    def start(agent: LocalAgent) -> LocalCluster:
-        cluster = LocalCluster(tmp_path / f"cluster-{len(started)}", interrupts=Uninterrupted())
-        started.append(cluster)
-        cluster.start_master()
-        cluster.start_agent(agent)
-        asyncio.run(cluster.wait_for_agents(1))
-        return cluster
-
-    yield start
-    for cluster in started:
-        cluster.stop()
-
-
 def rush(cluster: LocalCluster, count: int, **fields: Any) -> float:
     """Tasks per second, from the first offer to the last end."""
     framework = Rush(count, **fields)
@@ -196,22 +171,13 @@ def test_idle_memory(figures: Any, start_cluster: Any) -> None:
         )
 
 
-@pytest.fixture
-def docker_setting(require: Callable[[bool, str], None]) -> Iterator[Setting]:
-    """An engine and a tiny image."""
-    setting = choose("bursar-bench")
-    require(setting.runtime == "docker", setting.why_runtime)
-    yield setting
-    setting.undo()
-
-
 @pytest.mark.docker
-def test_docker_containers(figures: Any, start_cluster: Any, docker_setting: Setting) -> None:
+def test_docker_containers(figures: Any, start_cluster: Any, docker_setting: Setting, tmp_path: Path) -> None:
     import docker
 
     client = docker.from_env(timeout=60)
 
-    def one(_: int) -> None:
+    def bare(_: int) -> None:
         container = client.containers.create(
             docker_setting.image, ["true"], network_mode="host", labels={"bursar.bench": "1"}
         )
@@ -219,7 +185,31 @@ def test_docker_containers(figures: Any, start_cluster: Any, docker_setting: Set
         container.wait()
         container.remove()
 
-    def direct(count: int, concurrency: int) -> float:
+    def alike(number: int) -> None:
+        """With what the agent gives every container: a network of its own, an init process, limits, a sandbox."""
+        sandbox = tmp_path / f"sandbox-{number}"
+        sandbox.mkdir(exist_ok=True)
+        container = client.containers.create(
+            docker_setting.image,
+            ["true"],
+            init=True,
+            cpu_period=100_000,
+            cpu_quota=100_000,
+            mem_limit="16m",
+            memswap_limit="16m",
+            pids_limit=4096,
+            security_opt=["no-new-privileges"],
+            mounts=[docker.types.Mount("/sandbox", str(sandbox), type="bind")],
+            working_dir="/sandbox",
+            labels={"bursar.bench": "1"},
+        )
+        container.start()
+        container.wait()
+        for stream in ("stdout", "stderr"):
+            (sandbox / stream).write_bytes(container.logs(stdout=stream == "stdout", stderr=stream == "stderr"))
+        container.remove()
+
+    def direct(one: Callable[[int], None], count: int, concurrency: int) -> float:
         begun = time.perf_counter()
         with ThreadPoolExecutor(concurrency) as pool:
             list(pool.map(one, range(count)))
@@ -231,15 +221,19 @@ def test_docker_containers(figures: Any, start_cluster: Any, docker_setting: Set
                 LocalAgent("a", "docker", "none", docker_setting.image, f"cpus:{concurrency};mem:8GiB")
             )
             rush(cluster, 2, image=docker_setting.image)
-            bursar_rates, direct_rates = [], []
+            count = CONTAINERS // 2 if concurrency == 1 else CONTAINERS
+            bursar_rates, alike_rates, bare_rates = [], [], []
             for _ in range(ROUNDS):
-                bursar_rates.append(rush(cluster, CONTAINERS // 2 if concurrency == 1 else CONTAINERS))
-                direct_rates.append(direct(CONTAINERS // 2 if concurrency == 1 else CONTAINERS, concurrency))
+                bursar_rates.append(rush(cluster, count, image=docker_setting.image))
+                alike_rates.append(direct(alike, count, concurrency))
+                bare_rates.append(direct(bare, count, concurrency))
             figures.add(
                 "docker containers",
                 concurrency=concurrency,
                 bursar_per_s=median(bursar_rates),
-                direct_per_s=median(direct_rates),
-                ratio=median(bursar_rates) / median(direct_rates),
+                alike_per_s=median(alike_rates),
+                bare_per_s=median(bare_rates),
+                ratio=median(bursar_rates) / median(alike_rates),
+                ratio_to_bare=median(bursar_rates) / median(bare_rates),
             )
             cluster.stop()
