@@ -40,6 +40,8 @@ PATIENCE_MS = 75_000
 PLAIN_MINIMUM = "cpus:0.01|mem:32MiB"
 #: The longest pause of a framework that never answers.
 LONGEST_PAUSE_MS = 300_000
+#: The longest pause of a framework that declines the same again and again.
+LONGEST_DECLINE_PAUSE_MS = 60_000
 #: A role's weight where none was set, in thousandths (design.md §5).
 PLAIN_WEIGHT = 1000
 
@@ -91,6 +93,8 @@ class Framework:
     #: In how many rounds in a row it left offers unanswered, and when the last of them was over.
     silent_rounds: int = 0
     silent_since_ms: int = 0
+    #: Role and amounts of an agent's total → the same of declines of such agents.
+    decline_rounds: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -722,12 +726,37 @@ class Reference:
         asked = DEFAULT_REFUSE_MS if refuse_ms is None else min(refuse_ms, MAX_REFUSE_MS)
         return self.now_ms + max(self.interval_ms, asked)
 
-    def declined(self, framework_id: str, offers: Iterable[Offer], refuse_ms: int | None) -> None:
-        """OFF-4: each offer installs a filter."""
+    def declined(
+        self, framework_id: str, offers: Iterable[Offer], refuse_ms: int | None, *, refused: bool = False
+    ) -> None:
+        """OFF-4: each offer installs a filter. `refused`: the framework did want it, but its call was refused."""
         self.frameworks[framework_id].silent_rounds = 0
         for offer in offers:
             self.void(offer)
-            self.refuse(framework_id, offer.role, offer.agent_id, offer.holding, self.refuse_until_ms(refuse_ms))
+            until_ms = self.refuse_until_ms(refuse_ms) if refused else self.declined_until_ms(offer, refuse_ms)
+            self.refuse(framework_id, offer.role, offer.agent_id, offer.holding, until_ms)
+
+    def declined_until_ms(self, offer: Offer, refuse_ms: int | None) -> int:
+        """Who declined agents of one shape, that is with the same in total, six times in a row waits an allocation interval, and
+        twice as long every further time, up to a minute; or as long as its own filter says. Offers that were out together
+        are one time. Using something of such an agent, and whatever drops filters, ends the row.
+        """
+        until_ms = self.refuse_until_ms(refuse_ms)
+        if until_ms - self.now_ms >= LONGEST_DECLINE_PAUSE_MS:
+            return until_ms
+        rows, key = self.frameworks[offer.framework_id].decline_rounds, (offer.role, self.shape(offer.agent_id))
+        rounds, since_ms = rows.get(key, (0, 0))
+        if rounds == 0 or offer.made_ms > since_ms:
+            rounds, since_ms = rounds + 1, self.now_ms
+        rows[key] = rounds, since_ms
+        if rounds <= 5:
+            return until_ms
+        pause_ms = max(self.interval_ms, min(self.interval_ms * 2 ** (rounds - 6), LONGEST_DECLINE_PAUSE_MS))
+        return max(until_ms, self.now_ms + pause_ms)
+
+    def shape(self, agent_id: str) -> str:
+        """Agents that have the same in total have one."""
+        return str(sorted(sum_resources(self.agents[agent_id].buckets.values()).amounts().items()))
 
     def accepted(
         self,
@@ -749,15 +778,20 @@ class Reference:
         for task_id, agent_id, request in launches:
             part = take(remaining[agent_id], request, self.agents[agent_id].devices)
             if part is None:
-                self.declined(framework_id, offers, refuse_ms)
+                self.declined(framework_id, offers, refuse_ms, refused=True)
                 return None
             remaining[agent_id] = subtract_holdings(remaining[agent_id], part)
             tasks.append(Task(framework_id, task_id, offers[0].role, agent_id, part))
         if self.passes_a_limit(offers, tasks):
-            self.declined(framework_id, offers, refuse_ms)
+            self.declined(framework_id, offers, refuse_ms, refused=True)
             return None
+        until_ms = {agent_id: self.refuse_until_ms(refuse_ms) for agent_id in remaining}
         for offer in offers:
             self.void(offer)
+            if offer.agent_id in {task.agent_id for task in tasks}:
+                framework.decline_rounds.pop((offer.role, self.shape(offer.agent_id)), None)
+            else:
+                until_ms[offer.agent_id] = max(until_ms[offer.agent_id], self.declined_until_ms(offer, refuse_ms))
         for task, (_, _, request) in zip(tasks, launches, strict=True):
             self.tasks.append(task)
             self.give(task)
@@ -765,7 +799,7 @@ class Reference:
             if fulfilled is not None:
                 framework.wanted[fulfilled] -= 1
         for agent_id, left in remaining.items():
-            self.refuse(framework_id, offers[0].role, agent_id, left, self.refuse_until_ms(refuse_ms))
+            self.refuse(framework_id, offers[0].role, agent_id, left, until_ms[agent_id])
         return tasks
 
     def passes_a_limit(self, offers: Sequence[Offer], tasks: Sequence[Task]) -> bool:
@@ -908,6 +942,8 @@ class Reference:
         """Forget what it declined in these roles, and that it was silent."""
         if roles:
             framework.silent_rounds = 0
+        for key in [key for key in framework.decline_rounds if key[0] in roles]:
+            del framework.decline_rounds[key]
         self.filters = [
             refusal
             for refusal in self.filters

@@ -832,3 +832,24 @@ class TestSideBySide(SideBySide.TestCase):  # type: ignore[misc, valid-type]
 @pytest.mark.timeout(900)
 class TestUnderQuota(UnderQuota.TestCase):  # type: ignore[misc, valid-type]
     settings = how(80)
+
+
+@pytest.mark.parametrize("refuse_ms", [0, 3_000, None, 60_000])
+def test_long_rows_of_declines(new_book: Any, refuse_ms: int | None) -> None:
+    """What random runs are too short for: the pauses grow as the rules say, and end with what ends them."""
+    duet = Duet(new_book())
+    total = Resources({"cpus": 4000, "mem": 4 << 30})
+    for name in ("m1", "m2"):
+        duet.agent(name, [ReservedResources((), total)], [])
+    duet.framework("f", ["a", "e"])
+    for turn in range(60):
+        by_role = [[offer for offer in duet.model.offers if offer.role == role] for role in ("a", "e")]
+        for offers in filter(None, by_role):
+            if turn == 40:
+                one = duet.book.request(cpus=1)
+                duet.accept("f", offers[:1], [(offers[0].agent_id, one)], refuse_ms)
+            else:
+                duet.decline("f", offers[: 1 + turn % 2], refuse_ms)
+        if turn == 50:
+            duet.revive("f", ["a"])
+        duet.advance((500, 1000, 3500, 20_000)[turn % 4])

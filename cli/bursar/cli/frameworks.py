@@ -8,7 +8,7 @@ import click
 
 from bursar.cli import output as out
 from bursar.cli.options import ask, master_option, output_option
-from bursar.core.text import format_request
+from bursar.core.text import format_duration, format_request
 from bursar.runtime.codec import decode_request
 
 
@@ -24,6 +24,21 @@ def _taken(settings: Any) -> str:
     return f"{words} ({settings.role})"
 
 
+def _so_far(history: Any) -> str:
+    """What became of its offers."""
+    words = [f"{history.accepted} used", f"{history.declined} declined", f"{history.unanswered} left unanswered"]
+    return f"{', '.join(words)}; unused ones were out for {format_duration(history.unused_ms)} in all"
+
+
+def _back_off(history: Any) -> str:
+    """How long the same is kept from it, and why."""
+    if not history.pause_ms:
+        return "-"
+    if history.unanswered_rounds:
+        return f"{format_duration(history.pause_ms)} (unanswered {history.unanswered_rounds}x)"
+    return f"{format_duration(history.pause_ms)} (declined {history.declined_rounds}x)"
+
+
 LISTING = out.Listing(
     columns={
         "FRAMEWORK": lambda framework: framework.info.framework_id,
@@ -33,11 +48,13 @@ LISTING = out.Listing(
         "CAPABILITIES": lambda framework: ",".join(framework.info.capabilities) or "-",
         "TASKS": lambda framework: str(framework.tasks),
         "ALLOCATED": lambda framework: out.resources(framework.allocated),
+        "BACK-OFF": lambda framework: _back_off(framework.history),
     },
     name=lambda framework: framework.info.framework_id,
     details={
         "OFFERED": lambda framework: out.resources(framework.offered),
         "OFFERS": lambda framework: str(framework.offers),
+        "OFFERS SO FAR": lambda framework: _so_far(framework.history),
         "WANTS": lambda framework: "\n".join(
             f"{shape.count} x {format_request(decode_request(shape.resources))} ({shape.role})"
             for shape in framework.demand.shapes

@@ -5,6 +5,7 @@ The event loop takes a snapshot now and then; scrapes, which come in a thread of
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from bursar.core.messages.framework import GPU_RESOURCES
 from bursar.core.messages.operator import AgentState, FrameworkState, RefusalReason
 from bursar.core.resources import BYTE_KINDS, MILLI, holding_total
 from bursar.master.explain import count_refusals
+from bursar.master.hoarding import backs_off_for
 from bursar.master.machine import MasterMachine
 from bursar.runtime.driver import Driver
 
@@ -60,6 +62,7 @@ class MasterMetrics(Collector):
 
     def take(self, machine: MasterMachine, driver: Driver) -> None:
         """Take a snapshot; called in the event loop."""
+        now_ms = time.time_ns() // 1_000_000
         cluster = machine.cluster
         snapshot = _Snapshot()
 
@@ -96,6 +99,17 @@ class MasterMetrics(Collector):
         for task_state, count in sorted(task_states.items()):
             gauge("tasks", "Tasks that are not terminal, by state", count, state=task_state.name.lower())
         gauge("offers_outstanding", "Offers that wait for an answer", len(cluster.offers))
+        oldest: dict[str, int] = {}
+        for outstanding in cluster.offers.values():
+            role, since_ms = outstanding.offer.role, outstanding.created_at_ms
+            oldest[role] = min(oldest.get(role, since_ms), since_ms)
+        for role, since_ms in sorted(oldest.items()):
+            help_text = "Age of the oldest offer that waits for an answer"
+            gauge("oldest_offer_seconds", help_text, max(0, now_ms - since_ms) / 1000, role=role)
+        backing_off = Counter(backs_off_for(cluster, framework) for framework in cluster.frameworks.values())
+        for why in ("declines", "silence"):
+            help_text = "Frameworks that are offered the same less often, for what they did with their offers"
+            gauge("frameworks_backing_off", help_text, backing_off[why], why=why)
         gauge("refuse_filters", "Filters of declined offers", len(cluster.filters))
         uses: dict[str, Counter[str]] = {
             "total": Counter(),
@@ -123,6 +137,10 @@ class MasterMetrics(Collector):
         counters = cluster.counters
         for outcome in ("made", "accepted", "declined", "rescinded", "expired"):
             counter("offers", "Offers by outcome", getattr(counters, f"offers_{outcome}"), outcome=outcome)
+        for kind, amount_ms in sorted(counters.unused.items()):
+            scale = 1000 * (1 if kind in BYTE_KINDS else MILLI)
+            help_text = "Resources that were on offer and came back unused, times the seconds they were out"
+            counter("offered_unused_resource_seconds", help_text, amount_ms / scale, kind=kind)
         counter("calls_refused", "Accepts that were refused", counters.calls_refused)
         counter("allocation_cycles", "Allocation cycles", counters.cycles)
         counter("tasks_launched", "Tasks launched", counters.tasks_launched)

@@ -36,6 +36,7 @@ from bursar.core.resources import (
 )
 from bursar.core.role_expressions import plain_holder
 from bursar.core.text import format_amount, format_duration, format_milli, format_request, format_resources
+from bursar.master.allocator.backoff import FREE_ROUNDS, shape_of
 from bursar.master.allocator.decision import Proposal, consider
 from bursar.master.allocator.filters import AgentFilters
 from bursar.master.allocator.held_back import HeldBack, guaranteed_first
@@ -587,14 +588,31 @@ def _filters(group: Group) -> Iterator[Obstacle]:
     for until_ms, obstacle in sorted(found, key=lambda entry: (entry[0], entry[1].name)):
         left_ms = max(0, until_ms - group.now.monotonic_ms)
         framework = _framework_name(group.framework)
-        text = f"{framework} declined {obstacle.name} and asked not to be offered it for another {format_duration(left_ms)}"
+        text = f"{framework} {_refused(group, obstacle)} for another {format_duration(left_ms)}"
         yield replace(obstacle, message=text, until_ms=group.now.wall_ms + left_ms)
+
+
+def _refused(group: Group, obstacle: Obstacle) -> str:
+    """What a framework did with the offers of an agent, and why the same is kept from it."""
+    filters, client = group.cluster.filters, group.client
+    if rounds := filters.rounds_unanswered(client.framework_id):
+        return f"left offers unanswered {rounds} times in a row, and is not offered {obstacle.name}"
+    books = group.cluster.ledger.books[AgentId(obstacle.agent_id)]
+    rounds = filters.history.rounds(client, shape_of(books.total))
+    if rounds > FREE_ROUNDS:
+        return f"declined agents such as {obstacle.name} {rounds} times in a row, and is not offered it"
+    return f"declined {obstacle.name} and asked not to be offered it"
 
 
 def _filter_hint(group: Group) -> str:
     for obstacle in _filters(group):
         left_ms = obstacle.until_ms - group.now.wall_ms
-        return f"let the framework revive the role, or wait {format_duration(left_ms)}; a larger offer is made at once"
+        hint = f"let the framework revive the role, or wait {format_duration(left_ms)}; a larger offer is made at once"
+        if "in a row" in obstacle.message:
+            hint += (
+                "; the row ends once it takes something; with its demand or constraints stated it is not asked in vain"
+            )
+        return hint
     return "let the framework revive the role, or wait for its filters to end"
 
 

@@ -12,6 +12,7 @@ from bursar.core.messages.gangs import GangState
 from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, AgentDescription, Decline, Filters, Offer
 from bursar.core.messages.rules import RuleAction
 from bursar.core.resources import Holding, Resources, holding_total
+from bursar.master import hoarding
 from bursar.master.allocator.constraints import is_foreign
 from bursar.master.allocator.cycle import run_cycle
 from bursar.master.allocator.rules import CompiledRule
@@ -20,9 +21,6 @@ from bursar.master.allocator.visibility import Visibility
 from bursar.master.bundles import bundles_among, end_bundles, whole_bundles
 from bursar.master.starvation import fed
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Turn
-
-#: The longest pause of a framework that never answers.
-MAX_SILENCE_PAUSE_MS = 300_000
 
 
 def allocate(cluster: Cluster, turn: Turn, *, full: bool) -> int:
@@ -136,7 +134,9 @@ def decline(cluster: Cluster, turn: Turn, framework: Framework, call: Decline) -
     cluster.filters.answered(framework.framework_id)
     mine = [offer_id for offer_id in dict.fromkeys(call.offer_ids) if offer_id in framework.offers]
     mine, bundles = whole_bundles(cluster, mine), bundles_among(cluster, mine)
-    damp_all(cluster, framework, end_offers(cluster, mine), until_ms)
+    ended = end_offers(cluster, mine)
+    for end_ms, some in hoarding.declined_all(cluster, turn, framework, ended, until_ms).items():
+        damp_all(cluster, framework, some, end_ms)
     cluster.counters.offers_declined += len(mine)
     end_bundles(cluster, turn, bundles, GangState.CANCELLED)
 
@@ -149,23 +149,14 @@ def expire_all(cluster: Cluster, turn: Turn, expires_at: str) -> None:
 
 
 def expire(cluster: Cluster, turn: Turn, offer_id: OfferId) -> None:
-    """The framework did not answer in time: in none of its roles is it offered the same for a while. A bundle expires as a whole.
-
-    One allocation interval at first, twice as long with every further round in a row that it leaves unanswered: several silent
-    frameworks, or one in several roles, would otherwise pass the parts of an agent to each other for ever, and whoever needs two
-    parts at once would starve.
-    """
+    """The framework did not answer in time: in none of its roles is it offered the same for a while. A bundle expires as a whole."""
     bundles, offer_ids = bundles_among(cluster, (offer_id,)), whole_bundles(cluster, (offer_id,))
     all_ended = end_offers(cluster, offer_ids)
     framework = cluster.frameworks[all_ended[0][0].offer.framework_id]
-    now_ms = turn.now.monotonic_ms
-    made_ms = now_ms - cluster.flags.duration_ms("offer-timeout")
-    rounds = cluster.filters.left_unanswered(framework.framework_id, made_ms, now_ms)
-    interval_ms = cluster.flags.duration_ms("allocation-interval")
-    pause_ms = max(interval_ms, min(interval_ms << min(rounds - 1, 20), MAX_SILENCE_PAUSE_MS))
+    until_ms = turn.now.monotonic_ms + hoarding.left_unanswered(cluster, turn, framework, all_ended)
     for ended, holding in all_ended:
         for role in framework.info.roles:
-            damp(cluster, replace(ended.offer, role=role), holding, now_ms + pause_ms)
+            damp(cluster, replace(ended.offer, role=role), holding, until_ms)
     cluster.counters.offers_expired += len(all_ended)
     why = "the offer was not answered in time"
     turn.to_framework(framework, Rescind(tuple(offer_ids), why))

@@ -16,6 +16,7 @@ from bursar.core.messages.gangs import GangState
 from bursar.core.messages.offers import Accept, CallResult, Launch, OperationResult, Reserve, Unreserve
 from bursar.core.resources import (
     EMPTY,
+    Holding,
     Reservation,
     ReservationType,
     Resources,
@@ -30,7 +31,7 @@ from bursar.core.resources import (
 from bursar.core.surroundings import process_problem
 from bursar.core.tasks import AssignedTask, TaskSpec, spec_problem
 from bursar.core.text import format_shortfall
-from bursar.master import gangs, reservations
+from bursar.master import gangs, hoarding, reservations
 from bursar.master.allocator.carve import carve
 from bursar.master.allocator.demand import shape_of_task
 from bursar.master.allocator.held_back import is_loose, loose_amounts
@@ -39,7 +40,7 @@ from bursar.master.ledger import TaskKey, without_views
 from bursar.master.offers import damp, damp_all, end_offers, refuse_until_ms
 from bursar.master.quotas import accept_problem
 from bursar.master.records import CallDone, TaskRecorded
-from bursar.master.state import Cluster, Framework, Task, Turn
+from bursar.master.state import Cluster, Framework, OutstandingOffer, Task, Turn
 from bursar.master.tasks import add_task, send_launches
 
 
@@ -354,7 +355,8 @@ def _plan_unreserve(plan: _Plan, unreserve: Unreserve, path: str) -> ErrorDetail
 def _carry_out(
     cluster: Cluster, turn: Turn, framework: Framework, call: Accept, plan: _Plan, until_ms: int, gang: Gang | None
 ) -> None:
-    offers = [ended.offer for ended, _ in end_offers(cluster, call.offer_ids)]
+    all_ended = end_offers(cluster, call.offer_ids)
+    offers = [ended.offer for ended, _ in all_ended]
     launched: dict[AgentId, list[AssignedTask]] = {}
     changed: set[AgentId] = set()
     for step in plan.steps:
@@ -383,13 +385,15 @@ def _carry_out(
                 cluster.counters.tasks_launched += 1
     for agent_id in sorted(changed):
         reservations.record(cluster, turn, agent_id)
+    untouched = _note_use(cluster, turn, plan, all_ended, until_ms)
     for agent_id, left in plan.remaining.items():
         offered = plan.offered[agent_id]
         # What the call itself made (a fresh reservation) was never refused (mesos.md §2.1).
         refused = {
             stack: common for stack, part in left.items() if (common := part.intersection(offered.get(stack, EMPTY)))
         }
-        damp(cluster, next(offer for offer in offers if offer.agent_id == agent_id), refused, until_ms)
+        of_agent = next(offer for offer in offers if offer.agent_id == agent_id)
+        damp(cluster, of_agent, refused, untouched.get(agent_id, until_ms))
     result = CallResult(call.call_id, operations=tuple(plan.results))
     turn.persist(CallDone(framework.framework_id, result))
     turn.to_framework(framework, result)
@@ -398,6 +402,23 @@ def _carry_out(
     cluster.counters.offers_accepted += len(offers)
     if gang is not None:
         gangs.taken(cluster, gang, [step.spec.task_id for step in plan.steps if isinstance(step, _Start)])
+
+
+def _note_use(
+    cluster: Cluster, turn: Turn, plan: _Plan, all_ended: list[tuple[OutstandingOffer, Holding]], until_ms: int
+) -> dict[AgentId, int]:
+    """Which of the offers were used; return when the filters end on agents of which nothing was: these were declined."""
+    used = {step.agent_id for step in plan.steps}
+    untouched: dict[AgentId, int] = {}
+    for ended, holding in all_ended:
+        agent_id = ended.offer.agent_id
+        if agent_id in used:
+            hoarding.used(cluster, ended)
+        else:
+            framework = cluster.frameworks[ended.offer.framework_id]
+            (end_ms,) = hoarding.declined_all(cluster, turn, framework, [(ended, holding)], until_ms)
+            untouched[agent_id] = max(end_ms, untouched.get(agent_id, 0))
+    return untouched
 
 
 def _fulfil_demand(framework: Framework, role: str, spec: TaskSpec) -> None:

@@ -25,6 +25,7 @@ from bursar.core.predicates import AgentFacts
 from bursar.core.resources import Holding, ReservedResources, Resources, Stack, subtract_holdings, to_holding
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState, TaskStatus
 from bursar.core.text import Minimum, parse_minimum
+from bursar.master.allocator.backoff import OfferCounts
 from bursar.master.allocator.constraints import RoleSettings
 from bursar.master.allocator.filters import RefuseFilters
 from bursar.master.allocator.held_back import HeldBack
@@ -139,6 +140,8 @@ class Framework:
     tasks: set[TaskKey] = field(default_factory=set)
     #: Versions of agents' descriptions that its stream has seen.
     described: dict[AgentId, int] = field(default_factory=dict)
+    #: What became of its offers.
+    history: OfferCounts = field(default_factory=OfferCounts)
 
     @property
     def framework_id(self) -> FrameworkId:
@@ -216,6 +219,8 @@ class Counters:
     agent_registrations: int = 0
     agents_made_unreachable: int = 0
     framework_subscriptions: int = 0
+    #: Kind → amount × milliseconds that were on offer and came back unused.
+    unused: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from bursar.core.messages.operator import (
 from bursar.core.resources import Resources, holding_total, sum_resources, to_reserved
 from bursar.core.tasks import StatusReason
 from bursar.core.text import format_resources
+from bursar.master.hoarding import history_of
 from bursar.master.ledger import Books, TaskKey
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Task
 
@@ -127,6 +128,7 @@ def framework_view(cluster: Cluster, framework: Framework) -> FrameworkView:
         tasks=len(live),
         subscribed_at_ms=framework.subscribed_at_ms,
         failover_deadline_ms=framework.failover_deadline_ms,
+        history=history_of(cluster, framework),
     )
 
 

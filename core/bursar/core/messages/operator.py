@@ -105,6 +105,19 @@ class AgentView:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferHistory:
+    """What became of a framework's offers since the master started, and what follows from it."""
+
+    accepted: int = 0
+    declined: int = 0
+    unanswered: int = 0
+    unused_ms: int = 0
+    declined_rounds: int = 0
+    unanswered_rounds: int = 0
+    pause_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class FrameworkView:
     """One framework."""
 
@@ -118,6 +131,7 @@ class FrameworkView:
     tasks: int = 0
     subscribed_at_ms: int = 0
     failover_deadline_ms: int = 0
+    history: OfferHistory = OfferHistory()
 
 
 @dataclass(frozen=True, slots=True)

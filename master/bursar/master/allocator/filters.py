@@ -12,6 +12,7 @@ from collections.abc import Set as AbstractSet
 from bursar.core.clock import Deadlines
 from bursar.core.ids import AgentId, FrameworkId
 from bursar.core.resources import EMPTY, Holding
+from bursar.master.allocator.backoff import DeclineHistory
 from bursar.master.allocator.shares import Client
 
 _Filters = tuple[int, Holding, "_Filters | None"]
@@ -76,6 +77,7 @@ class RefuseFilters:
         self.deadlines: Deadlines[_Due] = Deadlines()
         #: For frameworks that left offers unanswered: in how many rounds in a row, and when the last one began.
         self._unanswered: dict[FrameworkId, tuple[int, int]] = {}
+        self.history = DeclineHistory()
 
     def __len__(self) -> int:
         return sum(len(filters.by_client) for filters in self._agents.values())
@@ -127,6 +129,10 @@ class RefuseFilters:
             self._unanswered[framework_id] = (rounds, since_ms)
         return rounds
 
+    def rounds_unanswered(self, framework_id: FrameworkId) -> int:
+        """In how many rounds in a row a framework left offers unanswered."""
+        return self._unanswered.get(framework_id, (0, 0))[0]
+
     def answered(self, framework_id: FrameworkId) -> None:
         """The framework is awake."""
         self._unanswered.pop(framework_id, None)
@@ -164,6 +170,7 @@ class RefuseFilters:
     def drop_framework(self, framework_id: FrameworkId, roles: Collection[str] | None = None) -> set[AgentId]:
         """Forget a framework's filters, of some roles or of all (revive, disconnection); return the agents that they were on."""
         self._unanswered.pop(framework_id, None)
+        self.history.forget(framework_id, roles)
         places = self._places.get(framework_id)
         if places is None:
             return set()
