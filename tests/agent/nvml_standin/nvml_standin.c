@@ -9,13 +9,15 @@
  *   switch INDEX COUNT                                 NVLinks from a device to the switch
  *   recovery INDEX ACTION                              the recovery action; without the line: not supported
  *   xid INDEX NUMBER                                   reported once to who waits for events, when the line is new
+ *   mig INDEX MOST                                     the device is cut into instances, MOST at most; without the line: not supported
+ *   instance INDEX PLACE UUID NAME GI CI SLICES MEM_MB an instance of a device
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, DRIVER_NOT_LOADED = 9, TIMEOUT = 10, GPU_IS_LOST = 15, UNKNOWN = 999 };
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, DRIVER_NOT_LOADED = 9, TIMEOUT = 10, GPU_IS_LOST = 15, UNKNOWN = 999, NOT_FOUND = 6 };
 enum { MAX_DEVICES = 16, MAX_LINKS = 36, TO_SWITCH = -1 };
 
 typedef struct {
@@ -23,6 +25,7 @@ typedef struct {
     int has_recovery, recovery;
     int has_rows, rows_pending, rows_failed;
     int links, peer[MAX_LINKS];
+    int mig_most, place, card, gpu_instance, compute_instance, slices;
     unsigned long long mem;
     char uuid[96], name[96], bus[32];
 } device_t;
@@ -37,6 +40,9 @@ typedef struct {
 
 static device_t devices[MAX_DEVICES];
 static int count, init_code, initialized;
+enum { MAX_INSTANCES = 64 };
+static device_t instances[MAX_INSTANCES];
+static int instance_count;
 enum { MAX_XIDS = 64 };
 static int xids, xids_told, xid_device[MAX_XIDS], xid_number[MAX_XIDS];
 
@@ -50,7 +56,7 @@ static void load(void) {
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[512];
     count = 0;
-    init_code = xids = 0;
+    init_code = xids = instance_count = 0;
     memset(devices, 0, sizeof devices);
     while (file && fgets(line, sizeof line, file)) {
         device_t d = {0};
@@ -71,6 +77,11 @@ static void load(void) {
         } else if (sscanf(line, "xid %d %d", &a, &b) == 2 && a < count && xids < MAX_XIDS) {
             xid_device[xids] = a;
             xid_number[xids++] = b;
+        } else if (sscanf(line, "mig %d %d", &a, &b) == 2 && a < count) {
+            devices[a].mig_most = b;
+        } else if (instance_count < MAX_INSTANCES && sscanf(line, "instance %d %d %95s %95s %d %d %d %llu", &d.card, &d.place, d.uuid, d.name, &d.gpu_instance, &d.compute_instance, &d.slices, &d.mem) == 8) {
+            for (char *c = d.name; *c; c++) if (*c == '_') *c = ' ';
+            instances[instance_count++] = d;
         } else if (sscanf(line, "rows %d %d %d", &a, &b, &n) == 3 && a < count) {
             devices[a].has_rows = 1;
             devices[a].rows_pending = b;
@@ -96,6 +107,7 @@ const char *nvmlErrorString(int code) {
     switch (code) {
     case SUCCESS: return "Success";
     case INVALID_ARGUMENT: return "Invalid Argument";
+    case NOT_FOUND: return "Not Found";
     case NOT_SUPPORTED: return "Not Supported";
     case DRIVER_NOT_LOADED: return "Driver Not Loaded";
     case GPU_IS_LOST: return "GPU is lost";
@@ -186,6 +198,43 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(device_t *d, unsigned int link, pci_t *a
     pci(d->peer[link] == TO_SWITCH ? "00000000:FF:00.0" : devices[d->peer[link]].bus, answer);
     return SUCCESS;
 }
+
+/* --- MIG --- */
+
+int nvmlDeviceGetMigMode(device_t *d, unsigned int *current, unsigned int *pending) {
+    if (d->code) return d->code;
+    *current = *pending = d->mig_most > 0;
+    return d->mig_most ? SUCCESS : NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(device_t *d, unsigned int *most) {
+    *most = (unsigned int)d->mig_most;
+    return d->code;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(device_t *d, unsigned int place, device_t **handle) {
+    if (d->code) return d->code;
+    for (int i = 0; i < instance_count; i++)
+        if (instances[i].card == d->index && instances[i].place == (int)place) {
+            *handle = &instances[i];
+            return SUCCESS;
+        }
+    return NOT_FOUND;
+}
+
+typedef struct {
+    unsigned int multiprocessors, copy, decoder, encoder, jpeg, ofa, gpu_slices, compute_slices;
+    unsigned long long mem_mb;
+} attributes_t;
+
+int nvmlDeviceGetAttributes_v2(device_t *d, attributes_t *answer) {
+    if (d->slices == 0) return NOT_SUPPORTED;
+    *answer = (attributes_t){0, 0, 0, 0, 0, 0, (unsigned int)d->slices, (unsigned int)d->slices, d->mem};
+    return SUCCESS;
+}
+
+int nvmlDeviceGetGpuInstanceId(device_t *d, unsigned int *id) { *id = (unsigned int)d->gpu_instance; return SUCCESS; }
+int nvmlDeviceGetComputeInstanceId(device_t *d, unsigned int *id) { *id = (unsigned int)d->compute_instance; return SUCCESS; }
 
 /* --- health --- */
 

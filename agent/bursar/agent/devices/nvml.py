@@ -19,7 +19,9 @@ from bursar.agent.containers.runtime import Decoration
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.health import DeviceSignal, Remedy
 from bursar.agent.devices.nvml_health import NvmlEvents, recovery_of
-from bursar.agent.pinning import visible_devices
+from bursar.agent.devices.nvml_mig import like_card, nodes_of, slices_of
+from bursar.agent.pinning import visible_devices, visible_id
+from bursar.core.device_names import parent_of
 from bursar.core.devices import Device, DeviceHealth, DeviceLink
 from bursar.core.ids import DeviceUuid
 from bursar.core.resources import GPUS
@@ -71,6 +73,8 @@ class NvmlDevices:
         #: Handles, and what the driver says must be done, of the GPUs that could be described in the last discovery.
         self._handles: dict[DeviceUuid, Any] = {}
         self._remedies: dict[DeviceUuid, Remedy] = {}
+        #: The instances of the cards that are cut.
+        self._slices: dict[DeviceUuid, tuple[Device, ...]] = {}
         self._events = NvmlEvents()
 
     def discover(self) -> tuple[Device, ...]:
@@ -86,37 +90,67 @@ class NvmlDevices:
         for device in found:
             if device.minor is not None:
                 self._minors[device.device.uuid] = device.minor
-        return tuple(dataclasses.replace(one.device, links=_links(one, found)) for one in found)
+        cards = [dataclasses.replace(one.device, links=_links(one, found)) for one in found]
+        views = [view for card in cards for view in self._views(card)]
+        if not self._slices:
+            return tuple(views)
+        return tuple(dataclasses.replace(view, index=index) for index, view in enumerate(views))
+
+    def _views(self, card: Device) -> tuple[Device, ...]:
+        """What a card is offered as: its instances where it is cut into some (then nothing can use it whole), else itself."""
+        slices: tuple[Device, ...] | None = self._slices.get(card.uuid)
+        if card.health is DeviceHealth.HEALTHY or slices is None:
+            minor = self._minors.get(card.uuid)
+            known = dataclasses.replace(card, attributes={"minor": "" if minor is None else str(minor)})
+            try:
+                slices = slices_of(self._handles[card.uuid], known)
+            except (pynvml.NVMLError, KeyError) as error:
+                log.warning("GPU %s does not say whether it is cut into instances: %s", card.uuid, error)
+        if slices is None:
+            self._slices.pop(card.uuid, None)
+            return (card,)
+        self._slices[card.uuid] = slices
+        return tuple(like_card(one, card) for one in slices)
 
     def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
         """Environment everywhere; for `docker` the uuids, and the nodes for an engine that cannot be told uuids."""
-        environment = visible_devices([device.uuid for device in granted])
+        environment = visible_devices([visible_id(device) for device in granted])
         if runtime != "docker" or not granted:
             return Decoration(environment=environment)
         nodes = [
             node
             for device in granted
-            if device.uuid in self._minors and os.path.exists(node := f"/dev/nvidia{self._minors[device.uuid]}")
+            if (minor := self._minors.get(parent_of(device.uuid) or device.uuid)) is not None
+            for node in (f"/dev/nvidia{minor}", *nodes_of(device))
+            if os.path.exists(node)
         ]
         if nodes:
             nodes += [node for node in _COMMON_NODES if os.path.exists(node)]
         return Decoration(
             environment=environment,
             fallback_nodes=tuple(nodes),
-            device_requests=tuple(device.uuid for device in granted),
+            device_requests=tuple(visible_id(device) for device in granted),
         )
 
     def watch(self, timeout_s: float) -> tuple[DeviceSignal, ...] | None:
         """XIDs as they happen; see `HealthWatcher`."""
-        return self._events.wait(timeout_s, list(self._handles.items()) if self._open else ())
+        said = self._events.wait(timeout_s, list(self._handles.items()) if self._open else ())
+        return said and tuple(
+            dataclasses.replace(signal, uuid=uuid) for signal in said for uuid in self._names_of(signal.uuid)
+        )
 
     def remedies(self) -> Mapping[DeviceUuid, Remedy]:
         """Recovery actions, of GPUs whose driver knows such a thing."""
-        return dict(self._remedies)
+        return {uuid: remedy for card, remedy in self._remedies.items() for uuid in self._names_of(card)}
+
+    def _names_of(self, card: DeviceUuid) -> tuple[DeviceUuid, ...]:
+        """A card as it is offered: what befalls it befalls every slice of it."""
+        slices = self._slices.get(card)
+        return (card,) if slices is None else tuple(one.uuid for one in slices)
 
     def probe(self, uuid: DeviceUuid) -> str:
         """All that can be asked without running something: the driver answers, and nothing is left to be done."""
-        handle = self._handles.get(uuid)
+        handle = self._handles.get(parent_of(uuid) or uuid)
         if handle is None:
             return "the driver cannot describe it"
         try:
