@@ -16,6 +16,7 @@ from bursar.agent.effects import (
     Log,
     OpenLogStream,
     OpenSessionStream,
+    ProbeContainer,
     PullImage,
     RemoveContainer,
     RemoveSandbox,
@@ -26,6 +27,7 @@ from bursar.agent.events import (
     AgentEvent,
     ContainerExited,
     ContainerLaunchFailed,
+    ContainerProbed,
     ContainersRecovered,
     ContainerStarted,
     DevicesDiscovered,
@@ -42,6 +44,7 @@ from bursar.core.clock import Instant
 from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId, Generation, TaskId
+from bursar.core.lives import Check, CheckStatus, HealthCheck, TcpCheck
 from bursar.core.machine import Persist, Stalled, TimePassed
 from bursar.core.messages.agent import (
     AcknowledgedUpdate,
@@ -391,6 +394,78 @@ def test_a_failure_on_a_lost_device_is_the_devices(code: int, reason: StatusReas
     (status,) = statuses(agent.exit("t", code))
     assert status.reason is reason
     assert code == 0 or "GPU-1 is not healthy: XID 79" in status.message
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+WELL, UNWELL = CheckStatus(is_connected=True), CheckStatus(is_connected=False)
+HEALTH = HealthCheck(Check(tcp=TcpCheck(80), delay_ms=1_000, interval_ms=2_000), 2, 5_000)
+
+
+def probed(agent: Agent, status: CheckStatus, kind: str = "health_check") -> list[TaskStatus]:
+    return statuses(agent.step(ContainerProbed(container("t"), kind, status)))
+
+
+def test_health_is_told_when_it_changes_and_too_many_failures_end_the_task() -> None:
+    agent = Agent().ready()
+    agent.run(limited("t", 0, health_check=HEALTH))
+    assert not of(agent.wait(999), ProbeContainer)
+    assert of(agent.wait(1), ProbeContainer) == [ProbeContainer(container("t"), "health_check", HEALTH.check)]
+    assert not of(agent.wait(60_000), ProbeContainer), "one look at a time"
+    (status,) = probed(agent, WELL)
+    assert (status.state, status.reason, status.healthy) == (S.RUNNING, R.CHECK_CHANGED, True)
+    agent.wait(2_000)
+    assert probed(agent, WELL) == []
+    (status,) = probed(agent, UNWELL)
+    assert (status.state, status.healthy) == (S.RUNNING, False)
+    assert probed(agent, WELL)[0].healthy is True, "a success begins the count anew"
+    probed(agent, UNWELL)
+    effects = agent.step(ContainerProbed(container("t"), "health_check", UNWELL))
+    assert of(effects, KillContainer)
+    (killing,) = statuses(effects)
+    assert (killing.state, killing.reason) == (S.KILLING, R.UNHEALTHY)
+    (end,) = statuses(agent.exit("t", 143))
+    assert (end.state, end.reason, end.healthy) == (S.KILLED, R.UNHEALTHY, False)
+    assert "tcp:80 failed 2 times in a row: nothing listens" in end.message
+
+
+def test_failures_do_not_count_in_the_grace_period_until_the_first_success() -> None:
+    agent = Agent().ready()
+    agent.run(limited("t", health_check=HEALTH))
+    for _ in range(5):
+        agent.ms += 900
+        assert probed(agent, UNWELL) == []
+    agent.ms += 1_000
+    assert probed(agent, UNWELL)[0].healthy is False
+    again = Agent().ready()
+    again.run(limited("t", health_check=HEALTH))
+    probed(again, WELL)
+    assert probed(again, UNWELL)[0].healthy is False, "the first success ends it"
+
+
+def test_a_check_only_tells() -> None:
+    agent = Agent().ready()
+    check = Check(command=("true",), delay_ms=0, interval_ms=1_000)
+    agent.run(limited("t", check=check))
+    assert of(agent.wait(0), ProbeContainer) == [ProbeContainer(container("t"), "check", check)]
+    for code in (0, 1, 1, 1, 1):
+        told = probed(agent, CheckStatus(exit_code=code), "check")
+        assert [status.check for status in told] in ([CheckStatus(exit_code=code)], [])
+    assert agent.machine.state.tasks[key("t")].state is S.RUNNING
+    (end,) = statuses(agent.exit("t", 0))
+    assert end.state is S.FINISHED and end.check == CheckStatus(exit_code=1)
+
+
+def test_looks_end_with_the_task_and_begin_again_with_the_agent() -> None:
+    agent = Agent().ready()
+    agent.run(limited("t", health_check=HEALTH))
+    agent.wait(1_000)
+    probed(agent, WELL)
+    later = Agent(agent.durable).ready(RecoveredContainer(container("t"), None))
+    assert of(later.wait(1_000), ProbeContainer)
+    assert probed(later, UNWELL)[0].healthy is False, "it was healthy once: the grace period is over"
+    later.exit("t", 0)
+    assert probed(later, UNWELL) == [] and not of(later.wait(10_000), ProbeContainer)
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

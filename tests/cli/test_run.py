@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.lives import Check, HealthCheck, HttpCheck, TcpCheck
 from bursar.core.messages.framework import Accept, Decline, Kill, Subscribe
 from bursar.core.messages.operator import ExplainFrameworkResponse, Refusal, RefusalReason
 from bursar.core.tasks import TaskState
@@ -71,6 +72,12 @@ async def test_options_of_its_life_reach_the_master(master: Any, bursar: Any) ->
     assert (await bursar("run", "--max-run-time", "1h", "--kill-grace", "10s", "true")).code == 0
     spec = master.said(Accept)[0].operations[0].operation.tasks[0]
     assert (spec.max_run_ms, spec.kill_grace_ms) == (3_600_000, 10_000)
+    looked = ("--health", "http:80/ready", "--check", "tcp:80", "--check-interval", "2s", "--health-failures", "5")
+    assert (await bursar("run", *looked, "true")).code == 0
+    spec = master.said(Accept)[1].operations[0].operation.tasks[0]
+    assert spec.health_check == HealthCheck(Check(http=HttpCheck(80, "/ready"), interval_ms=2_000), 5)
+    assert spec.check == Check(tcp=TcpCheck(80), interval_ms=2_000)
+    assert "nothing to look at" in (await bursar("run", "--health-failures", "5", "true")).stderr
     done = await bursar("run", "--max-run-time", "0s", "true")
     assert done.code == 2 and "max_run_ms: must be more than 0" in done.stderr
 

@@ -39,6 +39,7 @@ from bursar.agent.effects import (
     Log,
     OpenLogStream,
     OpenSessionStream,
+    ProbeContainer,
     ProbeDevice,
     PullImage,
     RemoveContainer,
@@ -49,6 +50,7 @@ from bursar.agent.effects import (
 from bursar.agent.events import (
     ContainerExited,
     ContainerLaunchFailed,
+    ContainerProbed,
     ContainersRecovered,
     ContainerStarted,
     DeviceProbed,
@@ -69,6 +71,7 @@ from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device, DeviceHealth
 from bursar.core.errors import BursarError, InvalidText
 from bursar.core.ids import DeviceUuid
+from bursar.core.lives import CheckStatus
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.resources import ReservedResources
 from bursar.core.tasks import StatusReason
@@ -317,6 +320,8 @@ class AgentDaemon:
                     self._spawn(self._start_all(), self._starts)
             case PullImage():
                 self._spawn(self._pull(effect), self._others)
+            case ProbeContainer():
+                self._spawn(self._probe_container(effect), self._others)
             case KillContainer(container_id, grace_ms):
                 self._spawn(self._guarded("kill", self._runtime.kill(container_id, grace_ms)), self._others)
             case RemoveContainer(container_id):
@@ -380,6 +385,17 @@ class AgentDaemon:
             self._metrics.launch_failures.labels(outcome.reason.name.lower()).inc()
         self._containers[container_id].settled.set()
         self.driver.post(outcome)
+
+    async def _probe_container(self, effect: ProbeContainer) -> None:
+        status = CheckStatus()
+        try:
+            async with asyncio.timeout(effect.check.timeout / 1000):
+                status = await self._runtime.probe(effect.container_id, effect.check)
+        except TimeoutError:
+            pass
+        except Exception as error:  # noqa: BLE001 - a look that could not be made has failed
+            self._log.warning("a check cannot be made", container=effect.container_id, reason=str(error))
+        self.driver.post(ContainerProbed(effect.container_id, effect.kind, status))
 
     async def _pull(self, effect: PullImage) -> None:
         """Have an image: minutes, perhaps; the machine knows that the task holds nothing meanwhile."""

@@ -9,6 +9,7 @@ from bursar.agent.containers.runtime import ContainerId
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import ConnectionId, DeviceUuid
+from bursar.core.lives import Check
 from bursar.core.machine import Persist
 from bursar.core.messages.agent import AgentMessage
 from bursar.core.messages.sessions import SessionStart
@@ -49,6 +50,16 @@ class PullImage:
 
     container_id: ContainerId
     image: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeContainer:
+    """Look at a running task; ContainerProbed follows, at the latest after the check's time-out."""
+
+    container_id: ContainerId
+    #: `check` or `health_check`.
+    kind: str
+    check: Check
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,7 @@ AgentEffect = (
     | CloseConnection
     | StartContainer
     | PullImage
+    | ProbeContainer
     | KillContainer
     | RemoveContainer
     | RemoveSandbox
@@ -136,6 +148,7 @@ __all__ = [
     "OpenLogStream",
     "OpenSessionStream",
     "Persist",
+    "ProbeContainer",
     "ProbeDevice",
     "PullImage",
     "RemoveContainer",

@@ -9,6 +9,7 @@ from bursar.agent.containers.runtime import ContainerExit, ContainerId, Recovere
 from bursar.agent.devices.health import DeviceSignal, Remedy
 from bursar.core.devices import Device
 from bursar.core.ids import ConnectionId, DeviceUuid
+from bursar.core.lives import CheckStatus
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages.agent import MasterMessage
 from bursar.core.resources import ReservedResources
@@ -78,6 +79,16 @@ class ImagePulled:
 
 
 @dataclass(frozen=True, slots=True)
+class ContainerProbed:
+    """`ProbeContainer` found this."""
+
+    container_id: ContainerId
+    #: As in the effect.
+    kind: str
+    status: CheckStatus
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerExited:
     """A container ended, and with it all its processes."""
 
@@ -119,6 +130,7 @@ AgentEvent = (
     | ContainerLaunchFailed
     | ImageMissed
     | ImagePulled
+    | ContainerProbed
     | ContainerExited
     | DevicesDiscovered
     | DevicesSignalled
@@ -131,6 +143,7 @@ __all__ = [
     "AgentEvent",
     "ContainerExited",
     "ContainerLaunchFailed",
+    "ContainerProbed",
     "ContainerStarted",
     "ContainersRecovered",
     "DeviceProbed",

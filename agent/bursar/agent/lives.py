@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from bursar.agent.books import Books, names
+from bursar.agent.checkups import Checkups
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
 from bursar.agent.effects import PullImage, RemoveContainer, StartContainer
 from bursar.agent.events import ContainerLaunchFailed
@@ -38,6 +39,7 @@ class Lives:
     def __init__(self, books: Books, reporting: Reporting) -> None:
         self._books = books
         self._reporting = reporting
+        self.checkups = Checkups(books, reporting, self._kill_here)
         for key, record in books.state.tasks.items():
             if not record.state.is_terminal:
                 container_id = container_of(books.info.agent_id, key)
@@ -200,6 +202,7 @@ class Lives:
         if allowed_ms is not None:
             left_ms = max(0, record.running_at_ms + allowed_ms - now.wall_ms)
             self._books.deadlines.set(("run_time", record.key), now.monotonic_ms + min(left_ms, allowed_ms))
+        self.checkups.begin(record)
 
     def run_time_over(self, key: TaskKey) -> None:
         """It has run for as long as it may (TSK-10)."""
@@ -212,7 +215,8 @@ class Lives:
             return
         kill = KillTask(key.framework_id, key.task_id, reason)
         self._books.log("warning", "ending a task", **names(key), reason=message)
-        self._reporting.report(replace(record, kill=kill), Verdict(TaskState.KILLING, reason, message))
+        record = replace(record, kill=kill, kill_message=message)
+        self._reporting.report(record, Verdict(TaskState.KILLING, reason, message))
         self._books.kill_container(container_of(self._books.info.agent_id, key), grace_ms_of(record.task, kill))
 
     def _end_orphan(self, container_id: ContainerId) -> None:
@@ -316,5 +320,6 @@ class Lives:
         self._books.release(container_id, record.task)
         self._books.deadlines.cancel(("kill", container_id))
         self._books.deadlines.cancel(("run_time", key))
+        self.checkups.stop(key)
         self._reporting.report(record, verdict)
         self._books.effects.append(RemoveContainer(container_id))

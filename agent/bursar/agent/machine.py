@@ -23,6 +23,7 @@ from bursar.agent.events import (
     AgentEvent,
     ContainerExited,
     ContainerLaunchFailed,
+    ContainerProbed,
     ContainersRecovered,
     ContainerStarted,
     DeviceProbed,
@@ -81,6 +82,8 @@ class AgentMachine:
                 self.lives.started(container_id)
             case ContainerExited(container_id, exit):
                 self.lives.exited(container_id, exit)
+            case ContainerProbed(container_id, kind, status):
+                self.lives.checkups.seen(container_id, kind, status)
             case ImageMissed(container_id):
                 self.lives.image_missed(container_id)
             case ImagePulled(container_id):
@@ -199,6 +202,9 @@ class AgentMachine:
                 case "run_time":
                     assert isinstance(subject, tuple)
                     self.lives.run_time_over(subject)
+                case "check" | "health_check":
+                    assert isinstance(subject, tuple)
+                    self.lives.checkups.look(kind, subject)
                 case "kill":
                     assert isinstance(subject, str)
                     self.books.log("warning", "a container does not end; asking again", container=subject)

@@ -84,6 +84,7 @@ class Reporting:
         if verdict.state is TaskState.RUNNING and not running_at_ms:
             running_at_ms = self._books.now.wall_ms
         status = self.status(record.key, verdict, str(record.next_update), record.task.device_uuids)
+        status = replace(status, healthy=record.healthy, check=record.check)
         self._books.persist(
             TaskSaved(
                 replace(

@@ -11,6 +11,7 @@ from bursar.agent.containers.runtime import ContainerExit, ContainerId
 from bursar.agent.devices.health import is_lost
 from bursar.core.devices import Device, DeviceHealth
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
+from bursar.core.lives import CheckStatus
 from bursar.core.messages.agent import KillTask
 from bursar.core.surroundings import process_problem
 from bursar.core.tasks import (
@@ -52,6 +53,11 @@ class TaskRecord:
     kill: KillTask | None = None
     #: When it was first RUNNING, milliseconds since 1970; 0 before.
     running_at_ms: int = 0
+    #: By its health check, and by its check, once they have seen it.
+    healthy: bool | None = None
+    check: CheckStatus | None = None
+    #: Why the agent itself ends it, once it does.
+    kill_message: str = ""
     #: Its image is being pulled: it has no container, never had one, and holds no device.
     pulling: bool = False
     #: It was pulled for this launch already: once is enough.
@@ -191,6 +197,8 @@ def _end_of_killed(record: TaskRecord, kill: KillTask, message: str, exit_code: 
         allowed = format_duration(record.task.spec.max_run_ms or 0)
         message = f"it may run for {allowed} and was ended then ({message}); allow it more (max_run_ms), or have it end itself"
         return Verdict(TaskState.FAILED, kill.reason, message, exit_code)
+    if record.kill_message:
+        message = f"{record.kill_message} ({message})"
     return Verdict(TaskState.KILLED, kill.reason, message, exit_code)
 
 

@@ -1,17 +1,21 @@
-"""What `bursar run` says about the life of its task: how long it may run, how it is ended."""
+"""What `bursar run` says about the life of its task: how long it may run, how it is ended, how it is looked after."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, TypeVar
 
 import click
 
-from bursar.cli.options import DURATION_MS
+from bursar.cli.options import DURATION_MS, TextType
+from bursar.core.lives import parse_check
+from bursar.sdk import Check, HealthCheck
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_CHECK = TextType("check", parse_check)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +24,39 @@ class Life:
 
     max_run_ms: int | None
     kill_grace_ms: int | None
+    check: Check | None
+    health_check: HealthCheck | None
 
 
 def life_options(command: F) -> F:
     """The options, given to the command as one argument `life`."""
 
     @wraps(command)
-    def gathered(*args: Any, max_run_ms: int | None, kill_grace_ms: int | None, **rest: Any) -> Any:
-        return command(*args, life=Life(max_run_ms, kill_grace_ms), **rest)
+    def gathered(
+        *args: Any,
+        max_run_ms: int | None,
+        kill_grace_ms: int | None,
+        check: Check | None,
+        health: Check | None,
+        delay_ms: int | None,
+        interval_ms: int | None,
+        timeout_ms: int | None,
+        failures: int | None,
+        grace_ms: int | None,
+        **rest: Any,
+    ) -> Any:
+        numbers: dict[str, Any] = {"delay_ms": delay_ms, "interval_ms": interval_ms, "timeout_ms": timeout_ms}
+        if (
+            health is None
+            and check is None
+            and any(value is not None for value in (*numbers.values(), failures, grace_ms))
+        ):
+            raise click.UsageError(
+                "--check-* says how to look, but there is nothing to look at: give --health or --check, too"
+            )
+        health_check = None if health is None else HealthCheck(replace(health, **numbers), failures, grace_ms)
+        life = Life(max_run_ms, kill_grace_ms, check and replace(check, **numbers), health_check)
+        return command(*args, life=life, **rest)
 
     options = [
         click.option(
@@ -41,6 +70,19 @@ def life_options(command: F) -> F:
             "kill_grace_ms",
             type=DURATION_MS,
             help="From SIGTERM to SIGKILL, whoever ends it.  [3s]",
+        ),
+        click.option(
+            "--health",
+            type=_CHECK,
+            help="End it where this fails: cmd:COMMAND, http:PORT/PATH, https:PORT/PATH or tcp:PORT, inside the task.",
+        ),
+        click.option("--check", type=_CHECK, help="As --health, but only shown: nothing follows from it."),
+        click.option("--check-delay", "delay_ms", type=DURATION_MS, help="From its start to the first look.  [15s]"),
+        click.option("--check-interval", "interval_ms", type=DURATION_MS, help="Between two looks.  [10s]"),
+        click.option("--check-timeout", "timeout_ms", type=DURATION_MS, help="How long a look may take.  [20s]"),
+        click.option("--health-failures", "failures", type=click.IntRange(1), help="In a row, to end it.  [3]"),
+        click.option(
+            "--health-grace", "grace_ms", type=DURATION_MS, help="From its start, while failures do not count.  [10s]"
         ),
     ]
     result: Any = gathered

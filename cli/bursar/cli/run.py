@@ -113,6 +113,8 @@ def run(
             secrets=surroundings.secrets,
             max_run_ms=life.max_run_ms,
             kill_grace_ms=life.kill_grace_ms,
+            check=life.check,
+            health_check=life.health_check,
         )
     except InvalidText as error:
         raise click.UsageError(str(error)) from None

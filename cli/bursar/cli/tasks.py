@@ -13,8 +13,9 @@ from bursar.cli.streams import OutputClosed, StandardStreams
 from bursar.cli.task_files import cp_command
 from bursar.cli.task_sessions import attach_command, exec_command
 from bursar.cli.task_stats import stats_command
+from bursar.core.lives import CheckStatus
 from bursar.core.text import format_request
-from bursar.runtime.codec import decode_request
+from bursar.runtime.codec import decode, decode_request
 from bursar.sdk import LogReader, OperatorClient
 
 LISTING = out.Listing(
@@ -31,6 +32,8 @@ LISTING = out.Listing(
     details={
         "REASON": lambda task: out.state(task, "reason").lower().replace("unspecified", ""),
         "MESSAGE": lambda task: task.message,
+        "HEALTHY": lambda task: ("yes" if task.healthy else "no") if task.HasField("healthy") else "",
+        "CHECK": lambda task: str(decode(CheckStatus, task.check)) if task.HasField("check") else "",
         "COMMAND": lambda task: " ".join(task.spec.command),
         "IMAGE": lambda task: task.spec.image,
         "ASKED FOR": lambda task: format_request(decode_request(task.spec.resources)),

@@ -9,6 +9,7 @@ from enum import IntEnum
 from bursar.core.device_names import device_kind
 from bursar.core.errors import InvalidText
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId, id_problem
+from bursar.core.lives import Check, CheckStatus, HealthCheck, check_problem, health_problem
 from bursar.core.memory.pools import MemoryPlan, format_bytes
 from bursar.core.memory.profiles import runtime_environment
 from bursar.core.memory.tasks import MemorySettings, plan_task, with_container, with_shm
@@ -98,6 +99,8 @@ class StatusReason(IntEnum):
     DEVICE_LOST = 22
     MAX_RUN_TIME = 23
     PULLING_IMAGE = 24
+    CHECK_CHANGED = 25
+    UNHEALTHY = 26
     VOLUME_REFUSED = 30
     DEVICE_FAILED = 35
     DEVICE_CORDONED = 36
@@ -133,6 +136,8 @@ class TaskSpec:
     volumes: tuple[Volume, ...] = ()
     memory: MemorySettings = MemorySettings()
     max_run_ms: int | None = None
+    check: Check | None = None
+    health_check: HealthCheck | None = None
 
     def without_secrets(self) -> TaskSpec:
         """The same with the values of secret variables empty: for everybody but the task."""
@@ -174,6 +179,8 @@ class TaskStatus:
     timestamp_ms: int = 0
     exit_code: int | None = None
     device_uuids: tuple[DeviceUuid, ...] = ()
+    healthy: bool | None = None
+    check: CheckStatus | None = None
 
 
 #: Set by the agent for every task; a user's own values for these names are dropped.
@@ -236,6 +243,10 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
         return "kill_grace_ms", "must not be negative"
     if spec.max_run_ms is not None and spec.max_run_ms <= 0:
         return "max_run_ms", "must be more than 0; leave it out for a task that may run as long as it likes"
+    if spec.check is not None and (problem_at := check_problem(spec.check)):
+        return f"check.{problem_at[0]}", problem_at[1]
+    if spec.health_check is not None and (problem_at := health_problem(spec.health_check)):
+        return f"health_check.{problem_at[0]}", problem_at[1]
     if spec.container is not None and (problem_at := settings_problem(spec.container, request.scalars.get(MEM, 0))):
         return f"container.{problem_at[0]}", problem_at[1]
     if spec.volumes and (problem_at := volumes_problem(spec.volumes)):

@@ -31,6 +31,7 @@ event loop of their own use `FrameworkSession`; operators' tools use `OperatorCl
 
 from bursar.core.devices import Device
 from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText
+from bursar.core.lives import Check, CheckStatus, HealthCheck, HttpCheck, TcpCheck
 from bursar.core.messages.framework import GPU_RESOURCES
 from bursar.core.resources import ResourceRequest
 from bursar.core.surroundings import ContainerSettings
@@ -49,12 +50,16 @@ __all__ = [
     "Amount",
     "Bundle",
     "BursarError",
+    "Check",
+    "CheckStatus",
     "ContainerSettings",
     "Device",
     "ErrorDetail",
     "ErrorReason",
     "Framework",
     "FrameworkSession",
+    "HealthCheck",
+    "HttpCheck",
     "InvalidText",
     "LogReader",
     "MasterUnreachable",
@@ -67,6 +72,7 @@ __all__ = [
     "Task",
     "TaskSession",
     "TaskState",
+    "TcpCheck",
     "Want",
     "run",
 ]

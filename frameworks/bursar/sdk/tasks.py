@@ -8,6 +8,7 @@ from typing import Any
 
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.ids import AgentId, TaskId
+from bursar.core.lives import Check, CheckStatus, HealthCheck
 from bursar.core.memory.tasks import plan_task
 from bursar.core.memory.text import parse_memory, parse_memory_text
 from bursar.core.resources import MEM, ResourceRequest
@@ -56,6 +57,10 @@ class Status:
     #: The GPUs that it holds or held.
     device_uuids: tuple[str, ...] = ()
     agent_id: str = ""
+    #: By its health check; None: it has none, or none has decided yet.
+    healthy: bool | None = None
+    #: What its check found last.
+    check: CheckStatus | None = None
 
     @property
     def terminal(self) -> bool:
@@ -82,6 +87,8 @@ class Status:
             status.exit_code,
             tuple(status.device_uuids),
             str(status.agent_id),
+            status.healthy,
+            status.check,
         )
 
     @classmethod
@@ -130,6 +137,10 @@ class Task:
     memory: str | Mapping[str, Any] = ""
     #: After so long, in milliseconds, it is ended and has failed; None: it may run as long as it likes.
     max_run_ms: int | None = None
+    #: Looked at while it runs: the result stands in its status, nothing follows from it.
+    check: Check | None = None
+    #: Ends it when it fails too often; `Status.healthy` says how it is.
+    health_check: HealthCheck | None = None
     #: The author's own; Bursar does not look at it.
     data: Any = None
     #: Unique among all tasks that the framework ever had; made by the SDK, anew for each launch, where it is left empty.
@@ -186,4 +197,6 @@ class Task:
             volumes=self.parsed_volumes,
             memory=self._memory,
             max_run_ms=self.max_run_ms,
+            check=self.check,
+            health_check=self.health_check,
         )

@@ -161,6 +161,8 @@ def task_view(cluster: Cluster, task: Task) -> TaskView:
         task.assigned.spec.without_secrets(),
         task.assigned.launched_at_ms,
         task.ended_at_ms,
+        None if status is None else status.healthy,
+        None if status is None else status.check,
     )
 
 

@@ -12,6 +12,7 @@ from bursar.agent.effects import (
     Log,
     OpenLogStream,
     OpenSessionStream,
+    ProbeContainer,
     ProbeDevice,
     PullImage,
     RemoveContainer,
@@ -252,6 +253,8 @@ class AgentNode:
                 self.containers.start(effect)
             case PullImage():
                 self.containers.pull(effect)
+            case ProbeContainer():
+                self.containers.probe(effect)
             case KillContainer(container_id, grace_ms):
                 self.containers.kill(container_id, grace_ms)
             case RemoveContainer(container_id):

@@ -11,9 +11,17 @@ from random import Random
 from typing import Any
 
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
-from bursar.agent.effects import PullImage, StartContainer
-from bursar.agent.events import ContainerExited, ContainerLaunchFailed, ContainerStarted, ImageMissed, ImagePulled
+from bursar.agent.effects import ProbeContainer, PullImage, StartContainer
+from bursar.agent.events import (
+    ContainerExited,
+    ContainerLaunchFailed,
+    ContainerProbed,
+    ContainerStarted,
+    ImageMissed,
+    ImagePulled,
+)
 from bursar.core.ids import DeviceUuid, FrameworkId, TaskId
+from bursar.core.lives import CheckStatus
 from bursar.core.tasks import StatusReason
 from bursar.simulation.faults import Faults
 from bursar.simulation.timeline import Timeline
@@ -96,6 +104,16 @@ class SimulatedContainers:
         """Fetch an image; it takes its time, and there may be none."""
         delay_ms = self._random.randint(0, self.faults.pull_ms)
         self._timeline.after(delay_ms, self._pulled, effect.container_id, self.watcher)
+
+    def probe(self, effect: ProbeContainer) -> None:
+        """Look at a container, which may fail."""
+        container = self.containers.get(effect.container_id)
+        well = container is not None and container.live and self._random.random() >= self.faults.probe_failure_chance
+        status = CheckStatus(is_connected=well)
+        delay_ms = self._random.randint(0, 20)
+        self._timeline.after(
+            delay_ms, self._tell, ContainerProbed(effect.container_id, effect.kind, status), self.watcher
+        )
 
     def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """SIGTERM now, SIGKILL after the grace; unknown and ended ones are ignored."""

@@ -46,6 +46,8 @@ class Faults:
     #: An image is not there and takes up to `pull_ms`, or cannot be had.
     image_missing_chance: float = 0.0
     pull_ms: int = 3_000
+    #: A look at a task finds it unwell.
+    probe_failure_chance: float = 0.0
     container_losses_per_minute: float = 0.0
     #: Devices: one becomes unhealthy, or vanishes, for up to `device_away_ms`.
     device_failures_per_minute: float = 0.0

@@ -15,6 +15,7 @@ from bursar.agent.containers.logs import LogStream, read_logs
 from bursar.agent.containers.runtime import ContainerSpec, ImageMissing, LaunchFailed
 from bursar.agent.containers.sessions import SessionRefused
 from bursar.agent.containers.simulated import SimulatedProgram, SimulatedRuntime
+from bursar.core.lives import Check, CheckStatus, HttpCheck, TcpCheck
 from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.tasks import StatusReason
 
@@ -57,6 +58,43 @@ async def test_an_image_that_is_missing_is_told_apart_and_cannot_be_pulled_from_
     bench.image = image
     spec = bench.spec("imageless", bench.script("exit 3", SimulatedProgram(3)))
     assert (await bench.run(runtime, spec)).exit_code == 3, "nothing of the failed start is in the way"
+
+
+async def test_a_command_looks_from_inside(bench: Any) -> None:
+    runtime = await bench.open()
+
+    def found(spec: ContainerSpec, check: Check) -> CheckStatus:
+        return CheckStatus(exit_code=0 if (spec.sandbox / "well").exists() else 4)
+
+    program = bench.script(UNTIL_GO, SimulatedProgram(run_ms=None, until_file="go", probe=found))
+    spec = bench.spec("watched", program)
+    check = Check(command=("sh", "-c", "test -e well || exit 4"))
+    assert await runtime.probe(spec.container_id, check) == CheckStatus(), "nothing runs"
+    await runtime.start(spec)
+    assert await runtime.probe(spec.container_id, check) == CheckStatus(exit_code=4)
+    (spec.sandbox / "well").touch()
+    assert await runtime.probe(spec.container_id, check) == CheckStatus(exit_code=0)
+
+
+async def test_a_port_is_looked_at_from_inside(bench: Any, unused_tcp_port: int) -> None:
+    runtime = await bench.open()
+    port = unused_tcp_port
+    serve = f"echo x > page; {'python3 -m http.server' if bench.kind == 'process' else 'exec httpd -f -p'} {port}"
+
+    def found(spec: ContainerSpec, check: Check) -> CheckStatus:
+        right = (check.http or check.tcp).port == port  # type: ignore[union-attr]
+        if check.http is not None:
+            return CheckStatus(http_status=200 if check.http.path == "/page" else 404) if right else CheckStatus()
+        return CheckStatus(is_connected=right)
+
+    spec = bench.spec("serves", bench.script(serve, SimulatedProgram(run_ms=None, probe=found)))
+    await runtime.start(spec)
+    async with asyncio.timeout(20):
+        while not (await runtime.probe(spec.container_id, Check(tcp=TcpCheck(port)))).is_healthy:
+            await asyncio.sleep(0.05)
+    assert await runtime.probe(spec.container_id, Check(http=HttpCheck(port, "/page"))) == CheckStatus(http_status=200)
+    assert await runtime.probe(spec.container_id, Check(http=HttpCheck(port, "/none"))) == CheckStatus(http_status=404)
+    assert await runtime.probe(spec.container_id, Check(tcp=TcpCheck(1))) == CheckStatus(is_connected=False)
 
 
 async def test_sigbus_alone_proves_nothing(bench: Any) -> None:

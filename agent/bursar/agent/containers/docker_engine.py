@@ -5,12 +5,15 @@ Containers are addressed by their name, which is our container id.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import enum
 import http.client
 import logging
 import os
-from collections.abc import Mapping
+import signal
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +84,8 @@ class Seen:
     exit: ContainerExit | None = None
     #: Of its first process, as the engine counts; 0 where it does not run.
     pid: int = 0
+    #: In the engine's network; empty on the host's.
+    address: str = ""
 
 
 @dataclass(slots=True)
@@ -199,6 +204,28 @@ class DockerEngine:
             if error.status_code not in (404, 409):
                 log.warning("container %s: cannot remove it: %s", container_id, words_of(error))
 
+    def execute(self, container_id: ContainerId, command: Sequence[str], timeout_ms: int) -> int | None:
+        """Run a command in a running container; its exit code, or None where it had to be ended. What it prints is dropped.
+
+        Raises APIError.
+        """
+        made = self._api.exec_create(str(container_id), list(command), stdout=False, stderr=False)
+        self._api.exec_start(made["Id"], detach=True)
+        until = time.monotonic() + timeout_ms / 1000
+        pause_s = 0.01
+        while True:
+            state = self._api.exec_inspect(made["Id"])
+            if not state.get("Running") and state.get("ExitCode") is not None:
+                return int(state["ExitCode"])
+            if time.monotonic() > until:
+                # The engine has no call for this; where its processes are not ours to see, it stays until the task ends.
+                if pid := state.get("Pid"):
+                    with contextlib.suppress(OSError):
+                        os.kill(int(pid), signal.SIGKILL)
+                return None
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.5)
+
     def inspect(self, container_id: ContainerId) -> Seen | None:
         """One container, None where there is none of this name."""
         try:
@@ -303,6 +330,7 @@ class DockerEngine:
             agent_id=labels.get(LABEL_AGENT, ""),
             exit=self._exit(state, labels) if phase is Phase.ENDED else None,
             pid=int(state.get("Pid") or 0),
+            address=str((description.get("NetworkSettings") or {}).get("IPAddress") or ""),
         )
 
     def _exit(self, state: Mapping[str, Any], labels: Mapping[str, str]) -> ContainerExit:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import hashlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bursar.agent.containers import process_sessions, shim, usage
+from bursar.agent.containers import probes, process_sessions, shim, usage
 from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, judge
 from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES, log_files
 from bursar.agent.containers.runtime import (
@@ -33,6 +35,7 @@ from bursar.agent.containers.runtime import (
 from bursar.agent.containers.sessions import Session, SessionRefused
 from bursar.agent.containers.signals import pass_on_no_ignored_signals
 from bursar.agent.containers.thread_session import ThreadSession
+from bursar.core.lives import Check, CheckStatus
 from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.tasks import StatusReason
 
@@ -208,6 +211,16 @@ class ProcessRuntime:
         running = self._running.get(container_id)
         return running.pid if running else 0
 
+    async def probe(self, container_id: ContainerId, check: Check) -> CheckStatus:
+        """A command runs beside the task, in its sandbox and with its environment."""
+        running = self._running.get(container_id)
+        if running is None:
+            return CheckStatus()
+        if check.command:
+            return await probes.run_command(check.command, _environment_of(running.pid), running.sandbox)
+        make = functools.partial(socket.socket, socket.AF_INET, socket.SOCK_STREAM)
+        return await asyncio.to_thread(probes.look, check, make)
+
     async def remove(self, container_id: ContainerId) -> None:
         """Forget an ended container; its outputs stay in the sandbox."""
         if container_id in self._running:
@@ -367,6 +380,16 @@ def _shm_now() -> Testimony:
     except OSError:
         return Testimony()
     return Testimony(None, status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize)
+
+
+def _environment_of(pid: int) -> dict[str, str]:
+    """What a process was started with: that of the task, also where another life of the agent started it."""
+    try:
+        content = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return {"PATH": os.defpath}
+    pairs = (os.fsdecode(entry).partition("=") for entry in content.split(b"\0") if b"=" in entry)
+    return {name: value for name, _, value in pairs}
 
 
 def _describe(code: int) -> str:

@@ -13,6 +13,7 @@ from typing import NewType, Protocol
 
 from bursar.agent.containers.sessions import Session
 from bursar.core.ids import FrameworkId, TaskId
+from bursar.core.lives import Check, CheckStatus
 from bursar.core.memory.pools import MemoryPlan
 from bursar.core.messages.sessions import SessionStart
 from bursar.core.surroundings import ContainerSettings
@@ -149,6 +150,12 @@ class ContainerRuntime(Protocol):
 
     async def pid_of(self, container_id: ContainerId) -> int:
         """The process that lives as long as the container does, in this machine's numbers; 0 where nobody can say."""
+
+    async def probe(self, container_id: ContainerId, check: Check) -> CheckStatus:
+        """Look at a running container once, from inside its namespaces. Nothing is set where that cannot be done.
+
+        Whoever asks cancels it at the check's time-out; what was begun in the container ends then, if it can be reached.
+        """
 
     async def remove(self, container_id: ContainerId) -> None:
         """Remove what is left of an ended container, logs saved in the sandbox (`stdout`, `stderr`). Idempotent."""

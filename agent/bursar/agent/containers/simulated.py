@@ -27,6 +27,7 @@ from bursar.agent.containers.runtime import (
 )
 from bursar.agent.containers.sessions import Session, SessionRefused
 from bursar.agent.containers.thread_session import ThreadSession
+from bursar.core.lives import Check, CheckStatus
 from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.tasks import StatusReason
 
@@ -50,6 +51,8 @@ class SimulatedProgram:
     on_term: int | None = 143
     #: What the evidence says of its end.
     reason: StatusReason = StatusReason.COMMAND_EXITED
+    #: What a look at it finds.
+    probe: Callable[[ContainerSpec, Check], CheckStatus] = lambda spec, check: CheckStatus()
 
 
 Behaviour = Callable[[ContainerSpec], SimulatedProgram]
@@ -213,6 +216,13 @@ class SimulatedRuntime:
     async def pid_of(self, container_id: ContainerId) -> int:
         """There is no process."""
         return 0
+
+    async def probe(self, container_id: ContainerId, check: Check) -> CheckStatus:
+        """As its program says."""
+        container = self._engine._containers.get(container_id)
+        if container is None or container.exit is not None:
+            return CheckStatus()
+        return container.program.probe(container.spec, check)
 
     async def remove(self, container_id: ContainerId) -> None:
         """As the interface says."""

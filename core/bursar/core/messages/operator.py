@@ -8,6 +8,7 @@ from enum import IntEnum
 
 from bursar.core.devices import Device
 from bursar.core.ids import AgentId, FrameworkId, TaskId
+from bursar.core.lives import CheckStatus
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import Attributes, Demand, Offer
 from bursar.core.messages.rules import Rule, RuleAudit, RuleVerdict, RuleView
@@ -181,6 +182,8 @@ class TaskView:
     spec: TaskSpec | None = None
     launched_at_ms: int = 0
     ended_at_ms: int = 0
+    healthy: bool | None = None
+    check: CheckStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,157 @@
+"""What keeps watch over a task while it lives; mirrors `proto/bursar/v1/lives.proto` (HC-1 to HC-5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bursar.core.errors import InvalidText
+
+DEFAULT_DELAY_MS, DEFAULT_INTERVAL_MS, DEFAULT_TIMEOUT_MS = 15_000, 10_000, 20_000
+DEFAULT_FAILURES, DEFAULT_GRACE_MS = 3, 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCheck:
+    """A GET whose status code counts; mirrors `bursar.v1.HttpCheck`."""
+
+    port: int
+    path: str = ""
+    scheme: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpCheck:
+    """A connection that is accepted; mirrors `bursar.v1.TcpCheck`."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A look at a running task, again and again, in one of three ways; mirrors `bursar.v1.Check`."""
+
+    command: tuple[str, ...] = ()
+    http: HttpCheck | None = None
+    tcp: TcpCheck | None = None
+    delay_ms: int | None = None
+    interval_ms: int | None = None
+    timeout_ms: int | None = None
+
+    @property
+    def delay(self) -> int:
+        """From RUNNING to the first look, in milliseconds."""
+        return DEFAULT_DELAY_MS if self.delay_ms is None else self.delay_ms
+
+    @property
+    def interval(self) -> int:
+        """Between two looks, in milliseconds."""
+        return DEFAULT_INTERVAL_MS if self.interval_ms is None else self.interval_ms
+
+    @property
+    def timeout(self) -> int:
+        """How long a look may take, in milliseconds."""
+        return DEFAULT_TIMEOUT_MS if self.timeout_ms is None else self.timeout_ms
+
+    def __str__(self) -> str:
+        if self.http is not None:
+            return f"{self.http.scheme or 'http'}:{self.http.port}{self.http.path}"
+        return f"tcp:{self.tcp.port}" if self.tcp is not None else f"cmd:{' '.join(self.command)}"
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheck:
+    """A check that decides; mirrors `bursar.v1.HealthCheck`."""
+
+    check: Check
+    consecutive_failures: int | None = None
+    grace_period_ms: int | None = None
+
+    @property
+    def failures(self) -> int:
+        """In a row, before the task is ended."""
+        return DEFAULT_FAILURES if self.consecutive_failures is None else self.consecutive_failures
+
+    @property
+    def grace(self) -> int:
+        """From RUNNING, milliseconds in which failures do not count."""
+        return DEFAULT_GRACE_MS if self.grace_period_ms is None else self.grace_period_ms
+
+
+@dataclass(frozen=True, slots=True)
+class CheckStatus:
+    """What a look found; mirrors `bursar.v1.CheckStatus`."""
+
+    exit_code: int | None = None
+    http_status: int | None = None
+    is_connected: bool | None = None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Exit code 0, a status of 200 to 399, a connection (HC-2)."""
+        if self.http_status is not None:
+            return 200 <= self.http_status <= 399
+        return self.exit_code == 0 or self.is_connected is True
+
+    def __str__(self) -> str:
+        if self.exit_code is not None:
+            return f"the command exited with {self.exit_code}"
+        if self.http_status is not None:
+            return f"the answer was {self.http_status}"
+        if self.is_connected is not None:
+            return "the port is open" if self.is_connected else "nothing listens"
+        return "there was no answer in time"
+
+
+def check_problem(check: Check) -> tuple[str, str] | None:
+    """Say what is wrong with a check as (field, problem), or nothing."""
+    ways = [bool(check.command), check.http is not None, check.tcp is not None]
+    if sum(ways) != 1:
+        return "check", "name exactly one of command, http and tcp"
+    for field in ("interval_ms", "timeout_ms"):
+        value = getattr(check, field)
+        if value is not None and value <= 0:
+            return field, "must be more than 0"
+    if check.delay_ms is not None and check.delay_ms < 0:
+        return "delay_ms", "must not be negative"
+    if any("\x00" in word for word in check.command) or (check.command and not check.command[0]):
+        return "command", "the program must not be empty, and no argument hold a zero byte"
+    target = check.http or check.tcp
+    if target is not None and not 0 < target.port < 65_536:
+        return "port", f"{target.port} is not a port: 1 to 65535"
+    if check.http is not None:
+        if check.http.scheme not in ("", "http", "https"):
+            return "http.scheme", f"{check.http.scheme!r} is neither http nor https"
+        if check.http.path and (
+            not check.http.path.startswith("/") or not check.http.path.isprintable() or " " in check.http.path
+        ):
+            return "http.path", f"{check.http.path!r} is not a path: it begins with / and has no blanks"
+    return None
+
+
+def health_problem(health: HealthCheck) -> tuple[str, str] | None:
+    """Say what is wrong with a health check as (field, problem), or nothing."""
+    if problem := check_problem(health.check):
+        return problem
+    if health.consecutive_failures is not None and health.consecutive_failures <= 0:
+        return "consecutive_failures", "must be more than 0"
+    if health.grace_period_ms is not None and health.grace_period_ms < 0:
+        return "grace_period_ms", "must not be negative"
+    return None
+
+
+def parse_check(text: str) -> Check:
+    """Read `cmd:WORDS` (given to `sh -c`), `http:PORT[/PATH]`, `https:PORT[/PATH]` or `tcp:PORT`. Raises InvalidText."""
+    kind, colon, rest = text.partition(":")
+    port, slash, path = rest.partition("/")
+    check = None
+    if kind == "cmd" and rest.strip():
+        check = Check(command=("sh", "-c", rest))
+    elif kind in ("http", "https") and port.isdecimal():
+        check = Check(http=HttpCheck(int(port), f"{slash}{path}", "" if kind == "http" else kind))
+    elif kind == "tcp" and rest.isdecimal():
+        check = Check(tcp=TcpCheck(int(rest)))
+    if check is None or not colon:
+        raise InvalidText(f"{text!r} is not a check", "write cmd:COMMAND, http:PORT/PATH, https:PORT/PATH or tcp:PORT")
+    if problem := check_problem(check):
+        raise InvalidText(f"check {text!r}: {problem[1]}", "correct it")
+    return check
