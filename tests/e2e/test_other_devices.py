@@ -93,3 +93,21 @@ def test_a_second_agent_of_the_machine_never_gets_a_device_that_a_task_of_the_fi
     bare_cluster.start_agent("first", devices=f"plugin:{plugin}", resources="cpus:8;mem:4GiB")
     go.touch()
     assert task.finish().code == 0, "its own agent has adopted it"
+
+
+def test_two_tasks_share_a_card_and_nobody_gets_it_whole_meanwhile(bare_cluster: Any, tmp_path: Path) -> None:
+    bare_cluster.start_master()
+    bare_cluster.start_agent("node", "--gpu-shares", "500:none", devices="simulated:1", resources="cpus:8;mem:4GiB")
+    bare_cluster.until_active("node")
+    (card,) = (one["device"]["uuid"] for one in bare_cluster.ls("gpu") if one["device"]["kind"] == "gpus")
+    go = tmp_path / "go"
+    wait = f"echo $CUDA_VISIBLE_DEVICES; until [ -e {go} ]; do sleep 0.05; done"
+    run = ("run", "--capability", "GPU_RESOURCES")
+    both = [bare_cluster.start(*run, "--devices", "gpu-500-none:1", "--", "sh", "-c", wait) for _ in range(2)]
+    for task in both:
+        assert task.until_stdout("\n") == f"{card}\n"
+    whole = bare_cluster.bursar(*run, "--wait", "3s", "--gpus", "1", "--", "true")
+    assert whole.code == 124, whole
+    go.touch()
+    assert [task.finish().code for task in both] == [0, 0]
+    assert bare_cluster.bursar(*run, "--wait", "20s", "--gpus", "1", "--", "true").code == 0

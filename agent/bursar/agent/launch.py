@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from bursar.agent.containers.runtime import ContainerRuntime, ContainerSpec, Decoration, Mount
 from bursar.agent.containers.volumes import VolumeRules
+from bursar.agent.cpusets import near_cpus
 from bursar.agent.devices.bindings import DeviceBindings
 from bursar.agent.devices.driver import ContainerDecorator
 from bursar.agent.effects import StartContainer
@@ -167,6 +168,7 @@ class Launcher:
             cpus_milli=amounts.get(CPUS, 0),
             mem_bytes=amounts.get(MEM, 0),
             decoration=draft.decoration,
+            cpuset=near_cpus(effect.devices, amounts.get(CPUS, 0)),
             memory=memory,
             labels=task.spec.labels,
             settings=task.spec.container or ContainerSettings(),

@@ -26,12 +26,13 @@ from bursar.agent.devices.exclusive import shared_directories
 from bursar.agent.devices.external import declared_with, read_external
 from bursar.agent.devices.health import HealthRules
 from bursar.agent.devices.select import driver_for
+from bursar.agent.devices.shares import ShareSetting, parse_shares
 from bursar.agent.metrics import AgentMetrics
 from bursar.agent.resources import HostResources, discover_host
 from bursar.agent.settings import PROGRAM, load_settings
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
-from bursar.core.errors import BursarError
+from bursar.core.errors import BursarError, InvalidText
 from bursar.core.memory.agents import plan_agent
 from bursar.core.memory.pools import format_bytes
 from bursar.core.memory.text import parse_pools_text
@@ -98,7 +99,13 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
     agent_id, incarnation = checkpoint.begin_life()
     external = read_external(Path(path).expanduser()) if (path := settings.text("external-resources")) else []
     source = DeviceSource(
-        driver_for(settings.text("devices"), agent_id, external=external, faults=work_dir.simulated_faults),
+        driver_for(
+            settings.text("devices"),
+            agent_id,
+            external=external,
+            faults=work_dir.simulated_faults,
+            shares=_shares(settings),
+        ),
         declared_with(settings.text("resources"), external),
         _host(work_dir.path, settings.text("memory")),
     )
@@ -150,6 +157,17 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
     if gpus and (pinning := getattr(runtime, "pinning", None)):
         log.info("how containers get their GPUs", by=pinning(gpus))
     return daemon
+
+
+def _shares(settings: Settings) -> ShareSetting | None:
+    """Into what GPUs are shared. Raises InvalidText."""
+    shares = parse_shares(settings.text("gpu-shares"))
+    if shares is not None and shares.enforcement == "soft" and settings.text("runtime") == "docker":
+        raise InvalidText(
+            "gpu-shares: containers do not reach the MPS daemon of the machine, which would hold tasks to soft shares",
+            "use --runtime process, or say none, or cut the cards by MIG",
+        )
+    return shares
 
 
 def _volume_rules(settings: Settings, work_dir: WorkDir) -> VolumeRules:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bursar.agent.containers.volumes import parse_volume_roots
+from bursar.agent.devices.shares import parse_shares
 from bursar.core.errors import BursarError
 from bursar.core.flags import Flag, FlagType, FlagValue
 from bursar.core.memory.text import parse_pools_text
@@ -84,6 +85,14 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             "",
             "Further devices, by the keys of FLIP-108 in this file: discovery scripts and plugins.",
             metavar="FILE",
+        ),
+        Flag(
+            "gpu-shares",
+            FlagType.TEXT,
+            "",
+            "Offer each NVIDIA GPU in shares, too: held to them by nothing (none), or by CUDA's MPS (soft).",
+            metavar="THOUSANDTHS:{none|soft}",
+            problem=_shares,
         ),
         Flag(
             "hostname",
@@ -194,6 +203,14 @@ def _volume_roots(value: FlagValue) -> str | None:
 
 def _shared_folders(value: FlagValue) -> str | None:
     return _volume_roots((str(value),)) if value else None
+
+
+def _shares(value: FlagValue) -> str | None:
+    try:
+        parse_shares(str(value))
+    except BursarError as error:
+        return str(error).removeprefix("gpu-shares: ")
+    return None
 
 
 def _hostname(value: FlagValue) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import signal
 import tarfile
 from typing import Any
@@ -420,3 +421,15 @@ async def test_a_session_ends_with_its_task(endless: Any) -> None:
         assert (await gather(session))[2] == 137
     await stats.close()
     await session.close()
+
+
+async def test_a_task_runs_on_the_cpus_near_its_devices(bench: Any) -> None:
+    if bench.kind == "simulated" or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there are no CPUs to choose from")
+    runtime = await bench.open()
+    one = min(os.sched_getaffinity(0))
+    show = bench.script("grep Cpus_allowed_list /proc/self/status", SimulatedProgram())
+    spec = bench.spec("near", show, cpuset=str(one))
+    assert (await bench.run(runtime, spec)).exit_code == 0
+    await runtime.remove(spec.container_id)
+    assert bench.output(spec).split() == ["Cpus_allowed_list:", str(one)]

@@ -276,6 +276,8 @@ class DockerEngine:
             # Not nano_cpus: the engine refuses more than the machine has, and an operator may declare more.
             limits["cpu_period"] = _CPU_PERIOD_US
             limits["cpu_quota"] = max(spec.cpus_milli * _CPU_PERIOD_US // 1000, _MIN_CPU_QUOTA_US)
+        if spec.cpuset:
+            limits["cpuset_cpus"] = spec.cpuset
         requests_, nodes = access(spec.decoration, self.facts.devices)
         host_config = self._api.create_host_config(
             init=True,

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -166,7 +167,10 @@ class ProcessRuntime:
         try:
             for file in log_files(spec.sandbox):
                 opened.append(os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
-            arguments, environment = shim.shim_arguments(spec.command, spec.environment)
+            command = spec.command
+            if spec.cpuset and (taskset := shutil.which("taskset")):
+                command = (taskset, "-c", spec.cpuset, *command)
+            arguments, environment = shim.shim_arguments(command, spec.environment)
             # No preexec_fn: it would triple the cost, as would uvloop.
             popen = subprocess.Popen(  # noqa: ASYNC220 - a millisecond; a thread or a transport costs more
                 arguments,

@@ -73,6 +73,8 @@ class ContainerSpec:
     memory: MemoryPlan | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     settings: ContainerSettings = ContainerSettings()
+    #: CPUs near the devices (`0-7,16-23`); empty: any.
+    cpuset: str = ""
     #: Resolved and permitted.
     volumes: tuple[Mount, ...] = ()
 

@@ -16,6 +16,7 @@ from bursar.agent.devices.plugin import PluginDevices
 from bursar.agent.devices.rocm import RocmDevices
 from bursar.agent.devices.script import ScriptDevices
 from bursar.agent.devices.several import SeveralDevices
+from bursar.agent.devices.shares import SharedDevices, ShareSetting
 from bursar.agent.devices.simulated import DEFAULT_MODEL, MAX_DEVICES, SimulatedDevices
 from bursar.agent.devices.tpu import TpuDevices
 from bursar.core.errors import InvalidText
@@ -38,14 +39,15 @@ def driver_for(
     external: Sequence[ExternalResource] = (),
     home: Path | None = None,
     faults: Path | None = None,
+    shares: ShareSetting | None = None,
 ) -> DeviceDriver:
     """The driver that `text` and the external resources name, or one that stands for several. Raises InvalidText.
 
     `lock_directories` is where real devices are claimed for this agent (default: those all users of the machine share). Scripts have
     paths that are absolute or relative to `home` (default: the user's home directory). `faults`: the file in which
-    faults of simulated devices are ordered.
+    faults of simulated devices are ordered. `shares`: into what NVIDIA's GPUs, and simulated ones, are shared.
     """
-    bare = bare_drivers(text, agent_id, external, home, faults)
+    bare = bare_drivers(text, agent_id, external, home, faults, shares)
     drivers = [
         driver if driver.name in ("simulated", "none") else ExclusiveDevices(driver, agent_id, lock_directories)
         for driver in bare
@@ -59,6 +61,7 @@ def bare_drivers(
     external: Sequence[ExternalResource] = (),
     home: Path | None = None,
     faults: Path | None = None,
+    shares: ShareSetting | None = None,
 ) -> list[DeviceDriver]:
     """As `driver_for`, one by one, and without claiming what they find. Raises InvalidText."""
     drivers = [_driver(name, agent_id, faults) for part in _parts(text) for name in _with_directory(part)]
@@ -70,6 +73,8 @@ def bare_drivers(
         raise InvalidText(f"devices: {twice[0]} is there twice", "name each driver once")
     if len(drivers) > 1 and "none" in names:
         raise InvalidText(f"devices: {text!r} wants none and some", "leave `none` out")
+    if shares is not None:
+        drivers = [SharedDevices(one, shares) if one.name in ("nvml", "simulated") else one for one in drivers]
     return drivers or [NoDevices()]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from bursar.agent.containers.device_access import engine_devices
 from bursar.agent.devices.external import declared_with, read_external
 from bursar.agent.devices.select import bare_drivers
+from bursar.agent.devices.shares import parse_shares
 from bursar.agent.doctor import devices, engine, machine, masters
 from bursar.agent.doctor.findings import Finding, Verdict, as_plain, as_text, count, fail, ok, warn
 from bursar.agent.resources import SYSTEM_RESERVE_MEM_BYTES, discover_host, resolve_resources
@@ -71,7 +72,9 @@ def _devices(settings: Settings) -> tuple[tuple[Device, ...], list[Finding]]:
     findings: list[Finding] = []
     try:
         external = read_external(Path(text).expanduser()) if (text := settings.text("external-resources")) else []
-        drivers = bare_drivers(settings.text("devices"), AgentId("doctor"), external)
+        drivers = bare_drivers(
+            settings.text("devices"), AgentId("doctor"), external, shares=parse_shares(settings.text("gpu-shares"))
+        )
     except BursarError as error:
         return (), [fail("devices", error.detail.message, "an agent with these does not start", error.detail.hint)]
     real: tuple[Device, ...] = ()
