@@ -67,6 +67,7 @@ from bursar.agent.metrics import AgentMetrics
 from bursar.agent.resources import HostResources, ResolvedResources, resolve_resources
 from bursar.agent.sessions_service import SessionServer
 from bursar.agent.tasks import container_of
+from bursar.agent.usage import UsageMeter
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device, DeviceHealth
 from bursar.core.errors import BursarError, InvalidText
@@ -193,6 +194,7 @@ class AgentDaemon:
         self._starts: set[asyncio.Task[None]] = set()
         self._others: set[asyncio.Task[None]] = set()
         metrics.watch(self.machine, lambda: self.client.connections_total)
+        self._meter = UsageMeter(self.machine, runtime, devices.driver, metrics.registry)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop`; tasks run on. Raises BursarError where the checkpoint fails."""
@@ -206,6 +208,8 @@ class AgentDaemon:
             self._take_over(recovered)
             await asyncio.to_thread(self._work_dir.sweep, self._wanted_sandboxes())
             others += [asyncio.create_task(self.client.run()), asyncio.create_task(self._watch_devices())]
+            if self.machine.info.metrics_address:
+                others.append(asyncio.create_task(self._meter.run()))
             others += [asyncio.create_task(self._watch_health(one)) for one in health_watchers(self._devices.driver)]
             await asyncio.wait({driving, *others}, return_when=asyncio.FIRST_COMPLETED)
             for task in (driving, *others[1:]):

@@ -40,7 +40,7 @@ from bursar.core.messages.agent import AgentInfo
 from bursar.core.resources import GPUS
 from bursar.core.text import parse_attributes
 from bursar.runtime.settings import Settings, fail
-from bursar.runtime.telemetry import configure_logging, logger, serve_metrics
+from bursar.runtime.telemetry import configure_logging, logger, reachable_at, serve_metrics
 
 
 def program_version() -> str:
@@ -83,6 +83,7 @@ async def serve(settings: Settings) -> None:
             server = serve_metrics(address, PROGRAM, settings.switch("insecure"), registry)
             opened.callback(server.close)
             log.info("metrics", port=server.port)
+            metrics.address = reachable_at(address, server.port)
         daemon = await _build(settings, metrics)
         info = daemon.machine.info
         log.info(
@@ -132,6 +133,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         runtime=runtime.name,
         runs_without_image=runtime.name != "docker" or bool(image),
         version=program_version(),
+        metrics_address=metrics.address,
     )
     daemon = AgentDaemon(
         info=info,

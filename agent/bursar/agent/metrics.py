@@ -19,6 +19,8 @@ class AgentMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        #: Where they are served, as others reach it; empty: nowhere.
+        self.address = ""
         self.launches = Counter("bursar_agent_launches", "Containers that were asked to start.", registry=registry)
         self.launch_failures = Counter(
             "bursar_agent_launch_failures", "Containers that did not start.", ["reason"], registry=registry

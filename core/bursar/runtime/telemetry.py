@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any
@@ -91,8 +92,14 @@ class MetricsServer:
         self._thread.join(timeout=5)
 
 
-def serve_metrics(address: str, program: str, insecure: bool, registry: CollectorRegistry = REGISTRY) -> MetricsServer:
-    """Serve the registry's metrics on `HOST:PORT` (port 0: any).
+def serve_metrics(
+    address: str,
+    program: str,
+    insecure: bool,
+    registry: CollectorRegistry = REGISTRY,
+    pages: Mapping[str, Callable[[], str]] | None = None,
+) -> MetricsServer:
+    """Serve the registry's metrics on `HOST:PORT` (port 0: any); `pages`: JSON beside it, by path, asked for from other threads.
 
     Raises BursarError where the address is off loopback without `insecure`, or cannot be bound.
     """
@@ -106,4 +113,25 @@ def serve_metrics(address: str, program: str, insecure: bool, registry: Collecto
             f"cannot serve metrics on {address}: {reason}",
             "stop what uses the port, or choose another one with --metrics",
         ) from error
+    if pages:
+        server.set_app(_with_pages(server.get_app(), pages))
     return MetricsServer(server.server_port, server, thread)
+
+
+def _with_pages(metrics: Any, pages: Mapping[str, Callable[[], str]]) -> Any:
+    def app(environ: dict[str, Any], start_response: Any) -> Any:
+        page = pages.get(str(environ.get("PATH_INFO", "")))
+        if page is None:
+            return metrics(environ, start_response)
+        start_response("200 OK", [("Content-Type", "application/json; charset=utf-8")])
+        return [page().encode()]
+
+    return app
+
+
+def reachable_at(address: str, port: int) -> str:
+    """How others name what listens on an address: one that stands for all of this machine's is its name."""
+    host, _ = split_address(address)
+    if host in ("0.0.0.0", "::", ""):
+        host = socket.gethostname()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -148,7 +148,7 @@ def hear(
             for status in updates:
                 on_update(cluster, turn, agent, status)
         case Pong():
-            pass
+            cluster.counters.agent_heartbeats += 1
         case ResyncRequest():
             _send_everything(cluster, turn, agent)
         case DevicesChanged():

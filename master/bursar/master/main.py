@@ -32,13 +32,16 @@ from bursar.runtime.driver import Driver, now
 from bursar.runtime.lock import DirectoryLock
 from bursar.runtime.memory import calm_garbage_collector
 from bursar.runtime.rpc import SERVER_OPTIONS, require_loopback, serve, split_address
+from bursar.runtime.rpc_metrics import RpcMetrics
 from bursar.runtime.settings import Settings, fail, load
-from bursar.runtime.telemetry import configure_logging, logger, serve_metrics
+from bursar.runtime.telemetry import configure_logging, logger, reachable_at, serve_metrics
 from bursar.v1 import agent_service_pb2_grpc, framework_service_pb2_grpc, operator_service_pb2_grpc
 
 PROGRAM = "bursar-master"
 SERVICES = ("bursar.v1.FrameworkService", "bursar.v1.AgentService", "bursar.v1.OperatorService")
 SNAPSHOT_S = 1.0
+#: Beside the metrics: targets for Prometheus' HTTP service discovery.
+SD_PATH = "/sd"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,9 +95,13 @@ async def _run(settings: Settings, version: str) -> None:
     driver = hub.driver = Driver(machine, commit=commit, perform=hub.perform)
     # First what can fail without anybody noticing; a server that has started must be stopped again.
     metrics_server = (
-        serve_metrics(settings.text("metrics"), PROGRAM, insecure, prometheus) if settings.text("metrics") else None
+        serve_metrics(settings.text("metrics"), PROGRAM, insecure, prometheus, {SD_PATH: metrics.targets})
+        if settings.text("metrics")
+        else None
     )
-    server = _server(hub, LogRelays(hub), SessionRelays(hub))
+    if metrics_server is not None:
+        metrics.address = reachable_at(settings.text("metrics"), metrics_server.port)
+    server = _server(hub, LogRelays(hub), SessionRelays(hub), RpcMetrics(prometheus))
     port = await serve(server, listen, SERVICES)
     host, _ = split_address(listen)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -133,8 +140,8 @@ async def _run(settings: Settings, version: str) -> None:
     log.info("stopped")
 
 
-def _server(hub: Hub, logs: LogRelays, sessions: SessionRelays) -> grpc.aio.Server:
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+def _server(hub: Hub, logs: LogRelays, sessions: SessionRelays, calls: RpcMetrics) -> grpc.aio.Server:
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[calls])
     framework_service_pb2_grpc.add_FrameworkServiceServicer_to_server(FrameworkServicer(hub), server)
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(hub, logs, sessions), server)
     operators: Any = OperatorServicer(hub, logs, sessions)

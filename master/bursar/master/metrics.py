@@ -5,6 +5,7 @@ The event loop takes a snapshot now and then; scrapes, which come in a thread of
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -31,6 +32,8 @@ BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1,
 class _Snapshot:
     gauges: list[tuple[str, str, dict[str, str], float]] = field(default_factory=list)
     counters: list[tuple[str, str, dict[str, str], float]] = field(default_factory=list)
+    #: Metrics addresses of agents that have one, with what tells them apart.
+    agents: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
 
 class MasterMetrics(Collector):
@@ -38,6 +41,8 @@ class MasterMetrics(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._snapshot = _Snapshot()
+        #: Where these metrics are served; empty: nowhere.
+        self.address = ""
         self._taken = 0
         self._refusals: dict[tuple[str, RefusalReason], int] = {}
         self.commit_seconds = Histogram(
@@ -59,6 +64,15 @@ class MasterMetrics(Collector):
                     family = families[name] = make(f"bursar_master_{name}", help_text, labels=list(labels))
                 family.add_metric(list(labels.values()), value)  # type: ignore[attr-defined]
             yield from families.values()
+
+    def targets(self) -> str:
+        """The master and its agents in the form of Prometheus' HTTP service discovery (B-20)."""
+        groups = [{"targets": [self.address], "labels": {"job": "bursar-master"}}] if self.address else []
+        groups += [
+            {"targets": [address], "labels": {"job": "bursar-agent", **labels}}
+            for address, labels in self._snapshot.agents
+        ]
+        return json.dumps(groups)
 
     def take(self, machine: MasterMachine, driver: Driver) -> None:
         """Take a snapshot; called in the event loop."""
@@ -146,6 +160,18 @@ class MasterMetrics(Collector):
         counter("tasks_launched", "Tasks launched", counters.tasks_launched)
         for task_state, count in sorted(counters.tasks_ended.items()):
             counter("tasks_ended", "Tasks ended, by state", count, state=task_state.name.lower())
+        counter("agent_heartbeats", "Answers of agents to pings", counters.agent_heartbeats)
+        conditions = Counter(
+            (device.condition or device.health).name.lower()
+            for agent in cluster.agents.values()
+            for device in agent.devices.values()
+        )
+        for condition, count in sorted(conditions.items()):
+            gauge("devices", "Devices by condition", count, condition=condition)
+        for agent in cluster.agents_in_order:
+            if agent.info.metrics_address:
+                labels = {"agent_id": agent.agent_id, "hostname": agent.info.hostname}
+                snapshot.agents.append((agent.info.metrics_address, labels))
         counter("agent_registrations", "Agents that registered", counters.agent_registrations)
         counter("agents_made_unreachable", "Agents given up", counters.agents_made_unreachable)
         counter("framework_subscriptions", "Frameworks that subscribed", counters.framework_subscriptions)

@@ -217,6 +217,7 @@ class Counters:
     cycles: int = 0
     tasks_ended: dict[TaskState, int] = field(default_factory=dict)
     agent_registrations: int = 0
+    agent_heartbeats: int = 0
     agents_made_unreachable: int = 0
     framework_subscriptions: int = 0
     #: Kind → amount × milliseconds that were on offer and came back unused.

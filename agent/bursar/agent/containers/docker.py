@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -376,6 +376,16 @@ class DockerRuntime:
         return await ThreadSession(
             stats_work(lambda: docker_sessions.usage_of(self._engine.usage(container_id)))
         ).open()
+
+    def usages(self, container_ids: Iterable[ContainerId]) -> dict[ContainerId, dict[str, int]]:
+        """See `UsageReader`."""
+        found = {}
+        for container_id in container_ids:
+            with contextlib.suppress(docker.errors.NotFound):
+                figures = docker_sessions.usage_of(self._engine.usage(container_id))
+                if figures["pids"]:
+                    found[container_id] = figures
+        return found
 
     async def close(self) -> None:
         """Stop listening; containers run on."""

@@ -18,8 +18,11 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from bursar.agent.containers import probes, process_sessions, shim, usage
 from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, judge
@@ -266,6 +269,25 @@ class ProcessRuntime:
             raise SessionRefused("the task has just ended")
         running.sessions.append(session)
         return session
+
+    def usages(self, container_ids: Iterable[ContainerId]) -> dict[ContainerId, dict[str, int]]:
+        """See `UsageReader`: sums over the processes of each task's session; what ended meanwhile is not counted any more."""
+        running = list(self._running.items())
+        sessions = {one.pid: container_id for container_id, one in running}
+        wanted = set(container_ids)
+        found: dict[ContainerId, dict[str, int]] = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                container_id = sessions.get(os.getsid(process.pid))
+                if container_id not in wanted or container_id is None:
+                    continue
+                figures = found.setdefault(container_id, {"cpu_ns": 0, "mem_bytes": 0, "pids": 0})
+                with process.oneshot():
+                    times = process.cpu_times()
+                    figures["cpu_ns"] += int((times.user + times.system) * 1_000_000_000)
+                    figures["mem_bytes"] += process.memory_info().rss
+                    figures["pids"] += process.num_threads()
+        return found
 
     async def close(self) -> None:
         """Stop watching; tasks run on, and the next `recover` finds them."""

@@ -66,3 +66,21 @@ def health_watchers(driver: DeviceDriver) -> Iterator[HealthWatcher]:
         yield from health_watchers(inner)
     if isinstance(driver, HealthWatcher):
         yield driver
+
+
+@runtime_checkable
+class DeviceMeter(Protocol):
+    """A driver that knows what its devices do. Called from worker threads."""
+
+    def measure(self) -> Mapping[DeviceUuid, Mapping[str, tuple[float, float | None]]]:
+        """By device and name (`gpu_util` in percent, `mem` in bytes, `temperature` in °C, `power` in watts): the figure and what it can be
+        at most. What a device does not tell is left out.
+        """
+
+
+def device_meters(driver: DeviceDriver) -> Iterator[DeviceMeter]:
+    """The driver, or those that it stands for (`inner`), as far as they measure."""
+    for inner in getattr(driver, "inner", ()):
+        yield from device_meters(inner)
+    if isinstance(driver, DeviceMeter):
+        yield driver

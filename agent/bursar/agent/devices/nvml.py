@@ -18,7 +18,7 @@ import pynvml as _pynvml
 from bursar.agent.containers.runtime import Decoration
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.health import DeviceSignal, Remedy
-from bursar.agent.devices.nvml_health import NvmlEvents, recovery_of
+from bursar.agent.devices.nvml_health import NvmlEvents, measure_gpu, recovery_of
 from bursar.agent.devices.nvml_mig import like_card, nodes_of, slices_of
 from bursar.agent.pinning import visible_devices, visible_id
 from bursar.core.device_names import parent_of
@@ -147,6 +147,10 @@ class NvmlDevices:
         """A card as it is offered: what befalls it befalls every slice of it."""
         slices = self._slices.get(card)
         return (card,) if slices is None else tuple(one.uuid for one in slices)
+
+    def measure(self) -> Mapping[DeviceUuid, Mapping[str, tuple[float, float | None]]]:
+        """Use, memory, temperature and power of GPUs that answer (B-10)."""
+        return {uuid: measure_gpu(handle) for uuid, handle in list(self._handles.items())} if self._open else {}
 
     def probe(self, uuid: DeviceUuid) -> str:
         """All that can be asked without running something: the driver answers, and nothing is left to be done."""

@@ -128,3 +128,26 @@ class NvmlEvents:
 
 def _address(handle: Any) -> int:
     return int(ctypes.cast(handle, ctypes.c_void_p).value or 0)
+
+
+def measure_gpu(handle: Any) -> dict[str, tuple[float, float | None]]:
+    """What a GPU does and can do at most; what it does not tell is left out."""
+
+    def ask(function: Any, *arguments: Any) -> Any:
+        try:
+            return function(handle, *arguments)
+        except pynvml.NVMLError:
+            return None
+
+    found: dict[str, tuple[float, float | None]] = {}
+    if (rates := ask(pynvml.nvmlDeviceGetUtilizationRates)) is not None:
+        found["gpu_util"] = (float(rates.gpu), 100.0)
+        found["mem_util"] = (float(rates.memory), 100.0)
+    if (memory := ask(pynvml.nvmlDeviceGetMemoryInfo)) is not None:
+        found["mem"] = (float(memory.used), float(memory.total))
+    if (celsius := ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU)) is not None:
+        found["temperature"] = (float(celsius), None)
+    if (milliwatts := ask(pynvml.nvmlDeviceGetPowerUsage)) is not None:
+        limit = ask(pynvml.nvmlDeviceGetEnforcedPowerLimit)
+        found["power"] = (milliwatts / 1000, None if limit is None else limit / 1000)
+    return found

@@ -92,6 +92,10 @@ class SimulatedDevices:
         busy = {index for index, kind, _ in self._orders() if kind == "xid"}
         return {device.uuid: Remedy.NONE for device in self._devices if device.index not in busy}
 
+    def measure(self) -> Mapping[DeviceUuid, Mapping[str, tuple[float, float | None]]]:
+        """A simulated GPU does nothing."""
+        return {device.uuid: {"gpu_util": (0, 100), "mem": (0, device.mem_bytes)} for device in self.discover()}
+
     def probe(self, uuid: DeviceUuid) -> str:
         """It works unless an order says otherwise."""
         return next((f"{kind} {text}".strip() for index, kind, text in self._orders() if self._uuid(index) == uuid), "")

@@ -28,6 +28,7 @@ class AgentInfo:
     runs_without_image: bool = True
     version: str = ""
     capabilities: tuple[str, ...] = ()
+    metrics_address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
