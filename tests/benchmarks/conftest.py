@@ -84,15 +84,16 @@ class Uninterrupted(Interrupts):
 
 @pytest.fixture
 def start_cluster(tmp_path: Path) -> Iterator[Callable[..., LocalCluster]]:
-    """`start_cluster(agent)`: a master and one agent, ended with the test."""
+    """`start_cluster(agent)`: a master and one agent, or none, ended with the test."""
     started: list[LocalCluster] = []
 
-    def start(agent: LocalAgent) -> LocalCluster:
+    def start(agent: LocalAgent | None) -> LocalCluster:
         cluster = LocalCluster(tmp_path / f"cluster-{len(started)}", interrupts=Uninterrupted())
         started.append(cluster)
         cluster.start_master()
-        cluster.start_agent(agent)
-        asyncio.run(cluster.wait_for_agents(1))
+        if agent is not None:
+            cluster.start_agent(agent)
+            asyncio.run(cluster.wait_for_agents(1))
         return cluster
 
     yield start
