@@ -39,6 +39,7 @@ from bursar.core.tasks import StatusReason, TaskState
 from bursar.runtime.client import MasterUnreachable
 from bursar.sdk.amounts import Amount
 from bursar.sdk.framework import Framework, Want
+from bursar.sdk.granted import granted_devices
 from bursar.sdk.offers import Bundle, Offer, Place
 from bursar.sdk.operator import LogReader, OperatorClient
 from bursar.sdk.session import FrameworkSession, run
@@ -74,5 +75,6 @@ __all__ = [
     "TaskState",
     "TcpCheck",
     "Want",
+    "granted_devices",
     "run",
 ]
