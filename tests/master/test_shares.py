@@ -202,3 +202,39 @@ def test_the_dominant_kind_decides_unless_it_is_excluded() -> None:
     assert order(shares) == ["b", "a"]
     shares.set_excluded(frozenset({"gpus"}))
     assert order(shares) == ["a", "b"]
+
+
+def served(shares: Shares, line: Line[Place], times: int) -> list[str]:
+    """The roles that come first, each given the same."""
+    found = []
+    for _ in range(times):
+        place = line.first()
+        assert place is not None and place.node.client is not None
+        found.append(place.node.client.role)
+        line.serve(place, TWO_CPUS)
+    line.close()
+    shares.check()
+    return found
+
+
+TWO_CPUS = {"cpus": 2}
+
+
+def test_a_line_counts_weights_and_starts_from_what_is_held() -> None:
+    shares = filled(a=0, b=0, c_x=4)
+    shares.set_weight("a", 2000)
+    places: dict[Node, Place] = {}
+    line = Line(shares, lambda node: places.setdefault(node, Place(node)))
+    # By what is held over the weight, then by how often: a 0, b 0; then a 1, b 2, c 4; then b was given less often than a.
+    assert served(shares, line, 4) == ["a", "b", "a", "b"]
+    assert (shares.held("a"), shares.held("b")) == ({"cpus": 4}, {"cpus": 4})
+    # It was closed: others may charge, and it goes on from there.
+    shares.charge(Client("b", FRAMEWORKS[0]), {"cpus": 10})
+    assert served(shares, line, 3) == ["a", "a", "c/x"]
+    assert (shares.held("a"), shares.held("b"), shares.held("c/x")) == ({"cpus": 8}, {"cpus": 14}, {"cpus": 6})
+    # Somebody else was charged who had been served in the stretch before.
+    shares.charge(Client("a", FRAMEWORKS[0]), {"cpus": 20})
+    assert served(shares, line, 2) == ["c/x", "c/x"]
+    shares.discharge(Client("a", FRAMEWORKS[0]), {"cpus": 28})
+    assert served(shares, line, 11) == ["a"] * 10 + ["c/x"]
+    assert shares.held("a") == {"cpus": 20}

@@ -240,6 +240,7 @@ class Shares:
                 elif not node.active:
                     self._unlist(node, parent)
                 node, parent = parent, parent.parent
+            self.root.active += difference
         if not active:
             self._drop_if_unused(client)
 
@@ -423,6 +424,7 @@ class Shares:
                         total[kind] = total.get(kind, 0) + amount
                 assert total == node.held, (node.path, total, node.held)
                 assert node.active == sum(child.active for child in node.children.values()), node.path
+            assert node.parent is not None or node.active == sum(child.active for child in node.children.values())
             for kind, amount in node.held_reserved.items():
                 assert 0 < amount <= node.held[kind], (node.path, kind)
             for child in node.children.values():
