@@ -44,7 +44,7 @@ from bursar.core.clock import Instant
 from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId, Generation, TaskId
-from bursar.core.lives import Check, CheckStatus, HealthCheck, TcpCheck
+from bursar.core.lives import Check, CheckStatus, HealthCheck, RestartMode, RestartPolicy, TcpCheck
 from bursar.core.machine import Persist, Stalled, TimePassed
 from bursar.core.messages.agent import (
     AcknowledgedUpdate,
@@ -62,6 +62,7 @@ from bursar.core.messages.agent import (
     Refused,
     Register,
     Registered,
+    RestartTask,
     ResyncRequest,
     TaskRef,
     TaskReports,
@@ -466,6 +467,130 @@ def test_looks_end_with_the_task_and_begin_again_with_the_agent() -> None:
     assert probed(later, UNWELL)[0].healthy is False, "it was healthy once: the grace period is over"
     later.exit("t", 0)
     assert probed(later, UNWELL) == [] and not of(later.wait(10_000), ProbeContainer)
+
+
+# --- restarts ---------------------------------------------------------------------------------------------------------
+
+
+def begin_again(agent: Agent, delay_ms: int) -> StartContainer:
+    assert not of(agent.wait(delay_ms - 1), StartContainer)
+    (start,) = of(agent.wait(1), StartContainer)
+    (status,) = statuses(agent.step(ContainerStarted(container("t"))))
+    assert (status.state, status.reason) == (S.RUNNING, R.RESTARTED)
+    return start
+
+
+def test_a_failure_is_restarted_with_a_growing_back_off_and_keeps_its_devices() -> None:
+    agent = Agent().ready()
+    agent.run(limited("t", 0, restart=RestartPolicy(RestartMode.ON_FAILURE, 2)))
+    effects = agent.exit("t", 3)
+    assert [(status.state, status.reason) for status in statuses(effects)] == [(S.RUNNING, R.RESTARTING)]
+    assert of(effects, RemoveContainer) == [RemoveContainer(container("t"))]
+    assert set(agent.machine.live_devices()) == {"GPU-0"}
+    assert begin_again(agent, 1_000).devices == GPUS[:1]
+    agent.exit("t", 3)
+    begin_again(agent, 2_000)
+    (end,) = statuses(agent.exit("t", 3))
+    assert (end.state, end.reason, end.exit_code) == (S.FAILED, R.COMMAND_EXITED, 3), "twice is enough"
+    assert agent.machine.live_devices() == {}
+
+
+@pytest.mark.parametrize(("mode", "again"), [(RestartMode.ON_FAILURE, False), (RestartMode.ALWAYS, True)])
+def test_success_is_the_end_unless_it_is_to_run_always(mode: RestartMode, again: bool) -> None:
+    agent = Agent().ready()
+    agent.run(limited("t", restart=RestartPolicy(mode)))
+    (status,) = statuses(agent.exit("t", 0))
+    assert status.state is (S.RUNNING if again else S.FINISHED)
+
+
+def test_who_is_killed_is_not_restarted_not_even_between_two_runs() -> None:
+    for between in (False, True):
+        agent = Agent().ready()
+        agent.run(limited("t", 0, restart=RestartPolicy(RestartMode.ALWAYS)))
+        if between:
+            agent.exit("t", 0)
+            effects = agent.kill("t")
+        else:
+            agent.kill("t")
+            effects = agent.exit("t", 143)
+        assert statuses(effects)[-1].state is S.KILLED
+        assert not of(agent.wait(10_000_000), StartContainer) and agent.machine.live_devices() == {}
+
+
+def test_a_long_run_begins_the_back_off_anew() -> None:
+    agent = Agent().ready()
+    agent.run(limited("t", restart=RestartPolicy(RestartMode.ALWAYS, backoff_ms=1_000, max_backoff_ms=60_000)))
+    for delay_ms in (1_000, 2_000, 4_000):
+        agent.exit("t", 1)
+        begin_again(agent, delay_ms)
+    agent.ms += 60_000
+    agent.exit("t", 1)
+    begin_again(agent, 1_000)
+
+
+def test_an_unhealthy_task_is_restarted_where_its_policy_says_so() -> None:
+    agent = Agent().ready()
+    health = replace(HEALTH, consecutive_failures=1, grace_period_ms=0)
+    agent.run(limited("t", health_check=health, restart=RestartPolicy(RestartMode.ON_FAILURE, 1)))
+    effects = agent.step(ContainerProbed(container("t"), "health_check", UNWELL))
+    assert of(effects, KillContainer) and {status.state for status in statuses(effects)} == {S.RUNNING}
+    (status,) = statuses(agent.exit("t", 143))
+    assert status.reason is R.RESTARTING and status.healthy is None
+    begin_again(agent, 1_000)
+    effects = agent.step(ContainerProbed(container("t"), "health_check", UNWELL))
+    assert statuses(effects)[-1].state is S.KILLING
+    (end,) = statuses(agent.exit("t", 143))
+    assert (end.state, end.reason) == (S.KILLED, R.UNHEALTHY)
+
+
+def test_a_restart_that_is_asked_for_looks_its_devices_up_anew() -> None:
+    agent = Agent().ready()
+    agent.run(task("t", 0))
+    ask = RestartTask(F, TaskId("t"), "an operator asked for it", 500)
+    effects = agent.hear(ask)
+    assert of(effects, KillContainer) == [KillContainer(container("t"), 500)]
+    assert not of(agent.hear(ask), KillContainer), "it is on its way"
+    agent.exit("t", 143)
+    moved = replace(GPUS[0], index=9)
+    agent.step(DevicesDiscovered((moved, *GPUS[1:]), ()))
+    (start,) = of(agent.wait(0), StartContainer)
+    assert start.devices == (moved,)
+    agent.step(ContainerStarted(container("t")))
+    agent.exit("t", 0)
+    assert agent.machine.state.tasks[key("t")].state is S.FINISHED, "once"
+
+
+def test_a_restart_without_its_device_is_the_end() -> None:
+    agent = Agent().ready()
+    agent.run(task("t", 0))
+    agent.hear(RestartTask(F, TaskId("t")))
+    agent.exit("t", 143)
+    agent.step(DevicesDiscovered(GPUS[1:], ()))
+    effects = agent.wait(0)
+    assert [(status.state, status.reason) for status in statuses(effects)] == [(S.FAILED, R.DEVICE_LOST)]
+    assert not of(effects, StartContainer)
+
+
+def test_only_what_runs_is_restarted() -> None:
+    agent = Agent().ready()
+    assert agent.hear(RestartTask(F, TaskId("nobody"))) == []
+    agent.launch(task("t"))
+    assert agent.hear(RestartTask(F, TaskId("t"))) == []
+    agent.step(ContainerStarted(container("t")))
+    agent.kill("t")
+    assert not of(agent.hear(RestartTask(F, TaskId("t"))), KillContainer)
+
+
+def test_a_restart_goes_on_after_one_of_the_agent() -> None:
+    agent = Agent().ready()
+    agent.run(limited("t", 0, restart=RestartPolicy(RestartMode.ALWAYS)))
+    agent.hear(RestartTask(F, TaskId("t")))
+    later = Agent(agent.durable)
+    assert of(later.step(ContainersRecovered((RecoveredContainer(container("t"), None),))), KillContainer)
+    agent.exit("t", 1)
+    waits = Agent(agent.durable)
+    waits.step(ContainersRecovered(()))
+    assert of(waits.wait(0), StartContainer), "it waited for its next run"
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

@@ -10,10 +10,13 @@ from bursar.core.lives import (
     CheckStatus,
     HealthCheck,
     HttpCheck,
+    RestartMode,
+    RestartPolicy,
     TcpCheck,
     check_problem,
     health_problem,
     parse_check,
+    parse_restart,
 )
 
 
@@ -86,3 +89,29 @@ def test_a_health_check_has_numbers_of_its_own() -> None:
 )
 def test_what_is_healthy(status: CheckStatus, healthy: bool) -> None:
     assert status.is_healthy is healthy and str(status)
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("never", RestartPolicy()),
+        ("on-failure", RestartPolicy(RestartMode.ON_FAILURE)),
+        ("on-failure:3", RestartPolicy(RestartMode.ON_FAILURE, 3)),
+        ("always:0", RestartPolicy(RestartMode.ALWAYS)),
+    ],
+)
+def test_a_restart_policy_is_read(text: str, policy: RestartPolicy) -> None:
+    assert parse_restart(text) == policy
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sometimes", "always:", "always:-1", "never:3", "on-failure:x", "always:9999999999"]
+)
+def test_what_is_no_restart_policy_is_refused(text: str) -> None:
+    with pytest.raises(InvalidText):
+        parse_restart(text)
+
+
+def test_the_back_off_doubles_to_its_bound() -> None:
+    policy = RestartPolicy(RestartMode.ALWAYS, backoff_ms=1_000, max_backoff_ms=5_000)
+    assert [policy.backoff(n) for n in (1, 2, 3, 4, 1_000)] == [1_000, 2_000, 4_000, 5_000, 5_000]

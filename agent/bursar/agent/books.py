@@ -18,7 +18,7 @@ from bursar.core.tasks import AssignedTask, TaskStatus
 #: After a kill's grace, before the runtime is asked again.
 KILL_RETRY_MS = 10_000
 
-#: What a deadline is about: `register`, `ping`, `prune`; `updates`, `run_time`, `check` and `health_check` of a task; `kill` of a container; the health of a `device`.
+#: What a deadline is about: `register`, `ping`, `prune`; `updates`, `run_time`, `restart`, `check` and `health_check` of a task; `kill` of a container; the health of a `device`.
 Due = tuple[str, TaskKey | str]
 
 

@@ -96,6 +96,8 @@ class _Container:
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     #: Asked to be removed; done when what it printed is complete in the sandbox.
     removal: asyncio.Task[None] | None = None
+    #: The removal of the same task's container before this one, which has the same name.
+    earlier: asyncio.Task[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +320,9 @@ class AgentDaemon:
             case SendToMaster(connection, message):
                 self.client.send(connection, message)
             case StartContainer():
-                self._containers[effect.container_id] = _Container()
+                earlier = self._containers.get(effect.container_id)
+                before = earlier.removal if earlier is not None else None
+                self._containers[effect.container_id] = _Container(earlier=before)
                 self._to_start.append(effect)
                 if len(self._to_start) == 1:
                     self._spawn(self._start_all(), self._starts)
@@ -366,8 +370,14 @@ class AgentDaemon:
         container_id = effect.container_id
         outcome: object
         try:
+            entry = self._containers[container_id]
+            if entry.earlier is not None:
+                await asyncio.shield(entry.earlier)
             await self._launcher.launch(effect)
             outcome = ContainerStarted(container_id)
+            if entry.earlier is not None:
+                # Whoever follows its output goes on with that of this run.
+                await self._guarded("show the output of", self._runtime.prepare_logs(container_id))
         except ImageMissing:
             outcome = ImageMissed(container_id)
         except LaunchFailed as error:
@@ -416,6 +426,7 @@ class AgentDaemon:
 
     async def _remove(self, container_id: ContainerId) -> None:
         """Until it is done: an engine that is away comes back."""
+        mine = self._containers[container_id]
         attempt = 0
         while True:
             try:
@@ -428,9 +439,9 @@ class AgentDaemon:
                     )
                 await asyncio.sleep(_RETRY_REMOVE_S[min(attempt, len(_RETRY_REMOVE_S) - 1)])
                 attempt += 1
-        entry = self._containers.pop(container_id, None)
-        if entry is not None:
-            entry.settled.set()
+        mine.settled.set()
+        if self._containers.get(container_id) is mine:
+            del self._containers[container_id]
 
     async def _remove_sandbox(self, container_id: ContainerId) -> None:
         entry = self._containers.get(container_id)
@@ -477,7 +488,8 @@ class AgentDaemon:
             effect.stream_id,
             self._work_dir.sandbox(container_id),
             prepare=prepare,
-            ended=lambda: container_id not in self._containers,
+            # A task between two runs has no container, and will print again.
+            ended=lambda: container_id not in self._containers and container_id not in self.machine.books.live,
             follow=effect.follow,
             tail_bytes=effect.tail_bytes,
         )

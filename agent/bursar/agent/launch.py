@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bursar.agent.containers.logs import log_files
 from bursar.agent.containers.runtime import ContainerRuntime, ContainerSpec, Decoration, Mount
 from bursar.agent.containers.volumes import VolumeRules
 from bursar.agent.cpusets import near_cpus
@@ -108,10 +109,14 @@ class Launcher:
 
     async def _make_sandbox(self, draft: Draft) -> None:
         draft.sandbox = self._work_dir.make_sandbox(draft.effect.container_id)
+        for file in log_files(draft.sandbox):
+            file.begin_run()
         content = devices_file_content(draft.effect.devices)
         (draft.sandbox / DEVICES_FILE).write_text(content, encoding="utf-8")
 
     async def _remove_sandbox(self, draft: Draft) -> None:
+        if any(file.run_began_at() for file in log_files(draft.sandbox)):
+            return  # an earlier run of the task has printed into it
         await asyncio.to_thread(self._work_dir.remove_sandbox, draft.effect.container_id)
 
     async def _add_devices(self, draft: Draft) -> None:

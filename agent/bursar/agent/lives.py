@@ -15,6 +15,7 @@ from bursar.agent.effects import PullImage, RemoveContainer, StartContainer
 from bursar.agent.events import ContainerLaunchFailed
 from bursar.agent.pinning import granted_devices
 from bursar.agent.reporting import Reporting
+from bursar.agent.restarts import may_restart, next_in_row, wants_restart, words_for
 from bursar.agent.state import GenerationSeen, TaskSaved
 from bursar.agent.tasks import (
     MAX_MESSAGE_LENGTH,
@@ -26,11 +27,12 @@ from bursar.agent.tasks import (
     end_of,
     grace_ms_of,
     launch_problem,
+    lost_device,
     never_seen,
 )
 from bursar.core.ids import DeviceUuid
-from bursar.core.messages.agent import DesiredState, KillTask
-from bursar.core.tasks import AssignedTask, StatusReason, TaskState
+from bursar.core.messages.agent import DesiredState, KillTask, RestartTask
+from bursar.core.tasks import DEFAULT_KILL_GRACE_MS, AssignedTask, StatusReason, TaskState
 
 
 class Lives:
@@ -146,7 +148,9 @@ class Lives:
         else:
             self._reporting.report(replace(record, kill=kill), Verdict(TaskState.KILLING, kill.reason, ""))
         container_id = container_of(self._books.info.agent_id, key)
-        if record.pulling:
+        if record.waiting:
+            self._end(key, Verdict(TaskState.KILLED, kill.reason, "ended as asked, between two runs"))
+        elif record.pulling:
             self._end(key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started"))
         elif container_id not in self._books.starting:
             self._books.kill_container(container_id, grace_ms_of(record.task, kill))
@@ -174,10 +178,14 @@ class Lives:
             if record.pulling:
                 # It has never begun, for certain: go on where it was.
                 self._pull(key)
+            elif record.waiting and (container is None or container.exit is not None):
+                if container is not None:
+                    self._books.effects.append(RemoveContainer(container_id))
+                self._books.deadlines.set(("restart", key), self._books.now.monotonic_ms)
             elif container is None:
                 self._end(key, never_seen(record, self._books.info.boot_id))
             elif container.exit is not None:
-                self._end(key, end_of(record, container.exit, self._books.info.boot_id))
+                self._ended(key, end_of(record, container.exit, self._books.info.boot_id))
             else:
                 self._adopt(container_id, record)
         for container_id, container in found.items():
@@ -195,6 +203,14 @@ class Lives:
 
     def _runs(self, record: TaskRecord) -> None:
         """Its container runs: from its first moment, or found so by another life of the agent."""
+        if record.relaunching or record.waiting:
+            record = replace(record, relaunching=False, waiting=False, run_began_ms=self._books.now.wall_ms)
+            again = f"restarted, for the {record.restarts}. time" if record.restarts > 1 else "restarted"
+            self._reporting.report(record, Verdict(record.state, StatusReason.RESTARTED, again))
+            record = self._books.state.tasks[record.key]
+        elif record.restart_asked:
+            container_id = container_of(self._books.info.agent_id, record.key)
+            self._books.kill_container(container_id, DEFAULT_KILL_GRACE_MS)
         if record.state is TaskState.STARTING:
             self._reporting.report(record, Verdict(TaskState.RUNNING, StatusReason.UNSPECIFIED, ""))
             record = self._books.state.tasks[record.key]
@@ -211,7 +227,11 @@ class Lives:
     def _kill_here(self, key: TaskKey, reason: StatusReason, message: str) -> None:
         """The agent itself wants the end of a running task, and will say why when it has come."""
         record = self._books.state.tasks[key]
-        if record.state is not TaskState.RUNNING:
+        if record.state is not TaskState.RUNNING or record.waiting:
+            return
+        if reason is StatusReason.UNHEALTHY and may_restart(record):
+            if not record.restart_asked:
+                self._end_run(record, message)
             return
         kill = KillTask(key.framework_id, key.task_id, reason)
         self._books.log("warning", "ending a task", **names(key), reason=message)
@@ -262,7 +282,7 @@ class Lives:
             )
         else:
             books.release(container_id, record.task)
-            words = Verdict(TaskState.STARTING, StatusReason.PULLING_IMAGE, f"pulling image {image}")
+            words = Verdict(record.state, StatusReason.PULLING_IMAGE, f"pulling image {image}")
             self._reporting.report(replace(record, pulling=True, pulled=True), words)
             self._pull(key)
 
@@ -278,6 +298,10 @@ class Lives:
         if key is None or record is None or not record.pulling:
             return
         problem = devices_problem(record.task, self._books.devices, self._books.held)
+        if problem is not None and record.relaunching:
+            problem = Verdict(
+                TaskState.FAILED, StatusReason.DEVICE_LOST, f"it cannot be started again: {problem.message}"
+            )
         if problem is not None:
             self._end(key, problem)
             return
@@ -295,7 +319,7 @@ class Lives:
         if self._books.state.tasks[key].kill is not None:
             self._end(key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started"))
         else:
-            self._end(key, Verdict(TaskState.FAILED, event.reason, message, event.exit_code))
+            self._ended(key, Verdict(TaskState.FAILED, event.reason, message, event.exit_code))
 
     def exited(self, container_id: ContainerId, exit: ContainerExit) -> None:
         """A container is no more."""
@@ -304,21 +328,89 @@ class Lives:
         if key is not None:
             if exit.reason is StatusReason.ENGINE_LOST:
                 self._books.log("error", "a task is lost with the container engine", **names(key), reason=exit.message)
-            self._end(key, end_of(self._books.state.tasks[key], exit, self._books.info.boot_id, self._books.devices))
+            self._ended(key, end_of(self._books.state.tasks[key], exit, self._books.info.boot_id, self._books.devices))
             return
         for uuid in self._books.orphans.pop(container_id, ()):
             del self._books.held[uuid]
         self._books.deadlines.cancel(("kill", container_id))
         self._books.effects.append(RemoveContainer(container_id))
 
+    # --- restarts ----------------------------------------------------------------------------------------------------
+
+    def _ended(self, key: TaskKey, verdict: Verdict) -> None:
+        """The container of a task is no more, and the task has ended with it, or is started again."""
+        books, record = self._books, self._books.state.tasks[key]
+        if not wants_restart(record, verdict):
+            self._end(key, verdict)
+            return
+        container_id, policy = container_of(books.info.agent_id, key), record.task.spec.restart
+        row = next_in_row(record, books.now.wall_ms)
+        asked = record.restart_asked and record.healthy is not False
+        delay_ms = 0 if asked or policy is None else policy.backoff(row)
+        message = words_for(record, verdict, delay_ms)
+        books.log("info", "a task is started again", **names(key), reason=message)
+        books.starting.discard(container_id)
+        books.deadlines.cancel(("kill", container_id))
+        books.deadlines.cancel(("run_time", key))
+        self.checkups.stop(key)
+        record = replace(
+            record,
+            kill=None,
+            kill_message="",
+            healthy=None,
+            check=None,
+            restarts=record.restarts + 1,
+            restarts_in_row=row,
+            waiting=True,
+            relaunching=False,
+            restart_asked="",
+        )
+        self._reporting.report(record, Verdict(record.state, StatusReason.RESTARTING, message))
+        books.effects.append(RemoveContainer(container_id))
+        books.deadlines.set(("restart", key), books.now.monotonic_ms + delay_ms)
+
+    def restart_due(self, key: TaskKey) -> None:
+        """Begin another run: its devices are looked up anew, as they may have changed (B-03)."""
+        books, record = self._books, self._books.state.tasks[key]
+        container_id = container_of(books.info.agent_id, key)
+        if lost := lost_device(record.task, books.devices):
+            self._end(key, Verdict(TaskState.FAILED, StatusReason.DEVICE_LOST, f"it cannot be started again: {lost}"))
+            return
+        books.persist(
+            TaskSaved(replace(record, waiting=False, relaunching=True, pulled=False, boot_id=books.info.boot_id))
+        )
+        books.release(container_id, record.task)
+        self._start(key)
+
+    def restart(self, message: RestartTask) -> None:
+        """Somebody wants it to begin again; what does not run is left as it is."""
+        key = TaskKey(message.framework_id, message.task_id)
+        record = self._books.state.tasks.get(key)
+        if record is None or record.state is not TaskState.RUNNING or record.relaunching or record.restart_asked:
+            return
+        if record.waiting:
+            self._books.deadlines.set(("restart", key), self._books.now.monotonic_ms)
+            return
+        self._end_run(record, message.message or "somebody asked for it", message.grace_ms)
+
+    def _end_run(self, record: TaskRecord, why: str, grace_ms: int | None = None) -> None:
+        """End its container, not the task."""
+        key = record.key
+        self._reporting.report(
+            replace(record, restart_asked=why), Verdict(TaskState.RUNNING, StatusReason.RESTARTING, f"ending it: {why}")
+        )
+        kill = KillTask(key.framework_id, key.task_id, grace_ms=grace_ms)
+        self._books.kill_container(container_of(self._books.info.agent_id, key), grace_ms_of(record.task, kill))
+
     def _end(self, key: TaskKey, verdict: Verdict) -> None:
-        """The container of a task is no more."""
+        """The container of a task is no more, and so is the task."""
         container_id = container_of(self._books.info.agent_id, key)
         record = self._books.state.tasks[key]
         self._books.starting.discard(container_id)
         del self._books.live[container_id]
         self._books.release(container_id, record.task)
         self._books.deadlines.cancel(("kill", container_id))
+        self._books.deadlines.cancel(("restart", key))
         self._books.deadlines.cancel(("run_time", key))
         self.checkups.stop(key)
         self._reporting.report(record, verdict)

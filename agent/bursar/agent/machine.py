@@ -53,6 +53,7 @@ from bursar.core.messages.agent import (
     Pong,
     Refused,
     Registered,
+    RestartTask,
 )
 
 __all__ = ["AgentConfig", "AgentMachine"]
@@ -185,6 +186,9 @@ class AgentMachine:
             case DeviceOrders(orders):
                 if self.registered:
                     self.ward.ordered(orders)
+            case RestartTask():
+                if self.registered:
+                    self.lives.restart(message)
             case OpenLog():
                 self.conversation.open_log(connection, message)
             case OpenSession():
@@ -205,6 +209,9 @@ class AgentMachine:
                 case "check" | "health_check":
                     assert isinstance(subject, tuple)
                     self.lives.checkups.look(kind, subject)
+                case "restart":
+                    assert isinstance(subject, tuple)
+                    self.lives.restart_due(subject)
                 case "kill":
                     assert isinstance(subject, str)
                     self.books.log("warning", "a container does not end; asking again", container=subject)

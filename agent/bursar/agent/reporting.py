@@ -83,6 +83,7 @@ class Reporting:
         running_at_ms = record.running_at_ms
         if verdict.state is TaskState.RUNNING and not running_at_ms:
             running_at_ms = self._books.now.wall_ms
+            record = replace(record, run_began_ms=running_at_ms)
         status = self.status(record.key, verdict, str(record.next_update), record.task.device_uuids)
         status = replace(status, healthy=record.healthy, check=record.check)
         self._books.persist(

@@ -58,6 +58,17 @@ class TaskRecord:
     check: CheckStatus | None = None
     #: Why the agent itself ends it, once it does.
     kill_message: str = ""
+    #: Starts after the first one, and those of them in a row, for the back-off.
+    restarts: int = 0
+    restarts_in_row: int = 0
+    #: Between two runs: no container, its devices kept.
+    waiting: bool = False
+    #: Its container is started for another run.
+    relaunching: bool = False
+    #: Why it is being restarted, once somebody asked.
+    restart_asked: str = ""
+    #: When its present container ran first, milliseconds since 1970.
+    run_began_ms: int = 0
     #: Its image is being pulled: it has no container, never had one, and holds no device.
     pulling: bool = False
     #: It was pulled for this launch already: once is enough.

@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import click
 
 from bursar.cli.options import DURATION_MS, TextType
-from bursar.core.lives import parse_check
-from bursar.sdk import Check, HealthCheck
+from bursar.core.lives import parse_check, parse_restart
+from bursar.sdk import Check, HealthCheck, RestartPolicy
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _CHECK = TextType("check", parse_check)
+_RESTART = TextType("policy", parse_restart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Life:
     kill_grace_ms: int | None
     check: Check | None
     health_check: HealthCheck | None
+    restart: RestartPolicy | None
 
 
 def life_options(command: F) -> F:
@@ -43,6 +45,8 @@ def life_options(command: F) -> F:
         timeout_ms: int | None,
         failures: int | None,
         grace_ms: int | None,
+        restart: RestartPolicy | None,
+        backoff_ms: int | None,
         **rest: Any,
     ) -> Any:
         numbers: dict[str, Any] = {"delay_ms": delay_ms, "interval_ms": interval_ms, "timeout_ms": timeout_ms}
@@ -55,7 +59,11 @@ def life_options(command: F) -> F:
                 "--check-* says how to look, but there is nothing to look at: give --health or --check, too"
             )
         health_check = None if health is None else HealthCheck(replace(health, **numbers), failures, grace_ms)
-        life = Life(max_run_ms, kill_grace_ms, check and replace(check, **numbers), health_check)
+        if backoff_ms is not None:
+            if restart is None:
+                raise click.UsageError("--restart-backoff is about restarts: give --restart, too")
+            restart = replace(restart, backoff_ms=backoff_ms)
+        life = Life(max_run_ms, kill_grace_ms, check and replace(check, **numbers), health_check, restart)
         return command(*args, life=life, **rest)
 
     options = [
@@ -83,6 +91,17 @@ def life_options(command: F) -> F:
         click.option("--health-failures", "failures", type=click.IntRange(1), help="In a row, to end it.  [3]"),
         click.option(
             "--health-grace", "grace_ms", type=DURATION_MS, help="From its start, while failures do not count.  [10s]"
+        ),
+        click.option(
+            "--restart",
+            type=_RESTART,
+            help="Start it again on its agent when it ends by itself: never, on-failure[:COUNT] or always[:COUNT].  [never]",
+        ),
+        click.option(
+            "--restart-backoff",
+            "backoff_ms",
+            type=DURATION_MS,
+            help="Before the first restart; doubled each time, up to 5m.  [1s]",
         ),
     ]
     result: Any = gathered

@@ -115,6 +115,7 @@ def run(
             kill_grace_ms=life.kill_grace_ms,
             check=life.check,
             health_check=life.health_check,
+            restart=life.restart,
         )
     except InvalidText as error:
         raise click.UsageError(str(error)) from None

@@ -82,6 +82,16 @@ def kill_task(task: str, grace_ms: int | None, output: str) -> None:
     out.print_one(ask(lambda client: client.kill_task(task, grace_ms)), LISTING, output)
 
 
+@task.command("restart")
+@click.argument("task")
+@click.option("--grace", "grace_ms", type=DURATION_MS, help="From SIGTERM to SIGKILL, such as 10s.  [the task's own]")
+@output_option
+@master_option
+def restart_task(task: str, grace_ms: int | None, output: str) -> None:
+    """Start a running task again on its agent, in a new container, with its devices looked up anew. Returns at once."""
+    out.print_one(ask(lambda client: client.restart_task(task, grace_ms)), LISTING, output)
+
+
 @task.command("logs")
 @click.argument("task")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from bursar.core.errors import InvalidText
 
@@ -100,6 +101,56 @@ class CheckStatus:
         if self.is_connected is not None:
             return "the port is open" if self.is_connected else "nothing listens"
         return "there was no answer in time"
+
+
+class RestartMode(IntEnum):
+    """When a task that has ended by itself is started again; mirrors `bursar.v1.RestartMode`."""
+
+    UNSPECIFIED = 0
+    ON_FAILURE = 1
+    ALWAYS = 2
+
+
+DEFAULT_BACKOFF_MS, DEFAULT_MAX_BACKOFF_MS = 1_000, 300_000
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When, how often and after how long a task is started again; mirrors `bursar.v1.RestartPolicy`."""
+
+    mode: RestartMode = RestartMode.UNSPECIFIED
+    max_restarts: int = 0
+    backoff_ms: int | None = None
+    max_backoff_ms: int | None = None
+
+    @property
+    def longest(self) -> int:
+        """Back-off in milliseconds beyond which it does not grow."""
+        return DEFAULT_MAX_BACKOFF_MS if self.max_backoff_ms is None else self.max_backoff_ms
+
+    def backoff(self, attempt: int) -> int:
+        """Milliseconds before restart number `attempt` of a row, from 1."""
+        first = DEFAULT_BACKOFF_MS if self.backoff_ms is None else self.backoff_ms
+        return min(first << min(attempt - 1, 40), self.longest)
+
+
+def restart_problem(policy: RestartPolicy) -> tuple[str, str] | None:
+    """Say what is wrong with a policy as (field, problem), or nothing."""
+    for field in ("max_restarts", "backoff_ms", "max_backoff_ms"):
+        if (getattr(policy, field) or 0) < 0:
+            return field, "must not be negative"
+    return None
+
+
+def parse_restart(text: str) -> RestartPolicy:
+    """Read `never`, `on-failure[:COUNT]` or `always[:COUNT]`. Raises InvalidText."""
+    word, colon, count = text.partition(":")
+    modes = {"never": RestartMode.UNSPECIFIED, "on-failure": RestartMode.ON_FAILURE, "always": RestartMode.ALWAYS}
+    if word not in modes or (colon and (not count.isdecimal() or word == "never" or len(count) > 9)):
+        raise InvalidText(
+            f"{text!r} is not a restart policy", "write never, on-failure, on-failure:3, always or always:3"
+        )
+    return RestartPolicy(modes[word], int(count or 0))
 
 
 def check_problem(check: Check) -> tuple[str, str] | None:

@@ -9,7 +9,15 @@ from enum import IntEnum
 from bursar.core.device_names import device_kind
 from bursar.core.errors import InvalidText
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId, id_problem
-from bursar.core.lives import Check, CheckStatus, HealthCheck, check_problem, health_problem
+from bursar.core.lives import (
+    Check,
+    CheckStatus,
+    HealthCheck,
+    RestartPolicy,
+    check_problem,
+    health_problem,
+    restart_problem,
+)
 from bursar.core.memory.pools import MemoryPlan, format_bytes
 from bursar.core.memory.profiles import runtime_environment
 from bursar.core.memory.tasks import MemorySettings, plan_task, with_container, with_shm
@@ -101,6 +109,8 @@ class StatusReason(IntEnum):
     PULLING_IMAGE = 24
     CHECK_CHANGED = 25
     UNHEALTHY = 26
+    RESTARTING = 27
+    RESTARTED = 28
     VOLUME_REFUSED = 30
     DEVICE_FAILED = 35
     DEVICE_CORDONED = 36
@@ -138,6 +148,7 @@ class TaskSpec:
     max_run_ms: int | None = None
     check: Check | None = None
     health_check: HealthCheck | None = None
+    restart: RestartPolicy | None = None
 
     def without_secrets(self) -> TaskSpec:
         """The same with the values of secret variables empty: for everybody but the task."""
@@ -243,6 +254,8 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
         return "kill_grace_ms", "must not be negative"
     if spec.max_run_ms is not None and spec.max_run_ms <= 0:
         return "max_run_ms", "must be more than 0; leave it out for a task that may run as long as it likes"
+    if spec.restart is not None and (problem_at := restart_problem(spec.restart)):
+        return f"restart.{problem_at[0]}", problem_at[1]
     if spec.check is not None and (problem_at := check_problem(spec.check)):
         return f"check.{problem_at[0]}", problem_at[1]
     if spec.health_check is not None and (problem_at := health_problem(spec.health_check)):

@@ -31,7 +31,7 @@ event loop of their own use `FrameworkSession`; operators' tools use `OperatorCl
 
 from bursar.core.devices import Device
 from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText
-from bursar.core.lives import Check, CheckStatus, HealthCheck, HttpCheck, TcpCheck
+from bursar.core.lives import Check, CheckStatus, HealthCheck, HttpCheck, RestartMode, RestartPolicy, TcpCheck
 from bursar.core.messages.framework import GPU_RESOURCES
 from bursar.core.resources import ResourceRequest
 from bursar.core.surroundings import ContainerSettings
@@ -68,6 +68,8 @@ __all__ = [
     "OperatorClient",
     "Place",
     "ResourceRequest",
+    "RestartMode",
+    "RestartPolicy",
     "Status",
     "StatusReason",
     "Task",

@@ -86,6 +86,14 @@ class KillRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class RestartRequested:
+    """The author wants a running task to begin again."""
+
+    task_id: TaskId
+    grace_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SuppressRequested:
     """The author wants no offers for these roles (empty: all)."""
 
@@ -144,6 +152,7 @@ Event = (
     | StatusesHandled
     | DemandStated
     | KillRequested
+    | RestartRequested
     | SuppressRequested
     | ReviveRequested
     | UpdateRequested

@@ -129,6 +129,10 @@ class Framework:
         """End a task: SIGTERM, grace, SIGKILL; its status tells the outcome. From any thread."""
         self._bound().kill(task if isinstance(task, str) else task.id, grace_ms)
 
+    def restart(self, task: Task | str, grace_ms: int | None = None) -> None:
+        """Start a running task again on its agent, in a new container; its statuses tell the outcome. From any thread."""
+        self._bound().restart(task if isinstance(task, str) else task.id, grace_ms)
+
     def suppress(self, *roles: str) -> None:
         """Want no offers for these roles (none: all). From any thread."""
         self._bound().suppress(*roles)

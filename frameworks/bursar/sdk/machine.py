@@ -31,6 +31,7 @@ from bursar.core.messages.framework import (
     Offers,
     Reconcile,
     Rescind,
+    Restart,
     Revive,
     StatusUpdates,
     StreamError,
@@ -225,6 +226,9 @@ class SessionMachine:
                 if task_id in self.tasks:
                     self._kills[task_id] = grace_ms
                     self._send(Kill(task_id, grace_ms))
+            case events.RestartRequested(task_id, grace_ms):
+                if task_id in self.tasks:
+                    self._send(Restart(task_id, grace_ms))
             case events.CallNotSent(call_id, error):
                 self._on_result(CallResult(call_id, error=error))
             case events.SuppressRequested(roles):

@@ -142,6 +142,11 @@ class OperatorClient:
         request = operator_service_pb2.KillTaskRequest(request_id=_fresh_id(), task=task, grace_ms=grace_ms)
         return (await self._call("KillTask", request)).task  # type: ignore[no-any-return]
 
+    async def restart_task(self, task: str, grace_ms: int | None = None) -> operator_service_pb2.TaskView:
+        """Start a running task again on its agent, with its devices looked up anew. Answers at once."""
+        request = operator_service_pb2.RestartTaskRequest(request_id=_fresh_id(), task=task, grace_ms=grace_ms)
+        return (await self._call("RestartTask", request)).task  # type: ignore[no-any-return]
+
     async def reserve(
         self,
         agent: str,

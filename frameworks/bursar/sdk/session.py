@@ -144,6 +144,10 @@ class FrameworkSession:
         """End a task."""
         self.post(events.KillRequested(TaskId(task_id), grace_ms))
 
+    def restart(self, task_id: str, grace_ms: int | None = None) -> None:
+        """Start a running task again."""
+        self.post(events.RestartRequested(TaskId(task_id), grace_ms))
+
     def suppress(self, *roles: str) -> None:
         """Want no offers for these roles (none: all)."""
         self.post(events.SuppressRequested(roles))

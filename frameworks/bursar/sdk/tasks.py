@@ -8,7 +8,7 @@ from typing import Any
 
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.ids import AgentId, TaskId
-from bursar.core.lives import Check, CheckStatus, HealthCheck
+from bursar.core.lives import Check, CheckStatus, HealthCheck, RestartPolicy
 from bursar.core.memory.tasks import plan_task
 from bursar.core.memory.text import parse_memory, parse_memory_text
 from bursar.core.resources import MEM, ResourceRequest
@@ -137,6 +137,8 @@ class Task:
     memory: str | Mapping[str, Any] = ""
     #: After so long, in milliseconds, it is ended and has failed; None: it may run as long as it likes.
     max_run_ms: int | None = None
+    #: Whether its agent starts it again when it has ended by itself; None: never.
+    restart: RestartPolicy | None = None
     #: Looked at while it runs: the result stands in its status, nothing follows from it.
     check: Check | None = None
     #: Ends it when it fails too often; `Status.healthy` says how it is.
@@ -199,4 +201,5 @@ class Task:
             max_run_ms=self.max_run_ms,
             check=self.check,
             health_check=self.health_check,
+            restart=self.restart,
         )

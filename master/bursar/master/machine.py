@@ -262,6 +262,10 @@ class MasterMachine:
                     tasks.reconcile(cluster, turn, framework, (task_id,))
                 else:
                     tasks.kill(cluster, turn, task, StatusReason.KILLED_BY_FRAMEWORK, grace_ms)
+            case calls.Restart(task_id, grace_ms):
+                task = cluster.tasks.get(TaskKey(framework.framework_id, task_id))
+                if task is not None:
+                    tasks.restart(cluster, turn, task, "its framework asked for it", grace_ms)
             case calls.Acknowledge(updates):
                 tasks.acknowledge(cluster, turn, framework, updates)
             case calls.Reconcile(task_ids):

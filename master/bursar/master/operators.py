@@ -16,7 +16,7 @@ from bursar.master.flags import find_flag, read_run_time_value
 from bursar.master.offers import rescind_forbidden
 from bursar.master.records import Audited, FlagRecorded
 from bursar.master.state import Cluster, Framework, Turn
-from bursar.master.tasks import kill
+from bursar.master.tasks import kill, restart
 
 Answer = OperatorResponse | ErrorDetail
 
@@ -24,6 +24,7 @@ Answer = OperatorResponse | ErrorDetail
 MUTATING = (
     op.TeardownFrameworkRequest,
     op.KillTaskRequest,
+    op.RestartTaskRequest,
     op.ReserveResourcesRequest,
     op.UnreserveResourcesRequest,
     op.SetFlagRequest,
@@ -117,6 +118,7 @@ def answer(
         case (
             op.TeardownFrameworkRequest()
             | op.KillTaskRequest()
+            | op.RestartTaskRequest()
             | op.ReserveResourcesRequest()
             | op.UnreserveResourcesRequest()
             | op.SetFlagRequest()
@@ -144,6 +146,7 @@ def _change(
     turn: Turn,
     request: op.TeardownFrameworkRequest
     | op.KillTaskRequest
+    | op.RestartTaskRequest
     | op.ReserveResourcesRequest
     | op.UnreserveResourcesRequest
     | op.SetFlagRequest
@@ -168,6 +171,12 @@ def _change(
                 return task
             kill(cluster, turn, task, StatusReason.KILLED_BY_OPERATOR, request.grace_ms)
             return op.KillTaskResponse(views.task_view(cluster, task))
+        case op.RestartTaskRequest():
+            task = views.find_task(cluster, request.task)
+            if isinstance(task, ErrorDetail):
+                return task
+            problem = restart(cluster, turn, task, "an operator asked for it", request.grace_ms)
+            return problem or op.RestartTaskResponse(views.task_view(cluster, task))
         case op.ReserveResourcesRequest():
             return reservations.reserve(cluster, turn, request, principal)
         case op.UnreserveResourcesRequest():

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, Generation, TaskId
-from bursar.core.messages.agent import AcknowledgedUpdate, AcknowledgeUpdates, DesiredState, KillTask
+from bursar.core.messages.agent import AcknowledgedUpdate, AcknowledgeUpdates, DesiredState, KillTask, RestartTask
 from bursar.core.messages.framework import StatusUpdates, UpdateRef
 from bursar.core.messages.operator import AgentState
 from bursar.core.resources import to_holding
@@ -215,6 +216,25 @@ def kill(cluster: Cluster, turn: Turn, task: Task, reason: StatusReason, grace_m
         base, generation = next_generation(agent, cluster.term)
         order = KillTask(task.key.framework_id, task.key.task_id, reason, grace_ms)
         turn.to_agent(agent, DesiredState(generation, base, kill=(order,)))
+
+
+def restart(cluster: Cluster, turn: Turn, task: Task, message: str, grace_ms: int | None) -> ErrorDetail | None:
+    """Have a running task started again by its agent; or say why not."""
+    name = f"{task.key.framework_id}/{task.key.task_id}"
+    if task.state is not TaskState.RUNNING or task.kill_reason is not StatusReason.UNSPECIFIED:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"task {name} is {task.state.name}: only what runs, and is not to end, can be restarted",
+            "launch it anew where it has ended",
+            "task",
+        )
+    agent = cluster.agents[task.agent_id]
+    if agent.state is not AgentState.ACTIVE:
+        return ErrorDetail(
+            ErrorReason.AGENT_UNAVAILABLE, f"agent {agent.agent_id} of task {name} is away", "try again later"
+        )
+    turn.to_agent(agent, RestartTask(task.key.framework_id, task.key.task_id, message, grace_ms))
+    return None
 
 
 def reconcile(cluster: Cluster, turn: Turn, framework: Framework, task_ids: tuple[TaskId, ...]) -> None:

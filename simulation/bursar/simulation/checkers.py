@@ -292,6 +292,8 @@ class Checkers:
         # Ground truth.
         self._live: dict[DeviceUuid, tuple[AgentId, SimulatedContainer]] = {}
         self._begun: dict[Key, AgentId] = {}
+        #: The last container of each task.
+        self._runs: dict[Key, SimulatedContainer] = {}
         # The present master.
         self._machine: MasterMachine | None = None
         self._facts = Facts()
@@ -314,7 +316,12 @@ class Checkers:
         """No GPU in two live containers, no task started twice."""
         self._judged("one container per GPU")
         key = (container.framework_id, container.task_id)
-        require(key not in self._begun, f"task {key} was started on {self._begun.get(key)} and again on {agent_id}")
+        before = self._runs.get(key)
+        again = container.may_restart and before is not None and not before.live and self._begun.get(key) == agent_id
+        self._runs[key] = container
+        require(
+            again or key not in self._begun, f"task {key} was started on {self._begun.get(key)} and again on {agent_id}"
+        )
         self._begun[key] = agent_id
         for uuid in container.devices:
             owner = self._live.get(uuid)

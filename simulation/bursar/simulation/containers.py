@@ -49,6 +49,7 @@ class SimulatedContainer:
     devices: tuple[DeviceUuid, ...]
     command: tuple[str, ...]
     has_image: bool = False
+    may_restart: bool = False
     exit: ContainerExit | None = None
     dying: bool = False
 
@@ -96,6 +97,7 @@ class SimulatedContainers:
             tuple(device.uuid for device in effect.devices),
             task.spec.command,
             bool(effect.image),
+            task.spec.restart is not None,
         )
         self._starting[effect.container_id] = container
         self._timeline.after(self._random.randint(0, self.faults.start_ms), self._begin, container)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, OfferId, TaskId
-from bursar.core.lives import Check, HealthCheck, TcpCheck
+from bursar.core.lives import Check, HealthCheck, RestartMode, RestartPolicy, TcpCheck
 from bursar.core.messages.framework import (
     GPU_RESOURCES,
     Acknowledge,
@@ -296,6 +296,7 @@ class RawFramework:
             command=program(run_ms, exit_code, deaf=random.random() < 0.2),
             resources=resources,
             kill_grace_ms=random.choice((None, 0, 500)),
+            restart=RestartPolicy(RestartMode.ON_FAILURE, 2, 500) if random.random() < 0.1 else None,
             check=Check(tcp=TcpCheck(80), delay_ms=0, interval_ms=1_000) if random.random() < 0.05 else None,
             health_check=HealthCheck(Check(tcp=TcpCheck(80), interval_ms=3_000)) if random.random() < 0.1 else None,
         )

@@ -716,7 +716,8 @@ class _LogPump:
         done.set_result(None)
 
     def _copy(self, file: LogFile) -> None:
-        _, skip = file.extent()
+        _, end = file.extent()
+        skip = end - file.run_began_at()
         with open(file.path, "ab", buffering=0) as target:
             stream = self._engine.logs(self._container_id, file.stream, self._follow)
             self._streams.append(stream)

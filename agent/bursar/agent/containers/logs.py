@@ -62,6 +62,7 @@ class LogFile:
         self.stream = stream
         self.path = sandbox / stream.value
         self._record = sandbox / f".{stream.value}.cut"
+        self._start = sandbox / f".{stream.value}.start"
 
     def cut(self, limit_bytes: int) -> bool:
         """Drop the head of a file that has outgrown the limit; say whether that was so. OSErrors are logged."""
@@ -108,6 +109,19 @@ class LogFile:
         temporary.write_bytes(tail)
         os.replace(temporary, self.path)
         self._write_cut(_Cut(cut.first, cut.first))
+
+    def begin_run(self) -> None:
+        """Another container of the same task begins to print here, after the last one."""
+        _, end = self.extent()
+        if end:
+            self._start.write_text(str(end), encoding="ascii")
+
+    def run_began_at(self) -> int:
+        """Position at which the present container's own output begins."""
+        try:
+            return int(self._start.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return 0
 
     def extent(self) -> tuple[int, int]:
         """Positions of the first byte kept and of the end."""

@@ -121,7 +121,8 @@ class SimulatedEngine:
         program = self._behaviour(spec)
         container = self._containers[spec.container_id] = _Container(spec, program)
         for file, data in zip(log_files(spec.sandbox), (program.stdout, program.stderr), strict=True):
-            file.path.write_bytes(data)
+            with file.path.open("ab") as output:
+                output.write(data)
         if program.run_ms is not None and not program.until_file:
             self._after(container, program.run_ms, program.exit_code)
         elif program.until_file:

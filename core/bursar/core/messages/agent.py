@@ -161,6 +161,16 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class RestartTask:
+    """End this task's container and start the task again; said once."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+    message: str = ""
+    grace_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class OpenLog:
     """Asks the agent to open SendLog."""
 
@@ -198,4 +208,6 @@ class OpenSession:
     start: SessionStart
 
 
-MasterMessage = Registered | Refused | DesiredState | AcknowledgeUpdates | Ping | OpenLog | DeviceOrders | OpenSession
+MasterMessage = (
+    Registered | Refused | DesiredState | AcknowledgeUpdates | Ping | OpenLog | RestartTask | DeviceOrders | OpenSession
+)

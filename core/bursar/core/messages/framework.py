@@ -65,6 +65,14 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """Starts a running task again in a new container."""
+
+    task_id: TaskId
+    grace_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class UpdateRef:
     """Names one status update."""
 
@@ -153,6 +161,7 @@ FrameworkCall = (
     | UpdateFramework
     | RequestGang
     | CancelGang
+    | Restart
 )
 
 

@@ -448,6 +448,22 @@ class GetTaskResponse:
 
 
 @dataclass(frozen=True, slots=True)
+class RestartTaskRequest:
+    """Start a running task again."""
+
+    request_id: str
+    task: str
+    grace_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestartTaskResponse:
+    """The task as it is now."""
+
+    task: TaskView
+
+
+@dataclass(frozen=True, slots=True)
 class KillTaskRequest:
     """End a task."""
 
@@ -966,6 +982,7 @@ OperatorRequest = (
     | ListTasksRequest
     | GetTaskRequest
     | KillTaskRequest
+    | RestartTaskRequest
     | ListDevicesRequest
     | ReserveResourcesRequest
     | UnreserveResourcesRequest
@@ -1004,6 +1021,7 @@ OperatorResponse = (
     | ListTasksResponse
     | GetTaskResponse
     | KillTaskResponse
+    | RestartTaskResponse
     | ListDevicesResponse
     | ReserveResourcesResponse
     | UnreserveResourcesResponse
