@@ -78,6 +78,8 @@ class Framework:
     failover_ms: int
     #: REGION_AWARE.
     travels: bool = False
+    #: RESERVATION_REFINEMENT.
+    refines: bool = False
     #: Role → which offers it takes there.
     settings: Mapping[str, OfferSettings] = field(default_factory=dict)
     connected: bool = True
@@ -152,6 +154,9 @@ class Rule:
     enforced: bool = True
 
 
+Meaning = Callable[[str, Mapping[str, Callable[[str], bool]]], bool]
+"""Whether a role expression covers a role, while the role groups cover these."""
+
 Client = tuple[str, str]
 """(role, framework): who is offered something."""
 
@@ -182,6 +187,9 @@ class Reference:
         self.weights: dict[str, int] = {}
         #: Role → (guarantees, limits), kind → amount as `Resources.amounts`.
         self.quotas: dict[str, tuple[Mapping[str, int], Mapping[str, int]]] = {}
+        #: What holders of reservations mean that are no plain roles (M-13), and whom each role group covers now.
+        self.meanings: dict[str, Meaning] = {}
+        self.groups: dict[str, Callable[[str], bool]] = {}
         self.agents: dict[str, Agent] = {}
         self.frameworks: dict[str, Framework] = {}
         #: Oldest first.
@@ -195,6 +203,19 @@ class Reference:
         self.full_cycle_ms = now_ms + interval_ms
 
     # --- What is there, and who holds it ---
+
+    def is_for(self, holder: str, role: str) -> bool:
+        """Whether what is reserved to a holder may be offered to a role: to itself and those below it, or to whom an expression
+        covers now (RSV-7, M-13).
+        """
+        meaning = self.meanings.get(holder)
+        return covers(holder, role) if meaning is None else meaning(role, self.groups)
+
+    def payer(self, stack: Stack) -> str:
+        """The role that a bucket is charged to, used or not: nobody's are what is unreserved, and what is reserved to an expression,
+        which is charged to whom uses it (design.md §5).
+        """
+        return "" if not stack or stack[-1].holder in self.meanings else stack[-1].holder
 
     def held_on(self, agent_id: str) -> dict[Stack, Resources]:
         """Offered and allocated together; offered resources are locked (OFF-2)."""
@@ -312,8 +333,8 @@ class Reference:
         known = {node for client in self.clients() for node in _line(*client)}
         for agent in self.agents.values():
             for stack, part in agent.buckets.items():
-                if stack and part.amounts() and agent.counts and agent is not anew:
-                    known |= set(_path(stack[-1].holder))
+                if self.payer(stack) and part.amounts() and agent.counts and agent is not anew:
+                    known |= set(_path(self.payer(stack)))
         known |= {node for role in self.quotas for node in _path(role)}
         self.given = {node: count for node, count in self.given.items() if node in known}
 
@@ -431,7 +452,12 @@ class Reference:
         if self.is_hidden(framework, role, agent):
             return None
         # RSV-7: what is unreserved, or reserved to the role or to one above it.
-        offerable = {stack: part for stack, part in free.items() if not stack or covers(stack[-1].holder, role)}
+        # RSV-14: refined reservations are for those who understand them.
+        offerable = {
+            stack: part
+            for stack, part in free.items()
+            if not stack or (self.is_for(stack[-1].holder, role) and (len(stack) == 1 or framework.refines))
+        }
         offerable = self.shown(framework, role, agent, offerable, free)
         offerable = self.within_quota(agent, role, offerable)
         promised: dict[int, int] = {}
@@ -520,12 +546,16 @@ class Reference:
 
         for agent in self.agents.values():
             for stack, part in agent.buckets.items():
-                if agent.counts and stack:
-                    count(stack[-1].holder, part.amount(kind))
+                if agent.counts and self.payer(stack):
+                    count(self.payer(stack), part.amount(kind))
         for holder in (*self.offers, *self.tasks):
             if self.agents[holder.agent_id].counts:
-                count(holder.role, holder.holding.get((), EMPTY).amount(kind))
+                count(holder.role, self.charged(holder.holding, kind))
         return used
+
+    def charged(self, holding: Holding, kind: str) -> int:
+        """What counts of a holding against the quota of who holds it."""
+        return sum(part.amount(kind) for stack, part in holding.items() if not self.payer(stack))
 
     def unmet(self, role: str, kind: str, used: Mapping[str, int]) -> int:
         """What is kept free for a role and those below it: what they consume less than they are guaranteed, or what their parts
@@ -540,9 +570,10 @@ class Reference:
         """All roles with quota, those above them, and the path of one role."""
         return sorted({node for known in (*self.quotas, role) for node in _path(known)})
 
-    def allowed(self, role: str, kind: str, wanted: int) -> int:
+    def allowed(self, role: str, kind: str, wanted: int, *, pool: bool = True) -> int:
         """The most of what is unreserved that may be given to a role, at most `wanted`: no limit is passed, up the tree; and a
-        guarantee that can be kept still can be, from what is free in the cluster, or what a limit leaves to those below it.
+        guarantee that can be kept still can be, from what is free in the cluster, or what a limit leaves to those below it. Without
+        `pool`: of what no guarantee is kept from.
         """
         before = self.consumed(self.quota_roles(role), kind)
         free = sum(self.free(agent).get((), EMPTY).amount(kind) for agent in self.agents.values() if agent.connected)
@@ -551,7 +582,7 @@ class Reference:
             """Of all places where something is kept for guarantees below: (what is left there, what is missing)."""
             used = {path: amount + given * covers(path, role) for path, amount in before.items()}
             found = []
-            for place in ("", *_path(role)):
+            for place in ("", *_path(role)) if pool else _path(role):
                 limits = self.quotas.get(place, ({}, {}))[1]
                 if place and kind not in limits:
                     continue
@@ -572,16 +603,48 @@ class Reference:
 
     def within_quota(self, agent: Agent, role: str, offerable: Holding) -> dict[Stack, Resources]:
         """Unreserved resources are cut to what is allowed of each kind, GPUs whole; what is reserved to the role or to one above it
-        flows regardless (RSV-15). Ports are in no quota.
+        flows regardless (RSV-15). What is reserved to an expression is within limits, and used first; where not all guarantees can be
+        kept, so much less is given of what is unreserved. Ports are in no quota.
         """
-        part = offerable.get((), EMPTY)
-        if not part or not self.quotas:
-            return dict(offerable)
-        left = {kind: self.allowed(role, kind, amount) for kind, amount in part.amounts().items()}
-        scalars = {kind: left[kind] for kind in part.scalars if left[kind]}
-        devices = frozenset(pick_connected(part.devices, left.get("gpus", 0) // 1000, agent.devices))
-        cut = {**offerable, (): Resources(scalars, part.ports, devices)}
+        cut = dict(offerable)
+        if not self.quotas:
+            return cut
+        shared = sorted(stack for stack in offerable if stack and not self.payer(stack))
+        for kind in sorted({kind for part in offerable.values() for kind in part.amounts()}):
+            used = 0
+            for stack in shared:
+                wanted = offerable[stack].amount(kind)
+                left = _whole(kind, self.allowed(role, kind, wanted + used, pool=False) - used)
+                cut[stack] = self.cut_kind(agent, cut[stack], kind, left)
+                used += left
+            part = cut.get((), EMPTY)
+            if not part.amount(kind):
+                continue
+            most = self.allowed(role, kind, part.amount(kind))
+            if used:
+                most = min(most, self.allowed(role, kind, part.amount(kind) + used, pool=False) - used)
+                free = sum(self.free(one).get((), EMPTY).amount(kind) for one in self.agents.values() if one.connected)
+                roles = self.quota_roles(role)
+                before = self.consumed(roles, kind)
+                kept = self.unmet("", kind, before)
+                if free < kept:
+                    # Each unit must fulfil a guarantee, after those of what is reserved to the expression.
+                    while most > 0:
+                        after = {path: amount + (used + most) * covers(path, role) for path, amount in before.items()}
+                        excess = used + most - (kept - self.unmet("", kind, after))
+                        if excess <= 0:
+                            break
+                        most -= excess
+            cut[()] = self.cut_kind(agent, part, kind, _whole(kind, max(0, most)))
         return {stack: rest for stack, rest in cut.items() if rest}
+
+    def cut_kind(self, agent: Agent, part: Resources, kind: str, amount: int) -> Resources:
+        """At most so much of a kind."""
+        if kind == "gpus":
+            chosen = frozenset(pick_connected(part.devices, min(len(part.devices), amount // 1000), agent.devices))
+            return Resources(part.scalars, part.ports, chosen)
+        scalars = {name: min(there, amount) if name == kind else there for name, there in part.scalars.items()}
+        return Resources({name: there for name, there in scalars.items() if there}, part.ports, part.devices)
 
     def fulfils(self, role: str, free: Holding) -> bool:
         """Whether some of what is free would fulfil a guarantee of the role or of one above it, beyond what roles below that one
@@ -808,8 +871,8 @@ class Reference:
         """
         for role in _path(offers[0].role):
             for kind, limit in self.quotas.get(role, ({}, {}))[1].items():
-                offered = sum(offer.holding.get((), EMPTY).amount(kind) for offer in offers)
-                used = sum(task.holding.get((), EMPTY).amount(kind) for task in tasks)
+                offered = sum(self.charged(offer.holding, kind) for offer in offers)
+                used = sum(self.charged(task.holding, kind) for task in tasks)
                 if used and self.consumed([role], kind)[role] - offered + used > limit:
                     return True
         return False
@@ -884,13 +947,14 @@ class Reference:
         suppressed: Iterable[str] = (),
         *,
         travels: bool = False,
+        refines: bool = False,
         settings: Iterable[OfferSettings] = (),
     ) -> None:
         """A framework is there, or there again: as a new one, but for what its tasks hold."""
         if framework_id in self.frameworks:
             self.stream_ended(framework_id)
         by_role = {one.role: one for one in settings}
-        framework = Framework(framework_id, tuple(roles), capable, failover_ms, travels, by_role)
+        framework = Framework(framework_id, tuple(roles), capable, failover_ms, travels, refines, by_role)
         framework.suppressed = set(suppressed)
         self.frameworks[framework_id] = framework
         self.changed |= set(self.agents)
@@ -919,6 +983,7 @@ class Reference:
         suppressed: Iterable[str] = (),
         *,
         travels: bool = False,
+        refines: bool = False,
         settings: Iterable[OfferSettings] = (),
         rescinded: Iterable[Offer] = (),
     ) -> None:
@@ -929,7 +994,8 @@ class Reference:
         gone = set(framework.roles) - set(roles)
         revived = framework.suppressed - set(suppressed)
         framework.roles, framework.capable, framework.suppressed = tuple(roles), capable, set(suppressed)
-        framework.travels, framework.settings = travels, {one.role: one for one in settings}
+        framework.travels, framework.refines = travels, refines
+        framework.settings = {one.role: one for one in settings}
         self.drop_filters(framework, gone | revived)
         self.rescinded(
             offer for offer in list(self.offers) if offer.framework_id == framework_id and offer.role in gone
@@ -993,8 +1059,8 @@ class Reference:
         self.changed.add(agent_id)
 
     def permissions_changed(self, rescinded: Iterable[Offer]) -> None:
-        """Rules, capabilities or the region are others now. Offers on agents that are hidden, and those of kinds that are stripped,
-        are rescinded (design.md §6); which others make room for what is kept for GPUs, is taken as it comes. The rest stays.
+        """Rules, capabilities, role groups or the region are others now. Offers on agents that are hidden, those of kinds that are
+        stripped, and those of what is reserved to others are rescinded (design.md §5, §6); which others make room for what is kept for GPUs, is taken as it comes. The rest stays.
         """
         going = [offer for offer in rescinded if offer in self.offers]
         for offer in self.offers:
@@ -1002,7 +1068,11 @@ class Reference:
             rule = self.deciding_rule(framework, offer.role, agent)
             kinds = self.stripped_kinds(framework, offer.role, agent)
             has = any(part.amount(kind) for part in offer.holding.values() for kind in kinds)
-            must = self.is_hidden(framework, offer.role, agent) or has
+            others = any(
+                stack and (not self.is_for(stack[-1].holder, offer.role) or (len(stack) > 1 and not framework.refines))
+                for stack in offer.holding
+            )
+            must = self.is_hidden(framework, offer.role, agent) or has or others
             may = must or (rule is not None and rule.action in (RuleAction.STRIP, RuleAction.HEADROOM))
             assert offer in going or not must, f"not rescinded: {offer}"
             assert may or offer not in going, f"rescinded for nothing: {offer}"
@@ -1015,6 +1085,10 @@ class Reference:
         place = list(self.rules).index(name) if name in self.rules else len(names)
         names.insert(names.index(before) if before else place, name)
         self.rules = {known: rule if known == name else self.rules[known] for known in names}
+
+    def group_set(self, name: str, members: Callable[[str], bool]) -> None:
+        """M-13: a role group covers others now."""
+        self.groups[name] = members
 
     def minimum_set(self, text: str) -> None:
         """OFF-11: from now on offers are at least this large; what is offered stands."""
@@ -1096,6 +1170,10 @@ def fulfilled_shape(framework: Framework, role: str, request: ResourceRequest) -
         if enough and resources.gpu_count >= request.gpu_count:
             return index
     return None
+
+
+def _whole(kind: str, amount: int) -> int:
+    return amount - amount % 1000 if kind == "gpus" else amount
 
 
 def _path(role: str) -> list[str]:

@@ -26,9 +26,17 @@ from bursar.core.errors import ErrorDetail
 from bursar.core.messages.agent import DevicesChanged
 from bursar.core.messages.framework import OfferSettings
 from bursar.core.messages.offers import Shape
-from bursar.core.messages.operator import AddRuleRequest, Quota, RemoveRuleRequest
+from bursar.core.messages.operator import (
+    AddRuleRequest,
+    Quota,
+    RemoveRuleRequest,
+    ReserveResourcesRequest,
+    SetRoleGroupRequest,
+    UnreserveResourcesRequest,
+)
 from bursar.core.messages.rules import Rule, RuleAction, RuleMode
 from bursar.core.resources import Holding, ReservedResources, Resources, to_holding
+from bursar.core.role_expressions import parse_role_expression
 from bursar.core.tasks import TaskState
 from bursar.core.text import format_amount, format_duration, format_request, format_resources
 
@@ -186,21 +194,30 @@ class Duet:
         failover_ms: int = 60_000,
         suppressed: Sequence[str] = (),
         travels: bool = False,
+        refines: bool = False,
         settings: Sequence[OfferSettings] = (),
     ) -> None:
-        with self.doing(f"framework {framework_id} subscribes: {said_of(roles, gpu, suppressed, travels, settings)}"):
+        caps = capabilities(gpu, travels, refines)
+        with self.doing(f"framework {framework_id} subscribes: {said_of(roles, caps, suppressed, settings)}"):
             peer = self.book.frameworks.get(framework_id)
             if peer is None:
                 peer = self.book.framework(framework_id, roles=roles, failover_ms=failover_ms, connect=False)
             peer.connect(
                 roles=tuple(roles),
-                capabilities=capabilities(gpu, travels),
+                capabilities=caps,
                 failover_timeout_ms=failover_ms,
                 offer_settings=tuple(settings),
                 suppressed=tuple(suppressed),
             )
             self.model.framework_subscribed(
-                framework_id, roles, gpu, failover_ms, suppressed, travels=travels, settings=settings
+                framework_id,
+                roles,
+                gpu,
+                failover_ms,
+                suppressed,
+                travels=travels,
+                refines=refines,
+                settings=settings,
             )
 
     def update(
@@ -211,14 +228,16 @@ class Duet:
         gpu: bool = True,
         suppressed: Sequence[str] = (),
         travels: bool = False,
+        refines: bool = False,
         settings: Sequence[OfferSettings] = (),
     ) -> None:
-        with self.doing(f"framework {framework_id} changes: {said_of(roles, gpu, suppressed, travels, settings)}"):
+        caps = capabilities(gpu, travels, refines)
+        with self.doing(f"framework {framework_id} changes: {said_of(roles, caps, suppressed, settings)}"):
             peer = self.book.frameworks[framework_id]
             result, gone = self.ask(
                 lambda: peer.update(
                     roles=tuple(roles),
-                    capabilities=capabilities(gpu, travels),
+                    capabilities=caps,
                     offer_settings=tuple(settings),
                     suppressed=tuple(suppressed),
                 )
@@ -227,7 +246,14 @@ class Duet:
             assert (result.error is None) == allowed, result.error or "shapes in roles that it gave up"
             if allowed:
                 self.model.framework_updated(
-                    framework_id, roles, gpu, suppressed, travels=travels, settings=settings, rescinded=gone
+                    framework_id,
+                    roles,
+                    gpu,
+                    suppressed,
+                    travels=travels,
+                    refines=refines,
+                    settings=settings,
+                    rescinded=gone,
                 )
             else:
                 self.history[-1] += f": {result.error.reason.name}"
@@ -292,22 +318,49 @@ class Duet:
 
     # --- operators ---
 
-    def reserve(self, agent_id: str, role: str, request: Any, *, undo: bool = False, **labels: str) -> None:
-        """Which devices are reserved, and which offers are rescinded for it, is not the allocator's to say: taken as it comes."""
+    def reserve(
+        self,
+        agent_id: str,
+        holder: str,
+        request: Any,
+        *,
+        undo: bool = False,
+        source: str = "",
+        meaning: Any = None,
+        **labels: str,
+    ) -> None:
+        """`meaning`: of an expression, as the reference understands it. `source`: the holder of what is refined. Which devices are
+        reserved, and which offers are rescinded for it, is not the allocator's to say: taken as it comes.
+        """
         verb = "unreserves" if undo else "reserves"
-        with self.doing(f"an operator {verb} {format_request(request)} on {agent_id} for {role}"):
-            act = self.book.unreserve if undo else self.book.reserve
-            answer, gone = self.ask(lambda: act(agent_id, role, request, **labels))
+        from_there = f" from what is reserved to {source}" if source else ""
+        role, roles = (holder, "") if meaning is None else ("", holder)
+        with self.doing(f"an operator {verb} {format_request(request)} on {agent_id} for {holder}{from_there}"):
+            asked: Any = ReserveResourcesRequest("", agent_id, role, request, labels, roles=roles, source=source)
+            if undo:
+                asked = UnreserveResourcesRequest("", agent_id, role, request, labels, roles=roles)
+            answer, gone = self.ask(lambda: self.book.ask(asked))
             if isinstance(answer, ErrorDetail):
                 self.history[-1] += f": {answer.reason.name}"
                 return
             assert all(offer.agent_id == agent_id for offer in gone)
-            made = answer.reservation
-            stack, resources = made.stack, made.resources
-            self.history[-1] += f": {format_resources(resources)}, {len(gone)} offers rescinded"
+            self.history[-1] += f": {len(gone)} offers rescinded"
             self.model.rescinded(gone)
-            source, target = (stack, stack[:-1]) if undo else (stack[:-1], stack)
-            self.model.moved(agent_id, source, target, resources)
+            for made in answer.reservations:
+                stack, resources = made.stack, made.resources
+                self.history[-1] += f", {text({stack: resources})}"
+                if meaning is not None and not undo:
+                    self.model.meanings[stack[-1].holder] = meaning
+                move = (stack, stack[:-1]) if undo else (stack[:-1], stack)
+                self.model.moved(agent_id, *move, resources)
+
+    def set_group(self, name: str, members: Sequence[str], meaning: Any) -> None:
+        """`meaning`: whom they cover, as the reference understands them."""
+        with self.doing(f"the role group @{name} is {', '.join(members)}"):
+            answer, gone = self.ask(lambda: self.book.ask(SetRoleGroupRequest("", name, tuple(members))))
+            assert not isinstance(answer, ErrorDetail), answer
+            self.model.group_set(name, meaning)
+            self.model.permissions_changed(gone)
 
     def set_gpu_filter(self, mode: str, headroom: str) -> None:
         with self.doing(f"filter-gpu-resources is {mode}, gpu-headroom {headroom}"):
@@ -409,14 +462,14 @@ def text(holding: Holding) -> str:
     return " + ".join(parts) or "nothing"
 
 
-def capabilities(gpu: bool, travels: bool) -> tuple[str, ...]:
-    return ("GPU_RESOURCES",) * gpu + ("REGION_AWARE",) * travels
+def capabilities(gpu: bool, travels: bool, refines: bool) -> tuple[str, ...]:
+    return ("GPU_RESOURCES",) * gpu + ("REGION_AWARE",) * travels + ("RESERVATION_REFINEMENT",) * refines
 
 
 def said_of(
-    roles: Sequence[str], gpu: bool, suppressed: Sequence[str], travels: bool, settings: Sequence[OfferSettings]
+    roles: Sequence[str], caps: Sequence[str], suppressed: Sequence[str], settings: Sequence[OfferSettings]
 ) -> str:
-    parts = [f"{', '.join(roles)}; {' '.join(capabilities(gpu, travels)) or 'no capabilities'}"]
+    parts = [f"{', '.join(roles)}; {' '.join(caps) or 'no capabilities'}"]
     parts += [f"suppressed in {', '.join(suppressed)}"] if suppressed else []
     for one in settings:
         least = "" if one.min_allocatable is None else f", at least {one.min_allocatable or 'anything'}"
@@ -466,6 +519,25 @@ FRAMEWORKS: dict[str, Any] = {
     "name=f|g": lambda framework, role: framework.framework_id in ("f", "g"),
     "name=f*,role=e": lambda framework, role: framework.framework_id[0] == "f" and role == "e",
 }
+#: Whom reservations may be for that are for no plain role, and what that means.
+EXPRESSIONS: dict[str, Any] = {
+    "(a/** | e) & !a/b": lambda role, groups: role.startswith("a/") and not is_in(role, "a/b") or is_in(role, "e"),
+    "=a | e": lambda role, groups: role == "a" or is_in(role, "e"),
+    "@g": lambda role, groups: groups["g"](role),
+    "a & !@g": lambda role, groups: is_in(role, "a") and not groups["g"](role),
+}
+MEMBERS: dict[tuple[str, ...], Any] = {
+    ("a",): lambda role: is_in(role, "a"),
+    ("a/b", "e"): lambda role: is_in(role, "a/b") or is_in(role, "e"),
+    ("=a/c",): lambda role: role == "a/c",
+    ("e/**",): lambda role: role.startswith("e/"),
+}
+
+
+def is_in(role: str, above: str) -> bool:
+    return role == above or role.startswith(f"{above}/")
+
+
 MINIMA = ["", "cpus:2", "cpus:4;mem:1GiB|gpus:1", "mem:16MiB"]
 
 
@@ -506,6 +578,7 @@ class SideBySide(RuleBasedStateMachine):
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
+        self.set_group(data.draw(st.sampled_from(sorted(MEMBERS))))
         for _ in range(data.draw(st.integers(1, 3))):
             self.agent_comes(data)
         for _ in range(data.draw(st.integers(1, 3))):
@@ -530,9 +603,12 @@ class SideBySide(RuleBasedStateMachine):
             devices = book.devices(name, gpus)
         uuids = [device.uuid for device in devices]
         parts = []
-        role = data.draw(st.sampled_from([None, *self.ROLES]))
+        role = data.draw(st.sampled_from([None, *self.ROLES, *EXPRESSIONS]))
         role = None if role == "*" else role
         if role is not None:
+            if role in EXPRESSIONS:
+                meaning, role = EXPRESSIONS[role], str(parse_role_expression(role))
+                self.model.meanings[role] = meaning
             kept = data.draw(st.integers(0, gpus))
             parts.append(ReservedResources(book.static(role), self.some(data, uuids[:kept])))
             uuids = uuids[kept:]
@@ -589,6 +665,7 @@ class SideBySide(RuleBasedStateMachine):
             failover_ms=data.draw(st.sampled_from([0, 60_000])),
             suppressed=data.draw(st.sampled_from([[], [], [], roles[:1]])),
             travels=data.draw(st.booleans()),
+            refines=data.draw(st.booleans()),
             settings=self.some_settings(data, roles),
         )
 
@@ -628,6 +705,7 @@ class SideBySide(RuleBasedStateMachine):
             gpu=gpu,
             suppressed=[role for role in suppressed if role in roles],
             travels=data.draw(st.booleans()),
+            refines=data.draw(st.booleans()),
             settings=self.some_settings(data, roles),
         )
 
@@ -658,6 +736,12 @@ class SideBySide(RuleBasedStateMachine):
             )
             if found:
                 return found
+
+    def a_part(self, data: st.DataObject) -> Any:
+        """Little enough to be there often."""
+        return data.draw(
+            st.sampled_from([self.request(cpus=0.5), self.request(cpus=1), self.request(gpus=1), self.a_request(data)])
+        )
 
     def some_offers(self, data: st.DataObject) -> tuple[str, list[Any]]:
         name = data.draw(st.sampled_from(self.offered()))
@@ -695,9 +779,34 @@ class SideBySide(RuleBasedStateMachine):
     @rule(data=st.data(), undo=st.booleans(), label=st.sampled_from(["", "x"]))
     def reserve(self, data: st.DataObject, undo: bool, label: str) -> None:
         name = data.draw(st.sampled_from(self.agents()))
-        role = data.draw(st.sampled_from([role for role in self.ROLES if role != "*"]))
         labels = {"project": label} if label else {}
-        self.duet.reserve(name, role, self.a_request(data), undo=undo, **labels)
+        holders = [role for role in self.ROLES if role != "*"]
+        made = sorted({stack[-1].holder for stack in self.model.agents[name].buckets if stack})
+        holder = data.draw(st.sampled_from(made if undo and made else [*holders, *EXPRESSIONS]))
+        known = [text for text in EXPRESSIONS if text == holder or str(parse_role_expression(text)) == holder]
+        self.duet.reserve(
+            name, holder, self.a_part(data), undo=undo, meaning=EXPRESSIONS[known[0]] if known else None, **labels
+        )
+
+    @precondition(lambda self: any(stack for name in self.agents() for stack in self.model.agents[name].buckets))
+    @rule(data=st.data())
+    def refine(self, data: st.DataObject) -> None:
+        """For a role below, or one that the expression covers."""
+        name, stack = data.draw(
+            st.sampled_from(
+                [(name, stack) for name in self.agents() for stack in self.model.agents[name].buckets if stack]
+            )
+        )
+        source = stack[-1].holder
+        below = [
+            role for role in ("a/b", "a/c", "a/b/d", "e", "a") if role != source and self.model.is_for(source, role)
+        ]
+        if below:
+            self.duet.reserve(name, data.draw(st.sampled_from(below)), self.a_part(data), source=source)
+
+    @rule(members=st.sampled_from(sorted(MEMBERS)))
+    def set_group(self, members: tuple[str, ...]) -> None:
+        self.duet.set_group("g", members, MEMBERS[members])
 
     @rule(
         mode=st.sampled_from(["true", "false", "strip", "strip"]), headroom=st.sampled_from(["50%", "100%", "cpus:1"])

@@ -70,10 +70,10 @@ def cut_to_quota(
                     reasons.append(by_limits.reason)
                     cut_kinds.append(kind)
                 used += allowed
-            most = min(most, by_limits.amount - used)
             if free_unreserved.get(kind, 0) < headroom(root, kind):
                 # What is taken of it fulfils a guarantee that unreserved resources would have been given for.
                 most = max(0, most - used)
+            most = min(most, by_limits.amount - used)
         most = _whole(kind, most)
         if most < unreserved:
             left.setdefault(UNRESERVED, {})[kind] = most
