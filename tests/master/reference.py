@@ -664,8 +664,17 @@ class Reference:
     # --- The cycle (design.md §7) ---
 
     def cycle(self, agent_ids: Iterable[str]) -> None:
-        """Agent by agent in the permutation's order: whoever is next and may have something gets it, until nobody may."""
-        for agent_id in sorted(agent_ids, key=self.place):
+        """Agent by agent in the permutation's order: whoever is next and may have something gets it, until nobody may. Where anybody
+        says what they want, agents with the fewest free devices come first, unreserved ones before all: what is broken up already is used up (design.md §7).
+        """
+        demanding = any(framework.version and framework.connected for framework in self.frameworks.values())
+
+        def whole(agent_id: str) -> tuple[int, int]:
+            free = self.free(self.agents[agent_id])
+            unreserved, whatever = free.get((), EMPTY), sum_resources(free.values())
+            return (len(unreserved.devices), len(whatever.devices)) if demanding else (0, 0)
+
+        for agent_id in sorted(agent_ids, key=lambda agent_id: (whole(agent_id), self.place(agent_id))):
             agent = self.agents[agent_id]
             while agent.connected and self.offer_once(agent):
                 pass

@@ -219,13 +219,19 @@ def _rule_of(group: Group, agent: Agent, client: Client) -> CompiledRule | None:
     return group.cluster.visibility.judge(agent.info, client.role, framework.info).winner
 
 
-def _rules(group: Group) -> Iterator[Obstacle]:
+def _by_rule(group: Group) -> list[tuple[CompiledRule, list[Agent]]]:
+    """Which rule decides for which agents; the one that decides for most first."""
     found: dict[str, tuple[CompiledRule, list[Agent]]] = {}
     for agent in group.agents.values():
         rule = _rule_of(group, agent, group.client)
         if rule is not None:
             found.setdefault(rule.name, (rule, []))[1].append(agent)
-    for name, (rule, agents) in sorted(found.items(), key=lambda item: (-len(item[1][1]), item[0])):
+    return [entry for _, entry in sorted(found.items(), key=lambda item: (-len(item[1][1]), item[0]))]
+
+
+def _rules(group: Group) -> Iterator[Obstacle]:
+    for rule, agents in _by_rule(group):
+        name = rule.name
         examples = name_some(agent.info.hostname for agent in agents)
         yield Obstacle(
             ObstacleKind.RULE,
@@ -251,6 +257,9 @@ def _rule_says(group: Group) -> str:
         return "hidden by a rule"
     hunger = group.cluster.hunger.get(group.framework.framework_id)
     starved = hunger is not None and hunger.rule == rule.name
+    if not starved and len(deciding := _by_rule(group)) > 1:
+        verb = "hidden" if group.reason is RefusalReason.HIDDEN_BY_RULE else "restricted"
+        return f"{verb} by different rules: {name_some(rule.name for rule, _ in deciding)}"
     return why_hidden(rule)[0] + (
         f"; starved by this rule: no offer for {STARVATION_CYCLES} cycles and more" if starved else ""
     )
@@ -258,7 +267,9 @@ def _rule_says(group: Group) -> str:
 
 def _rule_hint(group: Group) -> str:
     rule = _rule_of(group, group.agent, group.client)
-    return "see `bursar rule test`" if rule is None else why_hidden(rule)[1]
+    if rule is None or len(_by_rule(group)) > 1:
+        return "see `bursar rule test` for what each of them says, and `bursar rule ls`"
+    return why_hidden(rule)[1]
 
 
 def _shapes(group: Group) -> Iterator[Obstacle]:

@@ -62,10 +62,29 @@ def run_cycle(cluster: Cluster, agent_ids: AbstractSet[AgentId], now_ms: int, wa
 
 
 def _in_order(cluster: Cluster, agent_ids: AbstractSet[AgentId]) -> list[Agent]:
-    """Agents with anything free, in the order of the permutation."""
+    """Agents in the order of the permutation. Where anybody says what they want, those with the fewest free devices come first: so a
+    small demand is met by what is broken up already, or has no devices at all, and whole agents are left for those who need them.
+    """
     if 4 * len(agent_ids) > len(cluster.agents_in_order):
-        return [agent for agent in cluster.agents_in_order if agent.agent_id in agent_ids]
-    return sorted([cluster.agents[agent_id] for agent_id in agent_ids], key=attrgetter("order"))
+        agents = [agent for agent in cluster.agents_in_order if agent.agent_id in agent_ids]
+    else:
+        agents = sorted([cluster.agents[agent_id] for agent_id in agent_ids], key=attrgetter("order"))
+    if len(agents) > 1 and any(
+        framework.demand.version and framework.connection is not None for framework in cluster.frameworks.values()
+    ):
+        books_of = cluster.ledger.books
+        wholes = [_wholeness(books_of[agent.agent_id].free) for agent in agents]
+        if any(wholes):
+            agents = [agents[index] for index in sorted(range(len(agents)), key=wholes.__getitem__)]
+    return agents
+
+
+def _wholeness(free: Holding) -> int:
+    """How many devices are free and unreserved, and, where that is the same, how many are free."""
+    number = 0
+    for stack, part in free.items():
+        number += len(part.devices) if stack else len(part.devices) * 0x1_0001
+    return number
 
 
 class _Alike:
