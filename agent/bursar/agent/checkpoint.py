@@ -60,6 +60,10 @@ assert len(_STEPS) == SCHEMA_VERSION
 T = TypeVar("T")
 
 
+class DiskFull(BursarError):
+    """There is no room for the checkpoint; nothing was written."""
+
+
 class Checkpoint:
     """One open file, written by one thread. Not for two processes at once: the work directory's lock sees to that."""
 
@@ -90,7 +94,7 @@ class Checkpoint:
     def _problem(self, error: Exception) -> BursarError:
         text = str(error)
         if isinstance(error, sqlite3.OperationalError) and ("full" in text or "disk I/O" in text):
-            return BursarError(
+            return (DiskFull if "full" in text else BursarError)(
                 f"the checkpoint {self._path} cannot be written: {text}",
                 "make room on the disk and start the agent again; its tasks run on meanwhile",
             )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bursar.agent.checkpoint import Checkpoint
+from bursar.agent.compare import Comparison
 from bursar.agent.containers.runtime import (
     ContainerExit,
     ContainerId,
@@ -33,6 +34,7 @@ from bursar.agent.devices.driver import (
     health_watchers,
 )
 from bursar.agent.devices.health import HealthRules, Remedy
+from bursar.agent.disk import Ballast, commit_patiently
 from bursar.agent.effects import (
     CloseConnection,
     KillContainer,
@@ -68,6 +70,7 @@ from bursar.agent.resources import HostResources, ResolvedResources, resolve_res
 from bursar.agent.sessions_service import SessionServer
 from bursar.agent.tasks import container_of
 from bursar.agent.usage import UsageMeter
+from bursar.agent.watchdog import notify
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device, DeviceHealth
 from bursar.core.errors import BursarError, InvalidText
@@ -177,6 +180,7 @@ class AgentDaemon:
         self._devices = devices
         self._resolved = resolved
         self._metrics = metrics
+        self._ballast = Ballast(work_dir.path)
         self._bindings = bindings or DeviceBindings(info.agent_id, ())
         rules = volumes or VolumeRules(work_dir.volumes)
         self._launcher = Launcher(runtime, devices.driver, rules, work_dir, self._bindings)
@@ -196,6 +200,7 @@ class AgentDaemon:
         self._starts: set[asyncio.Task[None]] = set()
         self._others: set[asyncio.Task[None]] = set()
         metrics.watch(self.machine, lambda: self.client.connections_total)
+        self._comparison = Comparison(self.machine, runtime, self.driver.post, metrics.registry)
         self._meter = UsageMeter(self.machine, runtime, devices.driver, metrics.registry)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -208,8 +213,10 @@ class AgentDaemon:
             except RuntimeUnavailable as error:
                 raise BursarError(str(error)) from error
             self._take_over(recovered)
+            notify("READY=1")
             await asyncio.to_thread(self._work_dir.sweep, self._wanted_sandboxes())
             others += [asyncio.create_task(self.client.run()), asyncio.create_task(self._watch_devices())]
+            others.append(asyncio.create_task(self._comparison.run()))
             if self.machine.info.metrics_address:
                 others.append(asyncio.create_task(self._meter.run()))
             others += [asyncio.create_task(self._watch_health(one)) for one in health_watchers(self._devices.driver)]
@@ -312,7 +319,7 @@ class AgentDaemon:
 
     async def _commit(self, records: Sequence[object]) -> None:
         begun = time.perf_counter()
-        await self._checkpoint.commit(records)
+        await commit_patiently(self._checkpoint, self._ballast, records, self._log)
         self._metrics.commit_seconds.observe(time.perf_counter() - begun)
 
     def _perform(self, effect: object) -> None:

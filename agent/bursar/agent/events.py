@@ -24,6 +24,16 @@ class ContainersRecovered:
 
 
 @dataclass(frozen=True, slots=True)
+class ContainersCompared:
+    """Two looks at the engine, some time apart, agree that it is not as the machine's books have it (B-18)."""
+
+    #: Ours by the books since before the first look, and not there.
+    missing: tuple[ContainerId, ...]
+    #: There, and in no book.
+    strays: tuple[ContainerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class MasterConnected:
     """A stream to a master is open; nothing was said on it yet. Ends an earlier connection."""
 
@@ -134,6 +144,7 @@ AgentEvent = (
     | ContainerExited
     | DevicesDiscovered
     | DevicesSignalled
+    | ContainersCompared
     | DeviceProbed
     | TimePassed
     | Stalled
@@ -145,6 +156,7 @@ __all__ = [
     "ContainerLaunchFailed",
     "ContainerProbed",
     "ContainerStarted",
+    "ContainersCompared",
     "ContainersRecovered",
     "DeviceProbed",
     "DevicesDiscovered",

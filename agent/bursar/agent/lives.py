@@ -253,6 +253,19 @@ class Lives:
         self._books.held.update(dict.fromkeys(self._books.orphans[container_id], container_id))
         self._books.kill_container(container_id, 0)
 
+    def compared(self, missing: Iterable[ContainerId], strays: Iterable[ContainerId]) -> None:
+        """What the engine has is not what the books have, and stays so: each is repaired, and said (B-18)."""
+        for container_id in missing:
+            key = self._books.live.get(container_id)
+            if key is None or self._books.state.tasks[key].state is not TaskState.RUNNING:
+                continue
+            self._books.log("error", "repaired: a task's container is gone, and nobody said so", **names(key))
+            self._end(key, never_seen(self._books.state.tasks[key], self._books.info.boot_id))
+        for container_id in strays:
+            if container_id not in self._books.live and container_id not in self._books.orphans:
+                self._books.log("error", "repaired: a container that no task accounts for", container=container_id)
+                self._end_orphan(container_id)
+
     def started(self, container_id: ContainerId) -> None:
         """A start has succeeded; the container may have ended already."""
         self._books.starting.discard(container_id)

@@ -24,6 +24,7 @@ from bursar.agent.events import (
     ContainerExited,
     ContainerLaunchFailed,
     ContainerProbed,
+    ContainersCompared,
     ContainersRecovered,
     ContainerStarted,
     DeviceProbed,
@@ -101,6 +102,8 @@ class AgentMachine:
                     if books.registered:
                         books.log("warning", "the connection to the master is lost; tasks run on")
                     self.conversation.lose()
+            case ContainersCompared(missing, strays):
+                self.lives.compared(missing, strays)
             case DevicesDiscovered():
                 self.ward.discovered(event)
             case DevicesSignalled(signals):

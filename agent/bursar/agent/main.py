@@ -30,6 +30,7 @@ from bursar.agent.devices.shares import ShareSetting, parse_shares
 from bursar.agent.metrics import AgentMetrics
 from bursar.agent.resources import HostResources, discover_host
 from bursar.agent.settings import PROGRAM, load_settings
+from bursar.agent.watchdog import Watchdog, notify
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
 from bursar.core.errors import BursarError, InvalidText
@@ -89,7 +90,12 @@ async def serve(settings: Settings) -> None:
         log.info(
             "the agent runs", agent=info.agent_id, runtime=info.runtime, devices=len(info.devices), pid=os.getpid()
         )
-        await daemon.run(stop)
+        watching = asyncio.create_task(Watchdog(settings.number("hang-timeout") / 1000).run())
+        try:
+            await daemon.run(stop)
+        finally:
+            notify("STOPPING=1")
+            watching.cancel()
         log.info("the agent stops; its tasks run on")
 
 

@@ -140,6 +140,12 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             "With so many faults again within a day, a device is retired until an operator brings it back.",
             minimum=1,
         ),
+        Flag(
+            "hang-timeout",
+            FlagType.DURATION,
+            60_000,
+            "An agent that did not react to anything for so long is begun anew; its tasks run on. 0s: never.",
+        ),
         Flag("insecure", FlagType.BOOL, False, "Listen beyond loopback although there is no authentication yet."),
     )
 

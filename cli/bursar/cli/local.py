@@ -44,6 +44,7 @@ class LocalAgent:
     devices: str
     default_image: str = ""
     resources: str = ""
+    flags: tuple[str, ...] = ()
 
 
 class Interrupted(BaseException):
@@ -137,7 +138,7 @@ class LocalCluster:
             flags += ["--default-image", agent.default_image]
         if agent.resources:
             flags += ["--resources", agent.resources]
-        self._spawn(agent.hostname, "bursar.agent.main", flags)
+        self._spawn(agent.hostname, "bursar.agent.main", [*flags, *agent.flags])
 
     async def wait_for_agents(self, count: int) -> None:
         """Wait until so many agents are active. Raises Failure."""

@@ -433,3 +433,24 @@ async def test_a_task_runs_on_the_cpus_near_its_devices(bench: Any) -> None:
     assert (await bench.run(runtime, spec)).exit_code == 0
     await runtime.remove(spec.container_id)
     assert bench.output(spec).split() == ["Cpus_allowed_list:", str(one)]
+
+
+async def test_it_says_which_containers_run_and_what_they_use(bench: Any) -> None:
+    runtime = await bench.open()
+    if not hasattr(runtime, "usages"):
+        pytest.skip("the simulated runtime measures nothing")
+    spec = bench.spec("works", bench.script("while :; do :; done", SimulatedProgram(0)))
+    await runtime.start(spec)
+    assert await asyncio.to_thread(runtime.running) == {spec.container_id}
+
+    def used() -> Any:
+        return runtime.usages([spec.container_id, "nothing"]).get(spec.container_id, {})
+
+    while (await asyncio.to_thread(used)).get("cpu_ns", 0) < 10**8:
+        await asyncio.sleep(0.05)
+    figures = await asyncio.to_thread(used)
+    assert figures["mem_bytes"] > 0 and figures["pids"] >= 1
+    await runtime.kill(spec.container_id, 0)
+    while await asyncio.to_thread(runtime.running):
+        await asyncio.sleep(0.05)
+    assert await asyncio.to_thread(used) == {}

@@ -377,6 +377,10 @@ class DockerRuntime:
             stats_work(lambda: docker_sessions.usage_of(self._engine.usage(container_id)))
         ).open()
 
+    def running(self) -> set[ContainerId]:
+        """See `ContainerLister`."""
+        return {seen.container_id for seen in self._engine.containers() if seen.phase is Phase.RUNNING}
+
     def usages(self, container_ids: Iterable[ContainerId]) -> dict[ContainerId, dict[str, int]]:
         """See `UsageReader`."""
         found = {}

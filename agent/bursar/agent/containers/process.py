@@ -270,6 +270,14 @@ class ProcessRuntime:
         running.sessions.append(session)
         return session
 
+    def running(self) -> set[ContainerId]:
+        """See `ContainerLister`."""
+        found = set()
+        for container_id, one in list(self._running.items()):
+            if shim.shim_lives(one.record):
+                found.add(container_id)
+        return found
+
     def usages(self, container_ids: Iterable[ContainerId]) -> dict[ContainerId, dict[str, int]]:
         """See `UsageReader`: sums over the processes of each task's session; what ended meanwhile is not counted any more."""
         running = list(self._running.items())

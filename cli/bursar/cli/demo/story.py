@@ -10,12 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
+from bursar.cli.demo.failing import fail_a_gpu
 from bursar.cli.demo.observer import Observer
+from bursar.cli.demo.report import Report
 from bursar.cli.demo.setting import Setting, choose
 from bursar.cli.local import Interrupted, Interrupts, LocalAgent, LocalCluster, OwnedDirectory, remove_orphans
 from bursar.cli.output import write_table
@@ -30,44 +31,6 @@ TASKS = 16
 #: How long something must not happen for us to believe that it does not.
 QUIET_S = 1.5
 _TASK_SCRIPT = 'echo "begin $(date +%s) $CUDA_VISIBLE_DEVICES"; sleep 1; echo "end $(date +%s)"'
-
-
-@dataclass
-class Report:
-    """What was checked, as a table at the end."""
-
-    console: Console
-    rows: list[tuple[str, str, bool]] = field(default_factory=list)
-    _scene: str = ""
-
-    def scene(self, title: str) -> None:
-        """Begin a scene."""
-        self._scene = title
-        self.console.print(f"\n[bold]{len({row[0] for row in self.rows}) + 1}. {title}[/bold]")
-
-    def note(self, text: str) -> None:
-        """Say what is seen."""
-        self.console.print(f"   {text}", highlight=False)
-
-    def check(self, what: str, holds: bool) -> None:
-        """Remember whether something held."""
-        self.rows.append((self._scene, what, holds))
-        mark = "[green]ok[/green]" if holds else "[red]FAILED[/red]"
-        self.console.print(f"   {mark} {what}", highlight=False)
-
-    @property
-    def all_held(self) -> bool:
-        """Whether everything did."""
-        return bool(self.rows) and all(held for _, _, held in self.rows)
-
-    def write_summary(self) -> None:
-        """The table at the end."""
-        scenes = ["" if i and self.rows[i - 1][0] == row[0] else row[0] for i, row in enumerate(self.rows)]
-        rows = [
-            (scene, what, "held" if held else "DID NOT HOLD")
-            for scene, (_, what, held) in zip(scenes, self.rows, strict=True)
-        ]
-        write_table(("SCENE", "CHECKED", "RESULT"), rows)
 
 
 def main() -> int:
@@ -129,6 +92,7 @@ async def _play(report: Report, cluster: LocalCluster, setting: Setting) -> None
         await _filter(report, cluster, client, with_gpus, set(agents))
         await _reserve(report, cluster, client)
         await _tasks(report, cluster, client, setting)
+        await fail_a_gpu(report, cluster, client)
 
 
 async def _start(report: Report, cluster: LocalCluster, setting: Setting) -> None:
@@ -137,7 +101,9 @@ async def _start(report: Report, cluster: LocalCluster, setting: Setting) -> Non
     image = setting.image if setting.runtime == "docker" else ""
     agents = [
         LocalAgent("gpu-1", setting.runtime, setting.devices, image, resources="cpus:8"),
-        LocalAgent("gpu-2", setting.runtime, "simulated:4", image, resources="cpus:8"),
+        LocalAgent(
+            "gpu-2", setting.runtime, "simulated:4", image, resources="cpus:8", flags=("--device-cool-down", "500ms")
+        ),
         LocalAgent("cpu-1", setting.runtime, "none", image, resources="cpus:8"),
     ]
     for local in agents:
