@@ -10,6 +10,7 @@ import pytest
 
 from bursar.core.clock import Instant
 from bursar.core.machine import Persist, Stalled, TimePassed
+from bursar.runtime import driver as driver_module
 from bursar.runtime.driver import MAX_BATCH, STALL_MS, Driver
 
 
@@ -307,3 +308,28 @@ async def test_stop_commits_what_is_under_way() -> None:
     shell.disk.set()
     await asyncio.wait_for(running, 5)
     assert shell.journal == [["record of a!"], "a!", ["record of b!"], "b!"]
+
+
+async def test_who_reads_from_peers_pauses_while_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_module, "MAX_WAITING", 1000)
+    shell = Shell()
+    shell.disk.clear()
+    driver = shell.driver()
+    most = 0
+
+    async def flood() -> None:
+        nonlocal most
+        for number in range(5000):
+            await driver.room()
+            driver.post(f"{number}!")
+            most = max(most, len(driver._inbox))
+
+    flooding = [asyncio.create_task(flood()) for _ in range(3)]
+    running = asyncio.create_task(driver.run())
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in flooding), "the disk is slow"
+    shell.disk.set()
+    await asyncio.wait_for(asyncio.gather(*flooding), 10)
+    await finish(driver, running)
+    assert 1000 <= most <= 1002 and len(shell.machine.seen) == 15_000

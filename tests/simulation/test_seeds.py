@@ -43,7 +43,7 @@ def test_every_rule_is_judged() -> None:
     """Rules that no world ever comes near would prove nothing."""
     judged: set[str] = set()
     for seed in (0, 4, 15):
-        judged |= simulate(seed, 800).verdicts.keys()
+        judged |= simulate(seed, 2_500).verdicts.keys()
     assert judged >= {
         "one container per GPU",
         "one end per task",

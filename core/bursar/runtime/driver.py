@@ -20,6 +20,8 @@ from bursar.core.machine import Machine, Persist, Stalled, TimePassed
 
 #: Events stepped per batch: bounds how long a message waits behind its batch.
 MAX_BATCH = 512
+#: Events that may wait before who reads from peers pauses: half a second's work, so that a pause is nobody's silence.
+MAX_WAITING = 10_000
 #: The driver looks at the clock at least so often; a gap of `STALL_MS` means that the process did not run.
 LOOK_INTERVAL_S = 1.0
 STALL_MS = 2000
@@ -50,6 +52,7 @@ class Driver:
         self._stopping = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self._has_room = asyncio.Event()
         self._looked_ms = clock().monotonic_ms
         #: Events that had arrived when timers were found due, and go before them; None while none is due.
         self._before_timers: int | None = None
@@ -63,6 +66,12 @@ class Driver:
         self._inbox.append(event)
         self._idle.clear()
         self._wake.set()
+
+    async def room(self) -> None:
+        """Wait while very much waits already: who reads from a peer asks before it reads on, and so does flow control reach who floods."""
+        while len(self._inbox) >= MAX_WAITING:
+            self._has_room.clear()
+            await self._has_room.wait()
 
     def stop(self) -> None:
         """Let `run` return once the inbox is empty and everything is committed."""
@@ -145,6 +154,8 @@ class Driver:
         for _ in range(count):
             effects.extend(self.machine.step(self._inbox.popleft(), at))
         self.events_total += count
+        if len(self._inbox) < MAX_WAITING:
+            self._has_room.set()
         if self._timers_may_fire(at, count):
             effects.extend(self.machine.step(TimePassed(), at))
             self.events_total += 1

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 import pytest
+from prometheus_client import CollectorRegistry
 
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
@@ -32,6 +33,7 @@ from bursar.master.server.sessions import SessionRelays
 from bursar.runtime.codec import decode, unwrap, wrap
 from bursar.runtime.driver import Driver, now
 from bursar.runtime.rpc import CLIENT_OPTIONS, ERROR_METADATA_KEY, serve
+from bursar.runtime.rpc_metrics import RpcMetrics
 from bursar.v1 import (
     agent_service_pb2,
     agent_service_pb2_grpc,
@@ -143,7 +145,7 @@ class Served:
         self.events: list[Any] = []
         self.logs = LogRelays(self.hub)
         self.sessions = SessionRelays(self.hub)
-        self.server = _server(self.hub, self.logs, self.sessions)
+        self.server = _server(self.hub, self.logs, self.sessions, RpcMetrics(CollectorRegistry()))
         self.running: asyncio.Task[None] | None = None
         self._channels: list[grpc.aio.Channel] = []
         self.address = ""

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message_factory import GetMessageClass
 
 from bursar.core.errors import ErrorReason
 from bursar.core.messages.operator import KillTaskRequest
@@ -15,19 +16,23 @@ from bursar.master.server.operator_service import STREAMED, OperatorServicer
 from bursar.runtime.codec import encode, operator_types
 from bursar.v1 import operator_service_pb2 as pb
 
-METHODS = [method.name for method in pb.DESCRIPTOR.services_by_name["OperatorService"].methods]
+METHODS = {method.name: method for method in pb.DESCRIPTOR.services_by_name["OperatorService"].methods}
 
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_every_method_of_the_contract_is_served(master: Any, method: str) -> None:
     """An empty request is answered, or refused with a detail; it is never unknown to us."""
     call = getattr(master.operator, method)
-    request = getattr(pb, f"{method}Request")()
+    request = GetMessageClass(METHODS[method].input_type)()
     try:
         if method == "Watch":
             stream = call(request)
             await stream.initial_metadata()
             stream.cancel()
+        elif METHODS[method].client_streaming:
+            stream = call()
+            await stream.write(request)
+            assert await asyncio.wait_for(stream.read(), 10) is not grpc.aio.EOF
         elif method in STREAMED:
             assert await asyncio.wait_for(call(request).read(), 10) is not grpc.aio.EOF
         else:

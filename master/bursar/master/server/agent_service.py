@@ -54,6 +54,7 @@ class AgentServicer(agent_service_pb2_grpc.AgentServiceServicer):
                         ErrorReason.INVALID_ARGUMENT, "registered on this stream already", "open another stream"
                     )
                 )
+            await self._hub.room()
             self._hub.post(AgentSpoke(connection.connection_id, message))
 
     async def SendLog(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:

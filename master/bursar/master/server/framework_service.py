@@ -25,6 +25,7 @@ class FrameworkServicer(framework_service_pb2_grpc.FrameworkServiceServicer):
 
         async def read() -> None:
             async for request in requests:
+                await hub.room()
                 for message in request.calls:
                     call = unwrap("FrameworkCall", message)
                     if call is not None:

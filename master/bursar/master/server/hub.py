@@ -56,6 +56,11 @@ class Hub:
         assert self.driver is not None
         self.driver.post(event)
 
+    async def room(self) -> None:
+        """Wait while the machine has very much to do: before reading on from a peer."""
+        assert self.driver is not None
+        await self.driver.room()
+
     def connect(self) -> Connection:
         """Open a stream for the handler that calls this."""
         self._sequence += 1
