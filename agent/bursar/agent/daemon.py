@@ -15,6 +15,7 @@ from typing import Any
 
 from bursar.agent.checkpoint import Checkpoint
 from bursar.agent.compare import Comparison
+from bursar.agent.containers.fetcher import DEFAULT_CACHE_BYTES, Fetcher
 from bursar.agent.containers.runtime import (
     ContainerExit,
     ContainerId,
@@ -71,6 +72,7 @@ from bursar.agent.sessions_service import SessionServer
 from bursar.agent.tasks import container_of
 from bursar.agent.usage import UsageMeter
 from bursar.agent.watchdog import notify
+from bursar.agent.tasks import TaskKey, container_of
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device, DeviceHealth
 from bursar.core.errors import BursarError, InvalidText
@@ -78,7 +80,7 @@ from bursar.core.ids import DeviceUuid
 from bursar.core.lives import CheckStatus
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.resources import ReservedResources
-from bursar.core.tasks import StatusReason
+from bursar.core.tasks import AssignedTask, StatusReason
 from bursar.runtime.driver import Driver
 from bursar.runtime.telemetry import logger
 
@@ -173,6 +175,7 @@ class AgentDaemon:
         volumes: VolumeRules | None = None,
         health: HealthRules | None = None,
         bindings: DeviceBindings | None = None,
+        fetch_cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
         self._work_dir = work_dir
         self._checkpoint = checkpoint
@@ -183,7 +186,8 @@ class AgentDaemon:
         self._ballast = Ballast(work_dir.path)
         self._bindings = bindings or DeviceBindings(info.agent_id, ())
         rules = volumes or VolumeRules(work_dir.volumes)
-        self._launcher = Launcher(runtime, devices.driver, rules, work_dir, self._bindings)
+        fetcher = Fetcher(work_dir.fetched, rules.roots, fetch_cache_bytes)
+        self._launcher = Launcher(runtime, devices.driver, rules, work_dir, self._bindings, fetcher, self._is_unwanted)
         self._log = logger()
         self.machine = AgentMachine(AgentConfig(info, default_image, health=health or HealthRules()), checkpoint.load())
         self.driver = Driver(self.machine, commit=self._commit, perform=self._perform)
@@ -230,6 +234,7 @@ class AgentDaemon:
             await asyncio.gather(*others, return_exceptions=True)
             await self._log_sender.close()
             await self._session_server.close()
+            self._launcher.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_TIMEOUT_S):
                     while self._starts:
@@ -417,6 +422,11 @@ class AgentDaemon:
         except Exception as error:  # noqa: BLE001 - a look that could not be made has failed
             self._log.warning("a check cannot be made", container=effect.container_id, reason=str(error))
         self.driver.post(ContainerProbed(effect.container_id, effect.kind, status))
+
+    def _is_unwanted(self, task: AssignedTask) -> bool:
+        """Whether a task that is being launched was killed meanwhile; asked from threads."""
+        record = self.machine.state.tasks.get(TaskKey(task.framework_id, task.spec.task_id))
+        return record is None or record.kill is not None
 
     async def _pull(self, effect: PullImage) -> None:
         """Have an image: minutes, perhaps; the machine knows that the task holds nothing meanwhile."""

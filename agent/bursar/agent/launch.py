@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bursar.agent.containers.logs import log_files
+from bursar.agent.containers.fetcher import Fetcher
 from bursar.agent.containers.runtime import ContainerRuntime, ContainerSpec, Decoration, Mount
 from bursar.agent.containers.volumes import VolumeRules
 from bursar.agent.cpusets import near_cpus
@@ -25,7 +26,7 @@ from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
 from bursar.core.resources import CPUS, MEM, sum_resources
 from bursar.core.surroundings import ContainerSettings
-from bursar.core.tasks import memory_environment, memory_plan
+from bursar.core.tasks import AssignedTask, memory_environment, memory_plan
 from bursar.runtime.telemetry import logger
 
 
@@ -59,16 +60,22 @@ class Launcher:
         volumes: VolumeRules,
         work_dir: WorkDir,
         bindings: DeviceBindings | None = None,
+        fetcher: Fetcher | None = None,
+        unwanted: Callable[[AssignedTask], bool] = lambda task: False,
     ) -> None:
+        """`unwanted`: whether a task that is being launched is to end already; a long fetch asks it."""
         self._runtime = runtime
         self._driver = driver
         self._volumes = volumes
         self._work_dir = work_dir
         self._bindings = bindings
+        self._fetcher = fetcher or Fetcher(work_dir.fetched, volumes.roots)
+        self._unwanted = unwanted
         #: In order. Named volumes stay: they are kept from the first naming on, whatever becomes of the task.
         self.steps: list[Step] = [
             Step("volumes", self._find_volumes),
             Step("sandbox", self._make_sandbox, self._remove_sandbox),
+            Step("files", self._fetch_files),
             Step("devices", self._add_devices),
             Step("claim", self._claim_devices, self._free_devices),
             Step("container", self._start_container),
@@ -118,6 +125,17 @@ class Launcher:
         if any(file.run_began_at() for file in log_files(draft.sandbox)):
             return  # an earlier run of the task has printed into it
         await asyncio.to_thread(self._work_dir.remove_sandbox, draft.effect.container_id)
+
+    async def _fetch_files(self, draft: Draft) -> None:
+        """What is left of a fetch that fails goes with the sandbox."""
+        task = draft.effect.task
+        if task.spec.fetch:
+            owner = task.spec.container.owner if task.spec.container else None
+            await self._fetcher.fetch_all(task.spec.fetch, draft.sandbox, owner, lambda: self._unwanted(task))
+
+    def close(self) -> None:
+        """Give up what takes long."""
+        self._fetcher.close()
 
     async def _add_devices(self, draft: Draft) -> None:
         """What the drivers add; a driver in a process of its own is asked on a thread."""

@@ -38,8 +38,8 @@ from bursar.core.memory.agents import plan_agent
 from bursar.core.memory.pools import format_bytes
 from bursar.core.memory.text import parse_pools_text
 from bursar.core.messages.agent import AgentInfo
-from bursar.core.resources import GPUS
-from bursar.core.text import parse_attributes
+from bursar.core.resources import GPUS, MEM
+from bursar.core.text import parse_amount, parse_attributes
 from bursar.runtime.settings import Settings, fail
 from bursar.runtime.telemetry import configure_logging, logger, reachable_at, serve_metrics
 
@@ -153,6 +153,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         metrics=metrics,
         volumes=_volume_rules(settings, work_dir),
         bindings=DeviceBindings(agent_id, shared_directories()),
+        fetch_cache_bytes=parse_amount(MEM, settings.text("fetch-cache")),
         health=HealthRules(
             cool_down_ms=settings.number("device-cool-down"), relapses=settings.number("device-relapses")
         ),

@@ -12,7 +12,8 @@ from bursar.agent.devices.shares import parse_shares
 from bursar.core.errors import BursarError
 from bursar.core.flags import Flag, FlagType, FlagValue
 from bursar.core.memory.text import parse_pools_text
-from bursar.core.text import parse_attributes, parse_resources
+from bursar.core.resources import MEM
+from bursar.core.text import parse_amount, parse_attributes, parse_resources
 from bursar.runtime.rpc import split_address
 from bursar.runtime.settings import Settings, load
 
@@ -127,6 +128,14 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             problem=_shared_folders,
         ),
         Flag(
+            "fetch-cache",
+            FlagType.TEXT,
+            "2GiB",
+            "For files that tasks fetch by a checksum, kept for other tasks; 0 keeps none.",
+            metavar="SIZE",
+            problem=_size,
+        ),
+        Flag(
             "device-cool-down",
             FlagType.DURATION,
             60_000,
@@ -202,6 +211,14 @@ def _volume_roots(value: FlagValue) -> str | None:
     assert isinstance(value, tuple)
     try:
         parse_volume_roots(value)
+    except BursarError as error:
+        return str(error)
+    return None
+
+
+def _size(value: FlagValue) -> str | None:
+    try:
+        parse_amount(MEM, str(value))
     except BursarError as error:
         return str(error)
     return None

@@ -39,6 +39,11 @@ class WorkDir:
         return self.path / "volumes"
 
     @property
+    def fetched(self) -> Path:
+        """Files that tasks have fetched, by their checksums."""
+        return self.path / "fetched"
+
+    @property
     def simulated_faults(self) -> Path:
         """Where faults of simulated devices are ordered."""
         return self.path / "simulated-faults"

@@ -111,6 +111,7 @@ def run(
             container=surroundings.container,
             volumes=surroundings.volumes,
             secrets=surroundings.secrets,
+            fetch=surroundings.fetch,
             max_run_ms=life.max_run_ms,
             kill_grace_ms=life.kill_grace_ms,
             check=life.check,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from bursar.cli.options import TextType
+from bursar.core.fetching import parse_fetch
 from bursar.core.resources import MEM
 from bursar.core.surroundings import ContainerSettings, parse_volume
 from bursar.core.text import parse_amount
@@ -18,6 +19,7 @@ from bursar.core.text import parse_amount
 F = TypeVar("F", bound=Callable[..., Any])
 
 _BYTES = TextType("bytes", lambda text: parse_amount(MEM, text))
+_FETCH = TextType("uri", lambda text: (parse_fetch(text), text)[1])
 _VOLUME = TextType("volume", lambda text: (parse_volume(text), text)[1])
 
 
@@ -29,6 +31,7 @@ class Surroundings:
     container: ContainerSettings | None
     volumes: tuple[str, ...]
     secrets: dict[str, str]
+    fetch: tuple[str, ...] = ()
 
 
 def _read_secrets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -70,11 +73,12 @@ def surroundings_options(command: F) -> F:
         drop_capabilities: tuple[str, ...],
         volumes: tuple[str, ...],
         secrets: dict[str, str],
+        fetch: tuple[str, ...],
         **rest: Any,
     ) -> Any:
         settings = ContainerSettings(shm, pids, io_read, io_write, user, drop_capabilities)
         container = None if settings == ContainerSettings() else settings
-        return command(*args, surroundings=Surroundings(container, volumes, secrets), **rest)
+        return command(*args, surroundings=Surroundings(container, volumes, secrets, fetch), **rest)
 
     options = [
         click.option("--shm", type=_BYTES, default=0, help="Size of /dev/shm, a part of --mem.  [64MiB]"),
@@ -104,6 +108,14 @@ def surroundings_options(command: F) -> F:
             callback=_read_secrets,
             metavar="NAME[=@FILE]",
             help="As --env, from your environment or a file, and shown to nobody; repeatable.",
+        ),
+        click.option(
+            "--fetch",
+            "fetch",
+            type=_FETCH,
+            multiple=True,
+            metavar="[PATH=]URI[#sha256=HEX]",
+            help="Bring this file into the sandbox first: http, https, or file from the agent's volume roots; repeatable.",
         ),
     ]
     result: Any = gathered

@@ -8,6 +8,7 @@ from enum import IntEnum
 
 from bursar.core.device_names import device_kind
 from bursar.core.errors import InvalidText
+from bursar.core.fetching import Fetch, fetches_problem
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId, id_problem
 from bursar.core.lives import (
     Check,
@@ -112,6 +113,7 @@ class StatusReason(IntEnum):
     RESTARTING = 27
     RESTARTED = 28
     VOLUME_REFUSED = 30
+    FETCH_FAILED = 31
     DEVICE_FAILED = 35
     DEVICE_CORDONED = 36
 
@@ -149,6 +151,7 @@ class TaskSpec:
     check: Check | None = None
     health_check: HealthCheck | None = None
     restart: RestartPolicy | None = None
+    fetch: tuple[Fetch, ...] = ()
 
     def without_secrets(self) -> TaskSpec:
         """The same with the values of secret variables empty: for everybody but the task."""
@@ -263,6 +266,8 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
     if spec.container is not None and (problem_at := settings_problem(spec.container, request.scalars.get(MEM, 0))):
         return f"container.{problem_at[0]}", problem_at[1]
     if spec.volumes and (problem_at := volumes_problem(spec.volumes)):
+        return problem_at
+    if spec.fetch and (problem_at := fetches_problem(spec.fetch)):
         return problem_at
     return _memory_problem(spec)
 

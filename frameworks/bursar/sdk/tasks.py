@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
+from bursar.core.fetching import parse_fetch
 from bursar.core.ids import AgentId, TaskId
 from bursar.core.lives import Check, CheckStatus, HealthCheck, RestartPolicy
 from bursar.core.memory.tasks import plan_task
@@ -143,6 +144,8 @@ class Task:
     check: Check | None = None
     #: Ends it when it fails too often; `Status.healthy` says how it is.
     health_check: HealthCheck | None = None
+    #: Files brought into the sandbox before it starts: `[PATH=]URI[#sha256=HEX]`, by http, https, or file from the agent's volume roots.
+    fetch: Sequence[str] = ()
     #: The author's own; Bursar does not look at it.
     data: Any = None
     #: Unique among all tasks that the framework ever had; made by the SDK, anew for each launch, where it is left empty.
@@ -167,6 +170,7 @@ class Task:
             self.request = replace(self.request, scalars={**self.request.scalars, MEM: mem_bytes})
         #: The volumes, read.
         self.parsed_volumes: tuple[Volume, ...] = tuple(parse_volume(text) for text in self.volumes)
+        self._fetch = tuple(parse_fetch(text) for text in self.fetch)
         problem = spec_problem(self._spec(self.id or "unnamed"))
         if problem is not None:
             raise InvalidText(
@@ -202,4 +206,5 @@ class Task:
             check=self.check,
             health_check=self.health_check,
             restart=self.restart,
+            fetch=self._fetch,
         )
