@@ -1,4 +1,4 @@
-"""Files fetched before a task starts, from the command line to the task, on plain processes and in Docker."""
+"""Sandboxes from the command line to the task, on plain processes and in Docker: what is fetched into them, and how full they may be."""
 
 from __future__ import annotations
 
@@ -78,3 +78,22 @@ def test_a_fetch_that_fails_fails_the_launch_and_leaves_nothing(machine: Any, ur
     machine.until(lambda: not list((machine.where / "node/sandboxes").iterdir()), "no sandbox is left")
     done = machine.bursar("run", "--fetch", "../x=http://h/a", "--", "true")
     assert done.code == 2 and "not one below the sandbox" in " ".join(done.stderr.split()), done
+
+
+def test_who_fills_its_disk_is_ended_and_the_others_are_not(machine: Any) -> None:
+    other = machine.start(
+        "run", "--disk", "20MiB", "--", "sh", "-c", "echo runs; while [ ! -e $BURSAR_SANDBOX/go ]; do sleep 0.1; done"
+    )
+    other.until_stdout("runs")
+    script = (
+        "cd $BURSAR_SANDBOX; while :; do dd if=/dev/zero of=part$((i=i+1)) bs=1M count=5 2>/dev/null; sleep 0.2; done"
+    )
+    done = machine.bursar("run", "--disk", "8MiB", "--", "sh", "-c", script)
+    assert done.code != 0 and "disk limit" in done.stderr, done
+    assert "more than the 8MiB of disk that it asked for" in done.stderr and "--disk" in done.stderr, done
+    (ended,) = [task for task in machine.ls("task", "-a") if task["state"] == "FAILED"]
+    assert ended["reason"] == "DISK_LIMIT"
+    assert other.alive
+    (task,) = machine.ls("task")
+    machine.bursar("task", "exec", task["task_id"], "--", "sh", "-c", "touch $BURSAR_SANDBOX/go")
+    assert other.finish().code == 0

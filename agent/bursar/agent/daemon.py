@@ -61,6 +61,7 @@ from bursar.agent.events import (
     DevicesSignalled,
     ImageMissed,
     ImagePulled,
+    SandboxOverfilled,
 )
 from bursar.agent.launch import Launcher
 from bursar.agent.logs_service import LogSender
@@ -68,19 +69,19 @@ from bursar.agent.machine import AgentConfig, AgentMachine
 from bursar.agent.master_client import MasterClient
 from bursar.agent.metrics import AgentMetrics
 from bursar.agent.resources import HostResources, ResolvedResources, resolve_resources
+from bursar.agent.scratch import LOOK_S, bytes_below
 from bursar.agent.sessions_service import SessionServer
-from bursar.agent.tasks import container_of
+from bursar.agent.tasks import TaskKey, container_of
 from bursar.agent.usage import UsageMeter
 from bursar.agent.watchdog import notify
-from bursar.agent.tasks import TaskKey, container_of
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device, DeviceHealth
 from bursar.core.errors import BursarError, InvalidText
 from bursar.core.ids import DeviceUuid
 from bursar.core.lives import CheckStatus
 from bursar.core.messages.agent import AgentInfo
-from bursar.core.resources import ReservedResources
-from bursar.core.tasks import AssignedTask, StatusReason
+from bursar.core.resources import DISK, ReservedResources, sum_resources
+from bursar.core.tasks import AssignedTask, StatusReason, TaskState
 from bursar.runtime.driver import Driver
 from bursar.runtime.telemetry import logger
 
@@ -223,6 +224,7 @@ class AgentDaemon:
             others.append(asyncio.create_task(self._comparison.run()))
             if self.machine.info.metrics_address:
                 others.append(asyncio.create_task(self._meter.run()))
+            others += [asyncio.create_task(self._watch_sandboxes())]
             others += [asyncio.create_task(self._watch_health(one)) for one in health_watchers(self._devices.driver)]
             await asyncio.wait({driving, *others}, return_when=asyncio.FIRST_COMPLETED)
             for task in (driving, *others[1:]):
@@ -275,6 +277,20 @@ class AgentDaemon:
         state, agent_id = self.machine.state, self.machine.info.agent_id
         kept = [*state.tasks, *(key for key, task in state.finished.items() if task.sandbox)]
         return {container_of(agent_id, key) for key in kept} | self._containers.keys()
+
+    async def _watch_sandboxes(self) -> None:
+        """End tasks that write more than they asked for; those that asked for no disk are bounded by the machine's alone."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            state, agent_id = self.machine.state, self.machine.info.agent_id
+            running = [record for record in state.tasks.values() if record.state is TaskState.RUNNING]
+            for record in running:
+                granted = sum_resources(part.resources for part in record.task.resources).scalars.get(DISK, 0)
+                if granted > 0:
+                    container_id = container_of(agent_id, record.key)
+                    used = await asyncio.to_thread(bytes_below, self._work_dir.sandbox(container_id), granted)
+                    if used > granted:
+                        self.driver.post(SandboxOverfilled(container_id))
 
     async def _watch_devices(self) -> None:
         while True:

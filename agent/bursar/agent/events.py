@@ -131,6 +131,13 @@ class DeviceProbed:
     problem: str
 
 
+@dataclass(frozen=True, slots=True)
+class SandboxOverfilled:
+    """A running task occupies more of its sandbox than the disk that it was granted."""
+
+    container_id: ContainerId
+
+
 AgentEvent = (
     ContainersRecovered
     | MasterConnected
@@ -146,6 +153,7 @@ AgentEvent = (
     | DevicesSignalled
     | ContainersCompared
     | DeviceProbed
+    | SandboxOverfilled
     | TimePassed
     | Stalled
 )
@@ -166,6 +174,7 @@ __all__ = [
     "MasterConnected",
     "MasterDisconnected",
     "MasterMessageReceived",
+    "SandboxOverfilled",
     "Stalled",
     "TimePassed",
 ]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bursar.agent.containers.logs import log_files
 from bursar.agent.containers.fetcher import Fetcher
+from bursar.agent.containers.logs import log_files
 from bursar.agent.containers.runtime import ContainerRuntime, ContainerSpec, Decoration, Mount
 from bursar.agent.containers.volumes import VolumeRules
 from bursar.agent.cpusets import near_cpus

@@ -224,6 +224,12 @@ class Lives:
         """It has run for as long as it may (TSK-10)."""
         self._kill_here(key, StatusReason.MAX_RUN_TIME, "it has run for as long as it may")
 
+    def sandbox_overfilled(self, container_id: ContainerId) -> None:
+        """It has written more than it asked for."""
+        key = self._books.live.get(container_id)
+        if key is not None:
+            self._kill_here(key, StatusReason.DISK_LIMIT, "its sandbox holds more than the disk that it asked for")
+
     def _kill_here(self, key: TaskKey, reason: StatusReason, message: str) -> None:
         """The agent itself wants the end of a running task, and will say why when it has come."""
         record = self._books.state.tasks[key]

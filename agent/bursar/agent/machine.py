@@ -35,6 +35,7 @@ from bursar.agent.events import (
     MasterConnected,
     MasterDisconnected,
     MasterMessageReceived,
+    SandboxOverfilled,
 )
 from bursar.agent.lives import Lives
 from bursar.agent.reporting import Reporting
@@ -86,6 +87,8 @@ class AgentMachine:
                 self.lives.exited(container_id, exit)
             case ContainerProbed(container_id, kind, status):
                 self.lives.checkups.seen(container_id, kind, status)
+            case SandboxOverfilled(container_id):
+                self.lives.sandbox_overfilled(container_id)
             case ImageMissed(container_id):
                 self.lives.image_missed(container_id)
             case ImagePulled(container_id):

@@ -12,7 +12,9 @@ from bursar.agent.devices.health import is_lost
 from bursar.core.devices import Device, DeviceHealth
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
 from bursar.core.lives import CheckStatus
+from bursar.core.memory.pools import format_bytes
 from bursar.core.messages.agent import KillTask
+from bursar.core.resources import DISK, sum_resources
 from bursar.core.surroundings import process_problem
 from bursar.core.tasks import (
     DEFAULT_KILL_GRACE_MS,
@@ -210,6 +212,10 @@ def _end_of_killed(record: TaskRecord, kill: KillTask, message: str, exit_code: 
         return Verdict(TaskState.FAILED, kill.reason, message, exit_code)
     if record.kill_message:
         message = f"{record.kill_message} ({message})"
+    if kill.reason is StatusReason.DISK_LIMIT:
+        granted = format_bytes(sum_resources(part.resources for part in record.task.resources).scalars.get(DISK, 0))
+        message = f"its sandbox held more than the {granted} of disk that it asked for, so it was ended ({message}); ask for more (--disk), or write less"
+        return Verdict(TaskState.FAILED, kill.reason, message, exit_code)
     return Verdict(TaskState.KILLED, kill.reason, message, exit_code)
 
 

@@ -112,6 +112,7 @@ def run(
             volumes=surroundings.volumes,
             secrets=surroundings.secrets,
             fetch=surroundings.fetch,
+            disk=surroundings.disk or 0,
             max_run_ms=life.max_run_ms,
             kill_grace_ms=life.kill_grace_ms,
             check=life.check,

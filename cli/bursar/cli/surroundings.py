@@ -12,7 +12,7 @@ import click
 
 from bursar.cli.options import TextType
 from bursar.core.fetching import parse_fetch
-from bursar.core.resources import MEM
+from bursar.core.resources import DISK, MEM
 from bursar.core.surroundings import ContainerSettings, parse_volume
 from bursar.core.text import parse_amount
 
@@ -20,6 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _BYTES = TextType("bytes", lambda text: parse_amount(MEM, text))
 _FETCH = TextType("uri", lambda text: (parse_fetch(text), text)[1])
+_DISK = TextType("bytes", lambda text: text and (parse_amount(DISK, text), text)[1])
 _VOLUME = TextType("volume", lambda text: (parse_volume(text), text)[1])
 
 
@@ -32,6 +33,7 @@ class Surroundings:
     volumes: tuple[str, ...]
     secrets: dict[str, str]
     fetch: tuple[str, ...] = ()
+    disk: str = ""
 
 
 def _read_secrets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -74,14 +76,16 @@ def surroundings_options(command: F) -> F:
         volumes: tuple[str, ...],
         secrets: dict[str, str],
         fetch: tuple[str, ...],
+        disk: str,
         **rest: Any,
     ) -> Any:
         settings = ContainerSettings(shm, pids, io_read, io_write, user, drop_capabilities)
         container = None if settings == ContainerSettings() else settings
-        return command(*args, surroundings=Surroundings(container, volumes, secrets, fetch), **rest)
+        return command(*args, surroundings=Surroundings(container, volumes, secrets, fetch, disk), **rest)
 
     options = [
         click.option("--shm", type=_BYTES, default=0, help="Size of /dev/shm, a part of --mem.  [64MiB]"),
+        click.option("--disk", type=_DISK, default="", help="For its sandbox; who writes more is ended.  [no bound]"),
         click.option("--pids", type=click.IntRange(0), default=0, help="Processes and threads at once.  [4096]"),
         click.option("--io-read", type=_BYTES, default=0, help="From the disk of the sandbox, per second."),
         click.option("--io-write", type=_BYTES, default=0, help="To the disk of the sandbox, per second."),

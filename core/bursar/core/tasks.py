@@ -114,6 +114,7 @@ class StatusReason(IntEnum):
     RESTARTED = 28
     VOLUME_REFUSED = 30
     FETCH_FAILED = 31
+    DISK_LIMIT = 32
     DEVICE_FAILED = 35
     DEVICE_CORDONED = 36
 
