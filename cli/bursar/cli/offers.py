@@ -15,6 +15,7 @@ LISTING = out.Listing(
         "ROLE": lambda view: view.offer.role,
         "HOSTNAME": lambda view: view.hostname,
         "RESOURCES": lambda view: out.reserved(view.offer.resources),
+        "REVOCABLE": lambda view: "yes" if view.offer.revocable else "-",
         "SINCE": lambda view: out.moment(view.created_at_ms),
     },
     name=lambda view: view.offer.offer_id,

@@ -41,6 +41,8 @@ LISTING = out.Listing(
     details={
         "PRINCIPAL": lambda view: view.stack[-1].principal if view.stack else "",
         "ROLES NOW": lambda view: ",".join(view.covered_roles) or "-",
+        "LENT": lambda view: "while idle" if view.lend else "-",
+        "ON LOAN": lambda view: out.resources(view.on_loan),
     },
 )
 
@@ -136,6 +138,7 @@ def _print(response: Any, one: bool, dry_run: bool, verb: str, output: str) -> N
     metavar="EXPR",
     help="Take it from what is reserved to this role or expression, not from what is unreserved.",
 )
+@click.option("--lend", is_flag=True, help="Lend it to others while it is idle.")
 @_what
 def reserve(
     role: str,
@@ -149,6 +152,7 @@ def reserve(
     labels: dict[str, str],
     force: bool,
     source: str,
+    lend: bool,
     dry_run: bool,
     output: str,
 ) -> None:
@@ -163,7 +167,16 @@ def reserve(
     asked = _asked(resources, gpus, cpus, mem)
     response = ask(
         lambda client: client.reserve_where(
-            roles, asked, where, role=role, agent=agent, source=source, labels=labels, force=force, dry_run=dry_run
+            roles,
+            asked,
+            where,
+            role=role,
+            agent=agent,
+            source=source,
+            labels=labels,
+            force=force,
+            dry_run=dry_run,
+            lend=lend,
         )
     )
     _print(response, bool(agent), dry_run, "reserved", output)
@@ -211,3 +224,34 @@ def list_reservations(wide: bool, output: str) -> None:
     """List all reservations and their devices."""
     listing = replace(LISTING, columns=LISTING.columns | LISTING.details) if wide else LISTING
     out.print_list(ask(lambda client: client.reservations()), listing, output)
+
+
+@reservation.command("lend")
+@click.option("--role", type=RESERVABLE_ROLE, default="", help="What is reserved to this role.")
+@click.option("--roles", type=ROLES, default="", metavar="EXPR", help="Instead, to this role expression.")
+@click.option("--agent", default="", help="An id, prefix or hostname.  [all]")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=_read_labels,
+    metavar="NAME=VALUE",
+    help="Repeatable; only what is reserved under these.",
+)
+@click.option("--withdraw", is_flag=True, help="Lend it no longer: offers are rescinded, tasks get a notice.")
+@output_option
+@master_option
+def lend_reservations(role: str, roles: str, agent: str, labels: dict[str, str], withdraw: bool, output: str) -> None:
+    """Lend what is idle of reservations to others, as revocable, until whoever it is kept for wants it.
+
+    Only frameworks with the capability REVOCABLE_RESOURCES are offered it. Their tasks get a notice, and are killed after
+    --preemption-notice (a flag of the master).
+    """
+    _check_holder(role, roles)
+    response = ask(
+        lambda client: client.lend_reservations(role=role, roles=roles, agent=agent, labels=labels, withdraw=withdraw)
+    )
+    listing = replace(LISTING, columns=LISTING.columns | LISTING.details)
+    out.print_list(response.reservations, listing, output)
+    if withdraw:
+        say(f"{response.rescinded_offers} offer(s) rescinded, {response.preempted_tasks} task(s) given notice")

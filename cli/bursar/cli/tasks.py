@@ -42,6 +42,8 @@ LISTING = out.Listing(
         ),
         "AGENT": lambda task: task.agent_id,
         "LABELS": lambda task: out.labels(task.spec.labels),
+        "REVOCABLE": lambda task: "yes" if task.revocable else "",
+        "WANTED BACK": lambda task: out.moment(task.preempt_at_ms) if task.preempt_at_ms else "",
         "LAUNCHED": lambda task: out.moment(task.launched_at_ms),
         "ENDED": lambda task: out.moment(task.ended_at_ms),
     },

@@ -117,6 +117,7 @@ class StatusReason(IntEnum):
     DISK_LIMIT = 32
     DEVICE_FAILED = 35
     DEVICE_CORDONED = 36
+    REVOKED = 45
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,8 @@ class AssignedTask:
     spec: TaskSpec
     resources: tuple[ReservedResources, ...]
     launched_at_ms: int = 0
+    #: It runs on what is lent, and may be ended after a notice.
+    revocable: bool = False
 
     @property
     def device_uuids(self) -> tuple[DeviceUuid, ...]:

@@ -103,6 +103,15 @@ class DeliverAgentFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliverPreemption:
+    """Tell the author that a task will be ended, and when."""
+
+    task_id: TaskId
+    kill_in_ms: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeliverUpdated:
     """Tell the author that the master knows what was changed, or why it will not have it; `info` holds now."""
 
@@ -148,6 +157,7 @@ Effect = (
     | DeliverLaunched
     | DeliverRefusal
     | DeliverAgentFailure
+    | DeliverPreemption
     | DeliverUpdated
     | DeliverBundle
     | DeliverGangEnded

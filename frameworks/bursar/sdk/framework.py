@@ -111,6 +111,12 @@ class Framework:
     def on_updated(self, error: ErrorDetail | None) -> None:
         """Hear that the master knows what `update` changed; with an error, that it is as it was before."""
 
+    def on_preempted(self, task: Task, seconds: float, reason: str) -> None:
+        """Hear that what a task runs on was lent and is wanted back: it is killed in so many seconds. May be told again.
+
+        Only for those with the capability `REVOCABLE_RESOURCES`. Let the task save its work and end, or launch it again elsewhere.
+        """
+
     def on_agent_failure(self, agent_id: str, message: str) -> None:
         """Hear that an agent left; its tasks have statuses of their own."""
 

@@ -29,6 +29,7 @@ from bursar.core.messages.framework import (
     LookupResults,
     MasterHeartbeat,
     Offers,
+    PreemptionNotice,
     Reconcile,
     Rescind,
     Restart,
@@ -435,6 +436,8 @@ class SessionMachine:
                 self._out.append(effects.DeliverRescind(offer_ids, reason))
             case AgentFailure(agent_id, message):
                 self._out.append(effects.DeliverAgentFailure(agent_id, message))
+            case PreemptionNotice(preemptions, reason):
+                self._out += [effects.DeliverPreemption(one.task_id, one.kill_in_ms, reason) for one in preemptions]
             case MasterHeartbeat():
                 pass
 

@@ -46,6 +46,8 @@ class Offer:
         self.id = str(offer.offer_id)
         #: In which of the framework's roles.
         self.role = offer.role
+        #: It contains what is lent: its tasks may be ended after a notice (`Framework.on_preempted`).
+        self.revocable = offer.revocable
         self.agent_id = str(offer.agent_id)
         self.hostname = description.hostname
         #: name → text or number.

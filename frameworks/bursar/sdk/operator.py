@@ -186,6 +186,7 @@ class OperatorClient:
         labels: Mapping[str, str] | None = None,
         force: bool = False,
         dry_run: bool = False,
+        lend: bool = False,
     ) -> operator_service_pb2.ReserveResourcesResponse:
         """Keep resources for whom a role expression covers, on the agents and devices that the master picks among those that
         predicates (`gpu.model=H100,rack=r1`) are true of: all that is asked for, or nothing. `dry_run`: only say which. `role`: a plain role, with empty `roles`.
@@ -201,8 +202,26 @@ class OperatorClient:
             source=source,
             where=where,
             dry_run=dry_run,
+            lend=lend,
         )
         return await self._call("ReserveResources", request)  # type: ignore[no-any-return]
+
+    async def lend_reservations(
+        self,
+        *,
+        role: str = "",
+        roles: str = "",
+        agent: str = "",
+        labels: Mapping[str, str] | None = None,
+        withdraw: bool = False,
+    ) -> operator_service_pb2.LendReservationsResponse:
+        """Lend to others what is idle of a holder's reservations, static ones too, on one agent or on all. `withdraw`: lend it no
+        longer; offers are rescinded at once, and tasks get a notice.
+        """
+        request = operator_service_pb2.LendReservationsRequest(
+            request_id=_fresh_id(), agent=agent, role=role, roles=roles, labels=labels or {}, withdraw=withdraw
+        )
+        return await self._call("LendReservations", request)  # type: ignore[no-any-return]
 
     async def unreserve_where(
         self,

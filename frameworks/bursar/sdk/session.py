@@ -326,6 +326,9 @@ class FrameworkSession:
                 framework.capabilities, framework.labels = frozenset(info.capabilities), info.labels
                 framework.failover_timeout, framework.webui_url = info.failover_timeout_ms / 1000, info.webui_url
                 framework.on_updated(error)
+            case effects.DeliverPreemption(task_id, kill_in_ms, reason):
+                if task_id in self._tasks:
+                    framework.on_preempted(self._tasks[task_id], kill_in_ms / 1000, reason)
             case effects.DeliverAgentFailure(agent_id, message):
                 framework.on_agent_failure(agent_id, message)
             case effects.OpenStream(connection, address):

@@ -105,6 +105,13 @@ MASTER_FLAGS: tuple[Flag, ...] = (
         minimum=1000,
     ),
     Flag(
+        "preemption-notice",
+        FlagType.DURATION,
+        30_000,
+        "Time between the notice to a task that what it runs on is wanted back, and its end.",
+        runtime_settable=True,
+    ),
+    Flag(
         "agent-ping-timeout",
         FlagType.DURATION,
         15_000,

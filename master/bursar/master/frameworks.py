@@ -22,6 +22,7 @@ from bursar.master.allocator.constraints import settings_by_role, settings_probl
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
 from bursar.master.bundles import forget_gangs_of
 from bursar.master.effects import SendToFramework
+from bursar.master.lending import repeat_notices
 from bursar.master.offers import end_offers, rescind, rescind_forbidden
 from bursar.master.records import CallDone, FailoverDeadlineRecorded, FrameworkRecorded, FrameworkRemoved
 from bursar.master.state import Cluster, Framework, Turn
@@ -70,6 +71,7 @@ def subscribe(cluster: Cluster, turn: Turn, connection: ConnectionId, call: Subs
         framework, Subscribed(framework.framework_id, cluster.cluster_id, cluster.term, HEARTBEAT_INTERVAL_MS)
     )
     resend_unacknowledged(cluster, turn, framework)
+    repeat_notices(cluster, turn, framework)
     set_demand(cluster, framework, call.demand)
     _activate(cluster, framework)
     heard(cluster, turn, framework)
@@ -285,6 +287,8 @@ def suppress(cluster: Cluster, turn: Turn, framework: Framework, roles: tuple[st
     """No new offers for these roles; outstanding ones stay valid (OFF-8). Roles that it does not have are ignored."""
     framework.suppressed |= set(roles or framework.info.roles) & set(framework.info.roles)
     _activate(cluster, framework)
+    # Whoever waited for what was lent may be among these.
+    cluster.dirty.update(cluster.claims)
 
 
 def revive(cluster: Cluster, turn: Turn, framework: Framework, roles: tuple[str, ...]) -> None:
@@ -301,6 +305,7 @@ def stream_ended(cluster: Cluster, turn: Turn, framework: Framework) -> None:
     """The link broke: its offers are void, its tasks go on until its failover timeout has passed."""
     _drop_stream(cluster, turn, framework, superseded_by=None)
     framework.state = FrameworkState.DISCONNECTED
+    cluster.dirty.update(cluster.claims)
     for role in framework.info.roles:
         cluster.shares.set_active(role, framework.framework_id, False)
     timeout_ms = framework.info.failover_timeout_ms

@@ -97,7 +97,7 @@ def apply_groups(cluster: Cluster, turn: Turn, reason: str) -> int:
         offer_id
         for offer_id, outstanding in cluster.offers.items()
         if any(
-            part.stack and not covers(part.stack[-1].holder, outstanding.offer.role)
+            part.stack and not outstanding.offer.revocable and not covers(part.stack[-1].holder, outstanding.offer.role)
             for part in outstanding.offer.resources
         )
     ]

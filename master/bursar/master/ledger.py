@@ -72,6 +72,8 @@ class _Entry(NamedTuple):
     #: The whole holding, as it is charged, and what of it comes out of reservations to plain roles.
     amounts: Mapping[str, int]
     reserved: Mapping[str, int]
+    #: It contains what is lent, and can be wanted back.
+    revocable: bool = False
 
 
 @dataclass(slots=True)
@@ -88,6 +90,8 @@ class Books:
     withheld_devices: dict[DeviceUuid, str] = field(default_factory=dict)
     #: Withheld for the gang that fills; dropped with every change of what the agent has.
     gang_hold: Holding = field(default_factory=dict)
+    #: Withheld for whom it was lent from, until the rest is back; dropped like the gang hold.
+    earmark: Holding = field(default_factory=dict)
     #: Whether the agent counts: its total in the cluster's, its tasks in shares (design.md §4).
     counted: bool = True
     #: Whether what is free can be offered: the agent is connected.
@@ -122,14 +126,14 @@ class Books:
     def withheld(self) -> dict[Stack, Resources]:
         """Neither free nor held, by bucket: withheld devices, what is held under another bucket than its own, and the gang hold."""
         if not self.withheld_devices and not self.in_excess and not self.has_views:
-            return add_holdings({}, self.gang_hold)
+            return add_holdings(self.gang_hold, self.earmark)
         held = self.held()
         result = {}
         for stack, total in self.total.items():
             rest = total.minus_saturating(held.get(stack, EMPTY))
             if left := rest.minus_saturating(self.offerable(stack, held)):
                 result[stack] = left
-        return add_holdings(result, self.gang_hold)
+        return add_holdings(add_holdings(result, self.gang_hold), self.earmark)
 
     def offerable(self, stack: Stack, held: Holding) -> Resources:
         """What of a bucket may be free when so much is held.
@@ -148,7 +152,7 @@ class Books:
 
     def _taken_from(self, stack: Stack, held: Holding) -> frozenset[DeviceUuid]:
         """The devices of which a bucket must not show other views: held ones, and for what is unreserved those that are reserved."""
-        parts = [*held.values(), *self.gang_hold.values()]
+        parts = [*held.values(), *self.gang_hold.values(), *self.earmark.values()]
         if stack == UNRESERVED:
             parts += [part for other, part in self.total.items() if other != UNRESERVED]
         return frozenset().union(*(part.devices for part in parts))
@@ -191,6 +195,7 @@ class Ledger:
     def remove_agent(self, agent_id: AgentId) -> None:
         """Close the books; nothing may be held."""
         self.hold_for_gang(agent_id, {})
+        self.set_earmark(agent_id, {})
         books = self.books[agent_id]
         assert not books.offered and not books.allocated, agent_id
         if books.counted:
@@ -235,6 +240,7 @@ class Ledger:
         books = self.books[agent_id]
         if books.present != present:
             self.hold_for_gang(agent_id, {})
+            self.set_earmark(agent_id, {})
             free = books.free
             self._set_free(agent_id, books, {})
             books.present = present
@@ -250,9 +256,20 @@ class Ledger:
         (self.gang_holds.add if holding else self.gang_holds.discard)(agent_id)
         self._set_free(agent_id, books, self._derive_free(books) if books.has_views else free)
 
+    def set_earmark(self, agent_id: AgentId, holding: Holding) -> None:
+        """Exactly this is withheld for whom it was lent from, out of what is free and what was withheld for it before."""
+        books = self.books[agent_id]
+        if books.earmark == holding:
+            return
+        free = subtract_holdings(add_holdings(books.free, books.earmark), holding)
+        books.earmark = holding
+        self._set_free(agent_id, books, self._derive_free(books) if books.has_views else free)
+
     # --- offers and tasks ---
 
-    def offer(self, agent_id: AgentId, offer_id: OfferId, client: Client, holding: Holding) -> None:
+    def offer(
+        self, agent_id: AgentId, offer_id: OfferId, client: Client, holding: Holding, revocable: bool = False
+    ) -> None:
         """Move free resources into an offer."""
         books = self.books[agent_id]
         if holding is books.free and self._free_unreserved is None:
@@ -261,7 +278,7 @@ class Ledger:
             self.with_free.discard(agent_id)
         else:
             self._take(agent_id, books, holding)
-        books.offered[offer_id] = entry = _entry(client, holding)
+        books.offered[offer_id] = entry = _entry(client, holding, revocable)
         if books.counted:
             self._accounts.charge(client, entry.amounts, entry.reserved)
 
@@ -269,7 +286,7 @@ class Ledger:
         self, agent_id: AgentId, books: Books, offer_id: OfferId, client: Client, amounts: Mapping[str, int]
     ) -> None:
         """Move all that is free, nothing of it reserved, into an offer. The accounts are told by the caller, of many together."""
-        books.offered[offer_id] = _make_entry(_Entry, (client, books.free, amounts, _NOTHING))
+        books.offered[offer_id] = _make_entry(_Entry, (client, books.free, amounts, _NOTHING, False))
         if self._free_unreserved is None:
             books.free = _ALL_TAKEN
             self.with_free.discard(agent_id)
@@ -312,22 +329,24 @@ class Ledger:
             self._accounts.discharge(entry.client, amounts, _NOTHING)
         return holdings
 
-    def allocate(self, agent_id: AgentId, key: TaskKey, client: Client, holding: Holding) -> None:
+    def allocate(
+        self, agent_id: AgentId, key: TaskKey, client: Client, holding: Holding, revocable: bool = False
+    ) -> None:
         """Move free resources to a task."""
         books = self.books[agent_id]
         assert key not in self._task_agent, key
         self._take(agent_id, books, holding)
-        self._book_task(agent_id, books, key, client, holding)
+        self._book_task(agent_id, books, key, client, holding, revocable)
 
-    def adopt(self, agent_id: AgentId, key: TaskKey, client: Client, holding: Holding) -> None:
+    def adopt(self, agent_id: AgentId, key: TaskKey, client: Client, holding: Holding, revocable: bool = False) -> None:
         """Book what a task holds already, free or not: it may become excess."""
         books = self.books[agent_id]
         assert key not in self._task_agent, key
         if holding_contains(books.free, holding):
             self._take(agent_id, books, holding)
-            self._book_task(agent_id, books, key, client, holding)
+            self._book_task(agent_id, books, key, client, holding, revocable)
         else:
-            self._book_task(agent_id, books, key, client, holding)
+            self._book_task(agent_id, books, key, client, holding, revocable)
             self._settle(agent_id, books)
 
     def release_task(self, key: TaskKey) -> AgentId | None:
@@ -341,8 +360,10 @@ class Ledger:
         self._give_back(agent_id, books, entry)
         return agent_id
 
-    def _book_task(self, agent_id: AgentId, books: Books, key: TaskKey, client: Client, holding: Holding) -> None:
-        entry = _entry(client, holding)
+    def _book_task(
+        self, agent_id: AgentId, books: Books, key: TaskKey, client: Client, holding: Holding, revocable: bool
+    ) -> None:
+        entry = _entry(client, holding, revocable)
         books.allocated[key] = entry
         books.allocated_sum = add_holdings(books.allocated_sum, holding)
         self._task_agent[key] = agent_id
@@ -409,6 +430,7 @@ class Ledger:
             assert left == right, (agent_id, left, right)
             assert bool(books.free and books.present) == (agent_id in self.with_free), agent_id
             assert bool(books.gang_hold) == (agent_id in self.gang_holds) and (books.present or not books.gang_hold)
+            assert books.present or not books.earmark, agent_id
             devices = [uuid for uuid, _ in self.device_holders(agent_id)]
             assert len(devices) == len(set(devices)), (agent_id, devices)
             free_devices = holding_total(books.free).devices
@@ -420,7 +442,7 @@ class Ledger:
                     others = [uuid for uuid in devices if uuid not in holding_total(task.holding).devices]
                     assert not views_hidden_by(holding_total(task.holding).devices, others), agent_id
             for entry in (*books.offered.values(), *books.allocated.values()):
-                assert entry == _entry(entry.client, entry.holding), agent_id
+                assert entry == _entry(entry.client, entry.holding, entry.revocable), agent_id
         if self._free_unreserved is not None:
             kept, self._free_unreserved = self._free_unreserved, None
             assert kept == self.free_unreserved()
@@ -481,7 +503,8 @@ class Ledger:
         return holding
 
     def _settle(self, agent_id: AgentId, books: Books) -> None:
-        """Derive what is free from everything else; the gang hold ends."""
+        """Derive what is free from everything else; the gang hold and the earmark end."""
+        books.earmark = {}
         if books.gang_hold:
             books.gang_hold = {}
             self.gang_holds.discard(agent_id)
@@ -497,7 +520,9 @@ class Ledger:
         """What is free, from everything else."""
         held = books.held()
         free = {stack: rest for stack in books.total if (rest := books.offerable(stack, held))}
-        return subtract_holdings(free, books.gang_hold) if books.gang_hold else free
+        for withheld in (books.gang_hold, books.earmark):
+            free = subtract_holdings(free, withheld) if withheld else free
+        return free
 
     def _set_free(self, agent_id: AgentId, books: Books, free: Holding) -> None:
         if self._free_unreserved is not None:
@@ -544,17 +569,21 @@ def _has_views(total: Holding) -> bool:
 
 
 #: What `_Entry(…)` comes to, without a detour: a cycle makes many.
-_make_entry: Callable[[type[_Entry], tuple[Client, Holding, Mapping[str, int], Mapping[str, int]]], _Entry] = (
+_make_entry: Callable[[type[_Entry], tuple[Client, Holding, Mapping[str, int], Mapping[str, int], bool]], _Entry] = (
     tuple.__new__
 )
 
 
-def _entry(client: Client, holding: Holding) -> _Entry:
+def _entry(client: Client, holding: Holding, revocable: bool = False) -> _Entry:
+    if revocable:
+        # What is lent counts where it is reserved, if anywhere, and not in the quotas of those who borrow it.
+        lent = [part for stack, part in holding.items() if stack]
+        return _Entry(client, holding, holding_total(holding).amounts(), sum_resources(lent).amounts(), True)
     if len(holding) == 1:
         ((stack, part),) = holding.items()
         amounts = part.amounts() if part.devices else part.scalars
         if not stack:
-            return _make_entry(_Entry, (client, holding, amounts, _NOTHING))
+            return _make_entry(_Entry, (client, holding, amounts, _NOTHING, False))
         return _Entry(client, holding, amounts, _NOTHING if plain_holder(stack[-1].holder) is None else amounts)
     kept = [part for stack, part in holding.items() if stack and plain_holder(stack[-1].holder) is not None]
     return _Entry(

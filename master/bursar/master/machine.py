@@ -2,7 +2,7 @@
 
 Deadlines are keyed by (kind, id): `offers` that expire together, `ping` of an agent, `unreachable` and `reregister` (an agent is given up),
 `failover` (a framework is removed), `rule` (one expires), `silent` (a framework is cut off), `retry` (unacknowledged updates), `heartbeat`, `cycle`
-(full allocation), `allocate` (what changed), `gang` (it waited long enough) and `gang-hold` (it held for long enough, or rested).
+(full allocation), `allocate` (what changed), `gang` (it waited long enough), `gang-hold` (it held for long enough, or rested) and `preempt` (a task's notice is over).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from bursar.master import (
     frameworks,
     gangs,
     groups,
+    lending,
     offers,
     operations,
     operators,
@@ -137,6 +138,7 @@ class MasterMachine:
             recorded = durable.agents[agent.agent_id]
             assert recorded.info == agent.info
             assert recorded.reservations == to_reserved(agent.reservations), agent.agent_id
+            assert recorded.lent == tuple(sorted(agent.lent)), agent.agent_id
             assert recorded.unreachable == (agent.state is AgentState.UNREACHABLE), agent.agent_id
             assert cluster.ledger.books[agent.agent_id].counted == (agent.state is not AgentState.UNREACHABLE)
             assert cluster.ledger.books[agent.agent_id].present == (agent.state is AgentState.ACTIVE)
@@ -165,6 +167,9 @@ class MasterMachine:
             entry = durable.tasks[key.framework_id, key.task_id]
             assert (entry.end is not None) == task.state.is_terminal, key
             assert entry.end_acknowledged == task.end_acknowledged, key
+            assert entry.preempt_at_ms == task.preempt_at_ms, key
+            if task.assigned.revocable and not task.state.is_terminal:
+                assert task.agent_id in cluster.lenders, key
             assert task.state.is_terminal != (key in cluster.agents[task.agent_id].tasks), key
         ended = {key for key, task in cluster.tasks.items() if task.end_acknowledged}
         assert {key for keys in cluster.orphans.values() for key in keys} == {
@@ -175,6 +180,10 @@ class MasterMachine:
             assert outstanding.offer.offer_id == offer_id
             assert offer_id in cluster.frameworks[outstanding.offer.framework_id].offers
             for part in outstanding.offer.resources:
+                if outstanding.offer.revocable:
+                    # What is lent stays so for as long as it is offered.
+                    assert not part.stack or part.stack in cluster.agents[outstanding.offer.agent_id].lent, offer_id
+                    continue
                 assert not part.stack or cluster.holders.covers(part.stack[-1].holder, outstanding.offer.role), offer_id
             assert (
                 to_reserved(cluster.ledger.offer_holding(outstanding.offer.agent_id, offer_id))
@@ -214,6 +223,7 @@ class MasterMachine:
                 kill_reason=entry2.kill_reason,
                 kill_grace_ms=entry2.kill_grace_ms,
                 ended_at_ms=entry2.ended_at_ms,
+                preempt_at_ms=entry2.preempt_at_ms,
                 end_acknowledged=entry2.end_acknowledged,
             )
             if entry2.end is not None:
@@ -226,6 +236,7 @@ class MasterMachine:
             tasks.add_task(cluster, task, held=False)
             if task.end_acknowledged:
                 tasks.note_ended(cluster, task)
+        lending.recover(cluster, now.monotonic_ms, now.wall_ms)
         cluster.deadlines.set(("cycle", ""), now.monotonic_ms + cluster.flags.duration_ms("allocation-interval"))
         cluster.deadlines.set(("heartbeat", ""), now.monotonic_ms + frameworks.HEARTBEAT_INTERVAL_MS)
 
@@ -342,25 +353,40 @@ class MasterMachine:
                 case "heartbeat":
                     frameworks.heartbeat(cluster, turn)
                     cluster.deadlines.set(("heartbeat", ""), now_ms + frameworks.HEARTBEAT_INTERVAL_MS)
+                case "preempt":
+                    lending.notice_over(cluster, turn, name)
                 case "gang":
                     partial |= gangs.expire(cluster, turn, int(name))
                 case "gang-hold":
                     partial |= gangs.turn_over(cluster, turn, int(name))
                 case _:
                     self._framework_time_passed(turn, kind, cluster.frameworks.get(FrameworkId(name)))
+        if cluster.claims:
+            lending.settle(cluster, turn)
         if cluster.gangs.by_key and (full or partial or cluster.is_dirty):
             gangs.serve(cluster, turn, full=full)
         if full:
             tasks.prune(cluster, turn)
             cluster.deadlines.cancel(("allocate", ""))
-            offers.allocate(cluster, turn, full=True)
+            self._allocate(turn, full=True)
             starvation.after_cycle(cluster, turn)
             cluster.deadlines.set(("cycle", ""), now_ms + cluster.flags.duration_ms("allocation-interval"))
         elif partial or cluster.is_dirty:
-            offers.allocate(cluster, turn, full=False)
+            self._allocate(turn, full=False)
         if any(gang.at_quota for gang in cluster.gangs.by_key.values()):
             # What was given to others may have fulfilled their guarantees.
             gangs.serve(cluster, turn, full=False)
+
+    def _allocate(self, turn: Turn, *, full: bool) -> None:
+        """One cycle; then see who was left without what is on loan, and lend what nobody took for whom it is kept."""
+        cluster = self.cluster
+        everywhere = full or cluster.all_dirty or bool(cluster.reopened) or cluster.shares.quota_moved
+        lenders = set(cluster.lenders if everywhere else cluster.lenders & cluster.dirty)
+        offers.allocate(cluster, turn, full=full)
+        cluster.first_in_line.clear()
+        if lenders:
+            lending.reclaim(cluster, turn, lenders)
+            offers.lend_idle(cluster, turn, lenders)
 
     def _framework_time_passed(self, turn: Turn, kind: str, framework: Framework | None) -> None:
         if framework is None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, OfferId
-from bursar.core.messages.framework import RESERVATION_REFINEMENT, Offers, Rescind
+from bursar.core.messages.framework import RESERVATION_REFINEMENT, REVOCABLE_RESOURCES, Offers, Rescind
 from bursar.core.messages.gangs import GangState
 from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, AgentDescription, Decline, Filters, Offer
 from bursar.core.messages.rules import RuleAction
 from bursar.core.resources import Holding, Resources, holding_total
 from bursar.master import hoarding
 from bursar.master.allocator.constraints import is_foreign
-from bursar.master.allocator.cycle import run_cycle
+from bursar.master.allocator.cycle import Made, run_cycle
+from bursar.master.allocator.lend_cycle import run_lend_cycle
 from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.shares import Client
 from bursar.master.allocator.visibility import Visibility
@@ -34,7 +36,18 @@ def allocate(cluster: Cluster, turn: Turn, *, full: bool) -> int:
     cluster.all_dirty = False
     if not agents or not cluster.framework_connections:
         return 0
-    made = run_cycle(cluster, agents, turn.now.monotonic_ms, turn.now.wall_ms)
+    return _send(cluster, turn, run_cycle(cluster, agents, turn.now.monotonic_ms, turn.now.wall_ms))
+
+
+def lend_idle(cluster: Cluster, turn: Turn, agent_ids: AbstractSet[AgentId]) -> int:
+    """Offer as revocable what is lent of these agents and was not taken in the cycle; return how many offers were made."""
+    agent_ids = agent_ids & cluster.lenders & cluster.ledger.with_free
+    if not agent_ids:
+        return 0
+    return _send(cluster, turn, run_lend_cycle(cluster, agent_ids, turn.now.monotonic_ms, turn.now.wall_ms))
+
+
+def _send(cluster: Cluster, turn: Turn, made: Made) -> int:
     _wake_for_demand(cluster)
     _wake_for_quota(cluster)
     for framework_id, offers in made.by_framework.items():
@@ -200,10 +213,12 @@ def rescind_forbidden(cluster: Cluster, turn: Turn, reason: str, only: Framework
             forbidden.add(offer_id)
     for offer_id in cluster.offers if only is None else only.offers:
         offer = cluster.offers[offer_id].offer
-        if any(len(part.stack) > 1 for part in offer.resources):
-            capabilities = cluster.frameworks[offer.framework_id].info.capabilities
-            if RESERVATION_REFINEMENT not in capabilities:
+        capabilities = cluster.frameworks[offer.framework_id].info.capabilities
+        if offer.revocable:
+            if REVOCABLE_RESOURCES not in capabilities:
                 forbidden.add(offer_id)
+        elif RESERVATION_REFINEMENT not in capabilities and any(len(part.stack) > 1 for part in offer.resources):
+            forbidden.add(offer_id)
     return rescind(cluster, turn, forbidden, reason)
 
 

@@ -31,7 +31,7 @@ from bursar.core.resources import (
 from bursar.core.surroundings import process_problem
 from bursar.core.tasks import AssignedTask, TaskSpec, spec_problem
 from bursar.core.text import format_shortfall
-from bursar.master import gangs, hoarding, reservations
+from bursar.master import gangs, hoarding, lending, reservations
 from bursar.master.allocator.carve import carve
 from bursar.master.allocator.demand import shape_of_task
 from bursar.master.allocator.held_back import is_loose, loose_amounts
@@ -52,6 +52,7 @@ class _Restack:
     source: Stack
     target: Stack
     resources: Resources
+    lend: bool = False
 
 
 @dataclass(slots=True)
@@ -74,6 +75,8 @@ class _Plan:
     steps: list[_Restack | _Start] = field(default_factory=list)
     results: list[OperationResult] = field(default_factory=list)
     task_ids: set[str] = field(default_factory=set)
+    #: The offers are of what is lent.
+    revocable: bool = False
 
     @property
     def failed(self) -> bool:
@@ -133,6 +136,13 @@ def _offers_problem(cluster: Cluster, framework: Framework, call: Accept) -> Err
             "accept each role's offers by themselves",
             "offer_ids",
         )
+    if len({cluster.offers[offer_id].offer.revocable for offer_id in call.offer_ids}) > 1:
+        return ErrorDetail(
+            ErrorReason.INVALID_OFFERS,
+            "some of the offers are revocable, others are not",
+            "accept the revocable ones by themselves",
+            "offer_ids",
+        )
     bundles = {cluster.offers[offer_id].offer.bundle_id for offer_id in call.offer_ids}
     if bundles != {""} and (len(bundles) > 1 or call.partial):
         return ErrorDetail(
@@ -150,7 +160,7 @@ def _limit_problem(cluster: Cluster, plan: _Plan) -> ErrorDetail | None:
     """Say which limit would be passed by what the operations use; what is left over is given back."""
     offered: Counter[str] = Counter()
     for holding in plan.offered.values():
-        offered.update(loose_amounts(holding))
+        offered.update(_counted(plan, holding))
     used: Counter[str] = Counter()
     for step in plan.steps:
         match step:
@@ -161,8 +171,15 @@ def _limit_problem(cluster: Cluster, plan: _Plan) -> ErrorDetail | None:
                 elif is_loose(target) and not is_loose(source):
                     used.subtract(resources.amounts())
             case _Start(_, _, holding):
-                used.update(loose_amounts(holding))
+                used.update(_counted(plan, holding))
     return accept_problem(cluster, plan.role, offered, used)
+
+
+def _counted(plan: _Plan, holding: Holding) -> dict[str, int]:
+    """What counts of a holding within limits: nothing that is lent."""
+    if plan.revocable:
+        holding = {stack: part for stack, part in holding.items() if not stack}
+    return loose_amounts(holding)
 
 
 def _plan(cluster: Cluster, framework: Framework, call: Accept) -> _Plan:
@@ -170,10 +187,18 @@ def _plan(cluster: Cluster, framework: Framework, call: Accept) -> _Plan:
     offered: dict[AgentId, dict[Stack, Resources]] = {}
     for offer in offers:
         offered[offer.agent_id] = add_holdings(offered.get(offer.agent_id, {}), to_holding(offer.resources))
-    plan = _Plan(offers[0].role, offered, dict(offered))
+    plan = _Plan(offers[0].role, offered, dict(offered), revocable=offers[0].revocable)
     for index, operation in enumerate(call.operations):
         path = f"operations[{index}]"
+        error: ErrorDetail | None
         match operation.operation:
+            case Reserve() | Unreserve() if plan.revocable:
+                error = ErrorDetail(
+                    ErrorReason.INVALID_ARGUMENT,
+                    "what is lent can be neither reserved nor unreserved",
+                    "launch tasks on it, or use offers that are not revocable",
+                    path,
+                )
             case Launch() as launch:
                 error = _plan_launch(cluster, framework, plan, launch, operation.operation_id, path)
             case Reserve() as reserve:
@@ -325,7 +350,7 @@ def _plan_reserve(
     resources = part[source]
     moved = without_views(subtract_holdings(remaining, {source: resources}), {source: resources})
     plan.remaining[reserve.agent_id] = add_holdings(moved, {target: resources})
-    plan.steps.append(_Restack(reserve.agent_id, source, target, resources))
+    plan.steps.append(_Restack(reserve.agent_id, source, target, resources, reserve.lend))
     return None
 
 
@@ -364,9 +389,12 @@ def _carry_out(
             case _Restack(agent_id, source, target, resources):
                 reservations.move(cluster, agent_id, source, target, resources)
                 changed.add(agent_id)
+                if step.lend:
+                    agent = cluster.agents[agent_id]
+                    lending.set_lent(cluster, turn, agent, agent.lent | {target})
             case _Start(agent_id, spec, holding, operation_id):
                 assigned = AssignedTask(
-                    framework.framework_id, plan.role, spec, to_reserved(holding), launched_at_ms=turn.now.wall_ms
+                    framework.framework_id, plan.role, spec, to_reserved(holding), turn.now.wall_ms, plan.revocable
                 )
                 task = Task(agent_id, assigned, call_id=call.call_id, operation_id=operation_id)
                 add_task(cluster, task, held=True)

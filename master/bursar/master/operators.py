@@ -9,7 +9,18 @@ from bursar.core.messages import operator as op
 from bursar.core.messages.operator import FlagView, OperatorRequest, OperatorResponse
 from bursar.core.tasks import StatusReason
 from bursar.core.text import parse_minimum
-from bursar.master import device_orders, frameworks, groups, quotas, reservations, role_views, rules, views, weights
+from bursar.master import (
+    device_orders,
+    frameworks,
+    groups,
+    lending,
+    quotas,
+    reservations,
+    role_views,
+    rules,
+    views,
+    weights,
+)
 from bursar.master.agents import tell_ping_settings
 from bursar.master.explain import explain_agent, explain_framework, explain_role
 from bursar.master.flags import find_flag, read_run_time_value
@@ -37,6 +48,7 @@ MUTATING = (
     op.RemoveRoleGroupRequest,
     op.CordonDevicesRequest,
     op.UncordonDevicesRequest,
+    op.LendReservationsRequest,
 )
 
 
@@ -131,6 +143,7 @@ def answer(
             | op.RemoveRoleGroupRequest()
             | op.CordonDevicesRequest()
             | op.UncordonDevicesRequest()
+            | op.LendReservationsRequest()
         ):
             result = _change(cluster, turn, request, principal)
             if not isinstance(result, ErrorDetail) and not getattr(request, "dry_run", False):
@@ -158,7 +171,8 @@ def _change(
     | op.SetRoleGroupRequest
     | op.RemoveRoleGroupRequest
     | op.CordonDevicesRequest
-    | op.UncordonDevicesRequest,
+    | op.UncordonDevicesRequest
+    | op.LendReservationsRequest,
     principal: str,
 ) -> Answer:
     match request:
@@ -178,7 +192,7 @@ def _change(
             problem = restart(cluster, turn, task, "an operator asked for it", request.grace_ms)
             return problem or op.RestartTaskResponse(views.task_view(cluster, task))
         case op.ReserveResourcesRequest():
-            return reservations.reserve(cluster, turn, request, principal)
+            return lending.reserve(cluster, turn, request, principal)
         case op.UnreserveResourcesRequest():
             return reservations.unreserve(cluster, turn, request)
         case op.SetFlagRequest():
@@ -201,6 +215,8 @@ def _change(
             return device_orders.cordon(cluster, turn, request, principal)
         case op.UncordonDevicesRequest():
             return device_orders.uncordon(cluster, turn, request)
+        case op.LendReservationsRequest():
+            return lending.lend(cluster, turn, request)
         case _:
             assert_never(request)
 

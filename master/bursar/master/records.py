@@ -16,7 +16,7 @@ from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult
 from bursar.core.messages.operator import Quota, RoleWeight
 from bursar.core.messages.rules import Rule
-from bursar.core.resources import ReservedResources
+from bursar.core.resources import ReservedResources, Stack
 from bursar.core.tasks import AssignedTask, StatusReason, TaskStatus
 from bursar.master.allocator.shares import DEFAULT_WEIGHT_MILLI
 
@@ -203,6 +203,23 @@ class DeviceOrdersRecorded:
     orders: tuple[DeviceOrder, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class LendingRecorded:
+    """All reservations of an agent that are lent while they are idle, after a change."""
+
+    agent_id: AgentId
+    lent: tuple[Stack, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreemptionRecorded:
+    """A task was told that it will be ended (wall time): what it runs on is wanted back."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+    preempt_at_ms: int
+
+
 Record = (
     TermRaised
     | AgentRecorded
@@ -225,6 +242,8 @@ Record = (
     | QuotasRecorded
     | RoleGroupRecorded
     | DeviceOrdersRecorded
+    | LendingRecorded
+    | PreemptionRecorded
 )
 
 
@@ -238,6 +257,7 @@ class DurableAgent:
     unreachable: bool = False
     reservations: tuple[ReservedResources, ...] = ()
     device_orders: tuple[DeviceOrder, ...] = ()
+    lent: tuple[Stack, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +284,8 @@ class DurableTask:
     end: TaskStatus | None = None
     ended_at_ms: int = 0
     end_acknowledged: bool = False
+    #: When it will be ended because what it runs on is wanted back; 0: it is not.
+    preempt_at_ms: int = 0
 
 
 DurableTaskKey = tuple[FrameworkId, TaskId]
@@ -318,7 +340,8 @@ class Durable:
                 known = self.agents.get(info.agent_id)
                 reservations = known.reservations if known else ()
                 orders = known.device_orders if known else ()
-                self.agents[info.agent_id] = DurableAgent(info, version, at, False, reservations, orders)
+                lent = known.lent if known else ()
+                self.agents[info.agent_id] = DurableAgent(info, version, at, False, reservations, orders, lent)
             case AgentReachabilityRecorded(agent_id, unreachable):
                 self.agents[agent_id] = replace(self.agents[agent_id], unreachable=unreachable)
             case FrameworkRecorded(info, at):
@@ -355,6 +378,11 @@ class Durable:
                 self.agents[agent_id] = replace(self.agents[agent_id], reservations=reservations)
             case DeviceOrdersRecorded(agent_id, device_orders):
                 self.agents[agent_id] = replace(self.agents[agent_id], device_orders=device_orders)
+            case LendingRecorded(agent_id, lent):
+                self.agents[agent_id] = replace(self.agents[agent_id], lent=lent)
+            case PreemptionRecorded(framework_id, task_id, at):
+                key = (framework_id, task_id)
+                self.tasks[key] = replace(self.tasks[key], preempt_at_ms=at)
             case FlagRecorded(name, None):
                 self.flags.pop(name, None)
             case FlagRecorded(name, str(value)):

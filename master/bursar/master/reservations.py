@@ -9,6 +9,7 @@ from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.ids import AgentId, OfferId
 from bursar.core.messages.operator import (
     AgentState,
+    LendReservationsRequest,
     ReservationView,
     ReserveResourcesRequest,
     ReserveResourcesResponse,
@@ -57,7 +58,7 @@ from bursar.master.ledger import Books
 from bursar.master.offers import rescind
 from bursar.master.picking import Shortfall, Spot, choose
 from bursar.master.quotas import reserve_problem
-from bursar.master.records import ReservationsRecorded
+from bursar.master.records import LendingRecorded, ReservationsRecorded
 from bursar.master.state import Agent, Cluster, Turn
 from bursar.master.views import find_agent
 
@@ -126,7 +127,12 @@ def move(cluster: Cluster, agent_id: AgentId, source: Stack, target: Stack, reso
 
 def record(cluster: Cluster, turn: Turn, agent_id: AgentId) -> None:
     """Make an agent's reservations durable as they are now."""
-    turn.persist(ReservationsRecorded(agent_id, to_reserved(cluster.agents[agent_id].reservations)))
+    agent = cluster.agents[agent_id]
+    turn.persist(ReservationsRecorded(agent_id, to_reserved(agent.reservations)))
+    gone = {stack for stack in agent.lent if stack not in cluster.ledger.books[agent_id].total}
+    if gone:
+        agent.lent -= gone
+        turn.persist(LendingRecorded(agent_id, tuple(sorted(agent.lent))))
 
 
 def reserve(
@@ -337,9 +343,9 @@ def _spot(cluster: Cluster, agent: Agent, stack: Stack, about_devices: Sequence[
 
 
 def _free(cluster: Cluster, agent: Agent, stack: Stack) -> Resources:
-    """What is free of a bucket, with what is held for a gang: an operator has the better right."""
+    """What is free of a bucket, with what is held for a gang or earmarked: an operator has the better right."""
     books = cluster.ledger.books[agent.agent_id]
-    return books.free.get(stack, EMPTY) + books.gang_hold.get(stack, EMPTY)
+    return books.free.get(stack, EMPTY) + books.gang_hold.get(stack, EMPTY) + books.earmark.get(stack, EMPTY)
 
 
 def _shortfall_problem(
@@ -400,6 +406,7 @@ def _carry_out(
             rescinded += len(pick.in_the_way)
         else:
             let_go(cluster, agent.agent_id)
+            cluster.ledger.set_earmark(agent.agent_id, {})
             done = "unreserved" if kind == "resources_unreserved" else what
             why = f"resources of {agent.info.hostname} were {done}"
             rescinded += rescind(cluster, turn, pick.in_the_way, why)
@@ -527,7 +534,9 @@ def _shift(
     return part[source]
 
 
-def read_unreserved_holder(request: UnreserveResourcesRequest) -> RoleExpression | ErrorDetail:
+def read_unreserved_holder(
+    request: UnreserveResourcesRequest | LendReservationsRequest,
+) -> RoleExpression | ErrorDetail:
     """Whose reservation is meant: also one whose groups do not exist any more."""
     if bool(request.role) == bool(request.roles):
         return ErrorDetail(
@@ -549,7 +558,8 @@ def read_unreserved_holder(request: UnreserveResourcesRequest) -> RoleExpression
 
 def _view(cluster: Cluster, agent: Agent, stack: Stack, resources: Resources) -> ReservationView:
     covered = expander(cluster)(stack[-1].holder)
-    return ReservationView(agent.agent_id, agent.info.hostname, stack, resources, covered_roles=covered)
+    lend = stack in agent.lent
+    return ReservationView(agent.agent_id, agent.info.hostname, stack, resources, covered_roles=covered, lend=lend)
 
 
 def request_problem(request: ResourceRequest, field: str = "resources") -> ErrorDetail | None:

@@ -30,6 +30,7 @@ from bursar.master.allocator.constraints import RoleSettings
 from bursar.master.allocator.filters import RefuseFilters
 from bursar.master.allocator.held_back import HeldBack
 from bursar.master.allocator.holders import Holders
+from bursar.master.allocator.loans import Claim
 from bursar.master.allocator.shares import Shares
 from bursar.master.allocator.visibility import Visibility
 from bursar.master.bundles import Gangs
@@ -51,6 +52,8 @@ class Agent:
     connection: ConnectionId | None = None
     #: Dynamic reservations: cut from the unreserved part of what the agent declares.
     reservations: dict[Stack, Resources] = field(default_factory=dict)
+    #: The reservations, static and dynamic, that are lent while they are idle.
+    lent: frozenset[Stack] = frozenset()
     devices: dict[DeviceUuid, Device] = field(default_factory=dict)
     #: What the agent was told last; only meaningful while connected.
     generation: Generation = Generation()
@@ -182,6 +185,8 @@ class Task:
     kill_grace_ms: int | None = None
     ended_at_ms: int = 0
     end_acknowledged: bool = False
+    #: When it will be ended because what it runs on is wanted back (wall time); 0: it is not.
+    preempt_at_ms: int = 0
     #: Updates of the agent that were seen, so that a repeat is not told twice in a row.
     seen_updates: set[str] = field(default_factory=set)
     #: Number of updates that the master itself made.
@@ -215,6 +220,7 @@ class Counters:
     calls_refused: int = 0
     tasks_launched: int = 0
     cycles: int = 0
+    tasks_preempted: int = 0
     tasks_ended: dict[TaskState, int] = field(default_factory=dict)
     agent_registrations: int = 0
     agent_heartbeats: int = 0
@@ -313,6 +319,12 @@ class Cluster:
         self.reopened: set[FrameworkId] = set()
         self.offer_sequence = 0
         self.gangs = Gangs()
+        #: Agents of which something is lent, or on loan.
+        self.lenders: set[AgentId] = set()
+        #: Who waits for what was lent to come back, by agent; soft.
+        self.claims: dict[AgentId, Claim] = {}
+        #: Who is to be asked first, once, now that it is back.
+        self.first_in_line: dict[AgentId, Claim] = {}
         self.counters = Counters()
 
     def permuted(self, agent_id: AgentId) -> tuple[int, AgentId]:

@@ -282,7 +282,9 @@ def add_task(cluster: Cluster, task: Task, *, held: bool) -> None:
     agent.tasks.add(key)
     client = Client(task.assigned.role, key.framework_id)
     book = cluster.ledger.allocate if held else cluster.ledger.adopt
-    book(agent.agent_id, key, client, to_holding(task.assigned.resources))
+    book(agent.agent_id, key, client, to_holding(task.assigned.resources), task.assigned.revocable)
+    if task.assigned.revocable:
+        cluster.lenders.add(agent.agent_id)
 
 
 def note_ended(cluster: Cluster, task: Task) -> None:

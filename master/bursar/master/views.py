@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from bursar.core.errors import ErrorDetail, ErrorReason
-from bursar.core.ids import DeviceUuid
+from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.operator import (
     AgentView,
     DeviceView,
@@ -75,6 +75,7 @@ def agent_view(cluster: Cluster, agent: Agent) -> AgentView:
         withheld_reasons=(
             *sorted(f"{uuid}: {why}" for uuid, why in books.withheld_devices.items()),
             *_gang_hold(cluster, books),
+            *_earmark(cluster, agent.agent_id, books),
         ),
         excess=sum_resources(books.excess().values()),
         buckets=to_reserved(books.total),
@@ -93,6 +94,15 @@ def _gang_hold(cluster: Cluster, books: Books) -> tuple[str, ...]:
     if not books.gang_hold or holder is None:
         return ()
     return (f"gang hold for {holder.key}: {format_resources(holding_total(books.gang_hold))}",)
+
+
+def _earmark(cluster: Cluster, agent_id: AgentId, books: Books) -> tuple[str, ...]:
+    """What is withheld for whom it was lent from, until the rest is back."""
+    claim = cluster.claims.get(agent_id)
+    if not books.earmark or claim is None:
+        return ()
+    client = claim.client
+    return (f"earmark for {client.framework_id} in {client.role}: {format_resources(holding_total(books.earmark))}",)
 
 
 def _amounts_of_offers(cluster: Cluster, framework: Framework, role: str | None = None) -> Resources:
@@ -163,6 +173,8 @@ def task_view(cluster: Cluster, task: Task) -> TaskView:
         task.ended_at_ms,
         None if status is None else status.healthy,
         None if status is None else status.check,
+        task.assigned.revocable,
+        task.preempt_at_ms,
     )
 
 
@@ -211,6 +223,12 @@ def reservation_views(
             books.total[stack],
             books.allocated_in(stack),
             expand(stack[-1].holder),
+            stack in agent.lent,
+            sum_resources(
+                entry.holding[stack]
+                for entry in (*books.offered.values(), *books.allocated.values())
+                if entry.revocable and stack in entry.holding
+            ),
         )
         for stack in sorted(books.total)
         if stack

@@ -23,6 +23,7 @@ from bursar.core.messages import operator as op
 from bursar.core.messages.agent import AcknowledgeUpdates, AgentInfo, DesiredState, Registered, TaskUpdates
 from bursar.core.messages.framework import (
     GPU_RESOURCES,
+    REVOCABLE_RESOURCES,
     FrameworkInfo,
     LookupResults,
     Offers,
@@ -46,6 +47,9 @@ from bursar.master.records import (
     FlagRecorded,
     FrameworkRecorded,
     FrameworkRemoved,
+    KillRecorded,
+    LendingRecorded,
+    PreemptionRecorded,
     QuotasRecorded,
     ReservationsRecorded,
     RulesRecorded,
@@ -61,6 +65,8 @@ Key = tuple[FrameworkId, TaskId]
 _QUIET = frozenset({"cycle", "heartbeat"})
 
 
+#: After the end of a notice, until the master must have acted on it.
+NOTICE_SLACK_MS = 1_000
 #: Remembered tasks up to which the master's own invariants are looked at in every step.
 TASKS_CHECKED = 30
 
@@ -93,6 +99,10 @@ class Facts:
     tasks: dict[Key, tuple[AgentId, AssignedTask]] = field(default_factory=dict)
     quotas: dict[str, op.Quota] = field(default_factory=dict)
     unreachable: set[AgentId] = field(default_factory=set)
+    #: The reservations that are lent.
+    lent: dict[AgentId, frozenset[Stack]] = field(default_factory=dict)
+    #: Tasks that were given notice, and when their time is over (wall time); not those that are being killed.
+    noticed: dict[Key, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, durable: Durable) -> Facts:
@@ -106,6 +116,12 @@ class Facts:
             {key: (task.agent_id, task.task) for key, task in durable.tasks.items() if task.end is None},
             dict(durable.quotas),
             {agent_id for agent_id, agent in durable.agents.items() if agent.unreachable},
+            {agent_id: frozenset(agent.lent) for agent_id, agent in durable.agents.items()},
+            {
+                key: task.preempt_at_ms
+                for key, task in durable.tasks.items()
+                if task.preempt_at_ms and task.end is None and task.kill_reason is StatusReason.UNSPECIFIED
+            },
         )
 
     def apply(self, record: Any) -> None:
@@ -138,6 +154,13 @@ class Facts:
                 self.tasks[task.framework_id, task.spec.task_id] = (agent_id, task)
             case TaskEnded(status):
                 self.tasks.pop((status.framework_id, status.task_id), None)
+                self.noticed.pop((status.framework_id, status.task_id), None)
+            case LendingRecorded(agent_id, lent):
+                self.lent[agent_id] = frozenset(lent)
+            case PreemptionRecorded(framework_id, task_id, at_ms):
+                self.noticed[framework_id, task_id] = at_ms
+            case KillRecorded(framework_id, task_id):
+                self.noticed.pop((framework_id, task_id), None)
 
     def view_of(self, framework: FrameworkInfo, role: str, info: AgentInfo, filter_value: str) -> str:
         """What a framework may see of an agent, by the rules and the flag: `all`, `nothing` or `stripped` of GPUs."""
@@ -298,6 +321,7 @@ class Checkers:
         self._machine: MasterMachine | None = None
         self._facts = Facts()
         self._quiet = False
+        self._now = Instant(0, 0)
         #: Bundles that are out, as they were announced.
         self._bundles: dict[str, set[OfferId]] = {}
         self._picture: Any = None
@@ -366,6 +390,7 @@ class Checkers:
         assert machine is not None
         cluster = machine.cluster
         self._quiet = False
+        self._now = now
         if isinstance(event, TimePassed) and not cluster.is_dirty:
             filters_ms = cluster.filters.deadlines.next_ms()
             due = {kind for (kind, _), at in cluster.deadlines._due.items() if at <= now.monotonic_ms}
@@ -382,6 +407,7 @@ class Checkers:
         changed = refused = False
         for effect in effects:
             if isinstance(effect, Persist):
+                self._judge_borrowing(effect.record)
                 self._facts.apply(effect.record)
                 changed = True
         for effect in effects:
@@ -408,6 +434,8 @@ class Checkers:
                 case Reply(_, ErrorDetail()):
                     refused = True
         self._judge_gangs(machine)
+        if isinstance(event, TimePassed):
+            self._judge_notices()
         if self._quiet:
             self._judged("quiet means that a full cycle makes no offer")
         if refused:
@@ -445,6 +473,31 @@ class Checkers:
                 )
                 require(amount <= needed, f"{amount} of {kind} is held for {holder.key}, which needs {needed}")
 
+    def _judge_borrowing(self, record: Any) -> None:
+        """A task that is new: what is kept for others it only has as borrowed, and only where that is lent."""
+        if (
+            not isinstance(record, TaskRecorded)
+            or (record.task.framework_id, record.task.spec.task_id) in self._facts.tasks
+        ):
+            return
+        task = record.task
+        foreign = [
+            part.stack for part in task.resources if part.stack and not _covers(part.stack[-1].holder, task.role)
+        ]
+        what = f"{task.spec.task_id} of {task.framework_id} for {task.role}"
+        if foreign:
+            self._judged("borrowed is never used as if it were not")
+            require(task.revocable, f"{what} gets {foreign} for good")
+        if task.revocable:
+            lent = self._facts.lent.get(record.agent_id, frozenset())
+            require(lent.issuperset(foreign), f"{what} borrows {foreign}, and lent is {sorted(lent)}")
+
+    def _judge_notices(self) -> None:
+        """Whoever was given notice is killed when the time is over."""
+        for key, at_ms in self._facts.noticed.items():
+            self._judged("a notice is followed by the end")
+            require(self._now.wall_ms <= at_ms + NOTICE_SLACK_MS, f"{key} was to end at {at_ms}, and nobody ends it")
+
     def _judge_outstanding(self, machine: MasterMachine) -> None:
         """After a rule, an agent or a reservation changed, no offer stands that could not be made now."""
         self._judged("no forbidden offer stands")
@@ -469,8 +522,10 @@ class Checkers:
             f"{what}{lacking}; by the rules {facts.rules} and the flag its GPUs are stripped",
         )
         require(offer.role in framework.roles, f"{offer.offer_id} is for the role {offer.role} of {offer.framework_id}")
+        if offer.revocable:
+            self._judge_loan(offer, framework)
         for part in offer.resources:
-            if part.stack:
+            if part.stack and not offer.revocable:
                 holder = part.stack[-1].holder
                 require(
                     _covers(holder, offer.role),
@@ -482,6 +537,17 @@ class Checkers:
                     bucket == part.stack,
                     f"{offer.offer_id} offers {uuid} as of {part.stack}, but it belongs to {bucket}",
                 )
+
+    def _judge_loan(self, offer: Offer, framework: FrameworkInfo) -> None:
+        """What is lent goes, as such, to those who said that they give it back; never to those whom it is kept for."""
+        self._judged("what is lent is lent")
+        what = f"{offer.offer_id} lends {offer.role} of {offer.framework_id}"
+        require(REVOCABLE_RESOURCES in framework.capabilities, f"{what} something, and it lacks {REVOCABLE_RESOURCES}")
+        stacks = [part.stack for part in offer.resources if part.stack]
+        lent = self._facts.lent.get(offer.agent_id, frozenset())
+        require(bool(stacks) and lent.issuperset(stacks), f"{what} {stacks}, and lent is {sorted(lent)}")
+        for stack in stacks:
+            require(not _covers(stack[-1].holder, offer.role), f"{what} {stack}, which is kept for it")
 
     def _judge_offer(self, offer: Offer, machine: MasterMachine) -> None:
         """A new offer: permitted, and of what nobody holds."""
@@ -521,7 +587,7 @@ class Checkers:
                 require(health.get(uuid) is not DeviceHealth.UNHEALTHY, f"{offer.offer_id} offers {uuid}, which is ill")
             total = facts.amounts_of(offer.agent_id, part.stack)
             for kind in part.resources.scalars:
-                used = sum(resources.scalars.get(kind, 0) for resources in held[part.stack])
+                used = sum(resources.scalars.get(kind, 0) for resources in held.get(part.stack, ()))
                 require(
                     used <= total.get(kind, 0),
                     f"{offer.offer_id}: {used} of {kind} are offered or held on {offer.agent_id} in {part.stack},"
@@ -786,7 +852,10 @@ class Checkers:
         well = [device.uuid for device in info.devices if device.health is not DeviceHealth.UNHEALTHY]
         devices = {uuid for uuid in well if facts.owner_of(agent_id, uuid) in mine}
         for where, task in facts.tasks.values():
-            if where == agent_id:
+            # What is borrowed must come back.
+            if where == agent_id and not (
+                task.revocable and any(part.stack in mine for part in task.resources if part.stack)
+            ):
                 for part in task.resources:
                     devices -= part.resources.devices
                     if part.stack in mine:
@@ -870,4 +939,6 @@ def _picture(machine: MasterMachine) -> dict[str, Any]:
         "kills": {key: (task.kill_reason, task.kill_grace_ms) for key, task in cluster.tasks.items()},
         "flags": dict(cluster.flags.at_run_time),
         "orders": {agent_id: known.device_orders for agent_id, known in cluster.durable.agents.items()},
+        "lent": {agent.agent_id: agent.lent for agent in cluster.agents.values()},
+        "notices": {key: task.preempt_at_ms for key, task in cluster.tasks.items()},
     }

@@ -14,6 +14,7 @@ from bursar.core.ids import AgentId, FrameworkId, OfferId, TaskId
 from bursar.core.lives import Check, HealthCheck, RestartMode, RestartPolicy, TcpCheck
 from bursar.core.messages.framework import (
     GPU_RESOURCES,
+    REVOCABLE_RESOURCES,
     Acknowledge,
     FrameworkCall,
     FrameworkHeartbeat,
@@ -92,11 +93,14 @@ class RawFramework:
         *,
         gpus: bool,
         failover_timeout_ms: int,
+        borrows: bool = False,
         acknowledges: float = 1.0,
     ) -> None:
         self.name = name
         self.roles = roles
         self.capabilities: tuple[str, ...] = (GPU_RESOURCES,) if gpus else ("FROM_THE_FUTURE",)
+        if borrows:
+            self.capabilities += (REVOCABLE_RESOURCES,)
         self.failover_timeout_ms = failover_timeout_ms
         self.offer_settings: tuple[OfferSettings, ...] = ()
         self.world = world
@@ -255,7 +259,8 @@ class RawFramework:
         self._sequence += 1
         call_id = f"{self.name}-call-{self._sequence}"
         roles = tuple(random.sample(ROLES, random.randint(1, 2))) if random.random() < 0.7 else self.roles
-        capabilities = random.choice(((GPU_RESOURCES,), ("FROM_THE_FUTURE",), self.capabilities))
+        borrowing = (GPU_RESOURCES, REVOCABLE_RESOURCES)
+        capabilities = random.choice(((GPU_RESOURCES,), ("FROM_THE_FUTURE",), self.capabilities, borrowing))
         info = replace(self.info(), roles=roles, capabilities=capabilities, offer_settings=())
         self.updates[call_id] = info
         if random.random() < 0.3:
@@ -377,7 +382,7 @@ class Greedy(RawFramework):
             (),
             self.random.randint(0, len(unreserved.devices)),
         )
-        return Reserve(offer.agent_id, request, offer.role)
+        return Reserve(offer.agent_id, request, offer.role, lend=self.random.random() < 0.5)
 
     def on_subscribed(self) -> None:
         """Have something killed now and then."""

@@ -21,6 +21,7 @@ FLAG_VALUES = {
     "gpu-headroom": ("50%", "0%", "cpus:0.5", "cpus:1;mem:1GiB", "200%"),
     "allocation-interval": ("1s", "200ms", "5s", "-1s"),
     "offer-timeout": ("30s", "2s", "100ms"),
+    "preemption-notice": ("0s", "500ms", "10s", "-1s"),
     "agent-ping-timeout": ("1s", "5s"),
     "max-agent-ping-timeouts": ("2", "5", "0"),
     "fair-sharing-excluded-resource-names": ("", "cpus", "gpus,mem", "a b"),
@@ -52,6 +53,11 @@ class Operator:
         self._world.note(self.name, request)
         self._send(request, 0)
 
+    def lend_everything(self) -> None:
+        """Lend what is kept for any role, as far as there is anything."""
+        for role in self._roles:
+            self._send(op.LendReservationsRequest(self._id(), "", role), 0)
+
     # --- inside ---
 
     def _send(self, request: op.OperatorRequest, tries: int) -> None:
@@ -79,14 +85,15 @@ class Operator:
         random, world = self._random, self._world
         agent = random.choice(world.agents).name
         role = random.choice(self._roles)
-        match random.randrange(15):
+        match random.randrange(17):
             case 0 | 1:
                 gpus = random.randint(0, 2)
                 scalars = {} if gpus and random.random() < 0.5 else {"cpus": random.choice((100, 1_000, 1_500))}
                 named = random.choice(world.agents).gpus.uuids[:2] if random.random() < 0.2 else []
                 request = ResourceRequest(scalars, (), 0 if named else gpus, tuple(named))
                 labels = {"why": "simulation"} if random.random() < 0.2 else {}
-                return op.ReserveResourcesRequest(self._id(), agent, role, request, labels)
+                lend = random.random() < 0.3
+                return op.ReserveResourcesRequest(self._id(), agent, role, request, labels, lend=lend)
             case 2 | 3:
                 if self._kept and random.random() < 0.8:
                     kept = self._kept.pop(random.randrange(len(self._kept)))
@@ -112,6 +119,9 @@ class Operator:
                 if random.random() < 0.4:
                     return op.CordonDevicesRequest(chosen, "simulation", self._id())
                 return op.UncordonDevicesRequest(chosen, self._id())
+            case 15 | 16:
+                everywhere, withdraw = random.random() < 0.5, random.random() < 0.3
+                return op.LendReservationsRequest(self._id(), "" if everywhere else agent, role, withdraw=withdraw)
             case 8 if random.random() < 0.1:
                 return op.TeardownFrameworkRequest(self._id(), random.choice(world.frameworks).framework_id)
             case 9 | 10:

@@ -191,6 +191,8 @@ class World:
     def populate(self) -> None:
         """A small cluster out of the seed, with at least one agent with GPUs and one without."""
         random = self.stream_of("cluster")
+        if random.random() < 0.5:
+            self.timeline.after(2_000, self.operator.lend_everything)
         for index in range(random.randint(2, 5)):
             gpus = (random.choice((2, 4, 8)), 0)[index] if index < 2 else random.choice((0, 1, 2, 4))
             static = (random.choice(ROLES[1:]), random.randint(0, gpus)) if random.random() < 0.3 else None
@@ -210,6 +212,7 @@ class World:
                 random.choice(kinds),
                 *roles,
                 gpus=random.random() < 0.8,
+                borrows=random.random() < 0.5,
                 failover_timeout_ms=_patience_ms(random),
                 acknowledges=random.choice((1.0, 1.0, 0.5)),
             )
@@ -439,6 +442,7 @@ def _draw_flags(random: Random) -> dict[str, str]:
         "offer_timeout": random.choice(("30s", "5s", "1s")),
         "agent_ping_timeout": random.choice(("15s", "2s", "1s")),
         "max_agent_ping_timeouts": random.choice(("5", "2")),
+        "preemption_notice": random.choice(("30s", "1s", "0s")),
         "agent_reregister_timeout": random.choice(("10m", "30s", "5s")),
     }
     if random.random() < 0.2:

@@ -14,6 +14,9 @@ from bursar.core.tasks import TaskStatus
 GPU_RESOURCES = "GPU_RESOURCES"
 """The capability of frameworks that know what to do with agents that have GPUs (GPU-3)."""
 
+REVOCABLE_RESOURCES = "REVOCABLE_RESOURCES"
+"""The capability of frameworks that take what is lent, knowing that it may be wanted back (OVR-2)."""
+
 REGION_AWARE = "REGION_AWARE"
 #: Understands stacks of two reservations and more; without it those are not offered (RSV-14).
 RESERVATION_REFINEMENT = "RESERVATION_REFINEMENT"
@@ -207,6 +210,22 @@ class AgentFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class Preemption:
+    """One task that is to end."""
+
+    task_id: TaskId
+    kill_in_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreemptionNotice:
+    """What these tasks run on was lent, and is wanted back."""
+
+    preemptions: tuple[Preemption, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MasterHeartbeat:
     """The master is here."""
 
@@ -237,4 +256,5 @@ FrameworkEvent = (
     | LookupResults
     | Bundle
     | GangUpdate
+    | PreemptionNotice
 )

@@ -43,6 +43,7 @@ class Offer:
     resources: tuple[ReservedResources, ...]
     expires_in_ms: int = 0
     bundle_id: str = ""
+    revocable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Reserve:
     labels: Mapping[str, str] = field(default_factory=dict)
     #: The offered reservation that this refines; empty: unreserved resources.
     onto: tuple[Reservation, ...] = ()
+    lend: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,6 +184,8 @@ class TaskView:
     ended_at_ms: int = 0
     healthy: bool | None = None
     check: CheckStatus | None = None
+    revocable: bool = False
+    preempt_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,8 @@ class ReservationView:
     resources: Resources
     allocated: Resources = EMPTY
     covered_roles: tuple[str, ...] = ()
+    lend: bool = False
+    on_loan: Resources = EMPTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -509,6 +513,7 @@ class ReserveResourcesRequest:
     source: str = ""
     where: str = ""
     dry_run: bool = False
+    lend: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -970,6 +975,27 @@ class UncordonDevicesResponse:
     devices: tuple[DeviceView, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class LendReservationsRequest:
+    """Lend what is idle of reservations, or lend it no longer."""
+
+    request_id: str
+    agent: str = ""
+    role: str = ""
+    roles: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    withdraw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LendReservationsResponse:
+    """The reservations as they are now."""
+
+    reservations: tuple[ReservationView, ...]
+    rescinded_offers: int = 0
+    preempted_tasks: int = 0
+
+
 OperatorRequest = (
     GetMasterRequest
     | ListAgentsRequest
@@ -1008,6 +1034,7 @@ OperatorRequest = (
     | RemoveRoleGroupRequest
     | CordonDevicesRequest
     | UncordonDevicesRequest
+    | LendReservationsRequest
 )
 OperatorResponse = (
     GetMasterResponse
@@ -1047,4 +1074,5 @@ OperatorResponse = (
     | RemoveRoleGroupResponse
     | CordonDevicesResponse
     | UncordonDevicesResponse
+    | LendReservationsResponse
 )

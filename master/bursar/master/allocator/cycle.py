@@ -30,6 +30,7 @@ from bursar.master.allocator.decision import (
     steps_for,
 )
 from bursar.master.allocator.held_back import guaranteed_first
+from bursar.master.allocator.lending import first_in_line
 from bursar.master.allocator.line import Line, Place
 from bursar.master.allocator.shares import Client, Node
 from bursar.master.allocator.visibility import Cell
@@ -46,22 +47,15 @@ class Made(NamedTuple):
 
 def run_cycle(cluster: Cluster, agent_ids: AbstractSet[AgentId], now_ms: int, wall_ms: int) -> Made:
     """Offer what is free on these agents; return the new offers, already booked in the ledger."""
-    expires_in_ms = cluster.flags.duration_ms("offer-timeout")
-    cycle = _Cycle(cluster, wall_ms, expires_in_ms)
+    cycle = Cycle(cluster, wall_ms)
     cluster.held_back.forget(in_cycle=True)
-    cycle.offer_agents(_in_order(cluster, agent_ids))
+    cycle.offer_agents(in_order(cluster, agent_ids))
     cluster.held_back.forget(in_cycle=False)
-    if cycle.offer_ids:
-        # They expire together: one deadline for all of them.
-        expires_at_ms = now_ms + expires_in_ms
-        cluster.expiring_offers.setdefault(str(expires_at_ms), []).extend(cycle.offer_ids)
-        cluster.deadlines.set(("offers", str(expires_at_ms)), expires_at_ms)
     cluster.counters.cycles += 1
-    cluster.counters.offers_made += len(cycle.offer_ids)
-    return Made(len(cycle.offer_ids), cycle.by_framework)
+    return cycle.finish(now_ms)
 
 
-def _in_order(cluster: Cluster, agent_ids: AbstractSet[AgentId]) -> list[Agent]:
+def in_order(cluster: Cluster, agent_ids: AbstractSet[AgentId]) -> list[Agent]:
     """Agents in the order of the permutation. Where anybody says what they want, those with the fewest free devices come first: so a
     small demand is met by what is broken up already, or has no devices at all, and whole agents are left for those who need them.
     """
@@ -98,7 +92,7 @@ class _Alike:
         self.cut: set[tuple[str, str]] = set()
 
 
-class _Plan(Place):
+class Plan(Place):
     """How a cycle deals with a client, worked out once."""
 
     __slots__ = ("client", "framework", "minimum", "offers", "rules", "steps", "takes_all")
@@ -170,39 +164,52 @@ def _amounts_of(free: Holding) -> _Amounts | None:
     return tuple(sorted(part.scalars.items())), part.ports, len(part.devices)
 
 
-class _Cycle:
+class Cycle:
     """One run over agents: what is configured holds for all of it."""
 
-    def __init__(self, cluster: Cluster, wall_ms: int, expires_in_ms: int) -> None:
+    #: Whether what it offers is on loan.
+    revocable = False
+
+    def __init__(self, cluster: Cluster, wall_ms: int) -> None:
         self.cluster = cluster
         self.wall_ms = wall_ms
-        self.expires_in_ms = expires_in_ms
+        self.expires_in_ms = cluster.flags.duration_ms("offer-timeout")
         self.offer_ids: list[OfferId] = []
         self.by_framework: dict[FrameworkId, list[Offer]] = {}
         self._boxes: dict[FrameworkId, list[Offer]] = {}
-        self._plans: dict[Node, _Plan] = {}
+        self._plans: dict[Node, Plan] = {}
         self._refused: dict[_Amounts, _Alike] = {}
         self._bags: dict[int, _Bag] = {}
         #: Class of agents → whom rules hide them from, and the rule.
         self._hidden: dict[int, dict[Node, Cell]] = {}
         self._amounts: dict[frozenset[tuple[str, int]], Mapping[str, int]] = {}
-        self._question = Question(cluster)
-        self._has_quota = bool(cluster.shares.quota_kinds)
+        self.question = Question(cluster)
+        self.has_quota = bool(cluster.shares.quota_kinds)
         self._offer_prefix = f"{cluster.term}-O"
+
+    def finish(self, now_ms: int) -> Made:
+        """The offers that were made. They expire together: one deadline for all of them."""
+        cluster = self.cluster
+        if self.offer_ids:
+            expires_at_ms = now_ms + self.expires_in_ms
+            cluster.expiring_offers.setdefault(str(expires_at_ms), []).extend(self.offer_ids)
+            cluster.deadlines.set(("offers", str(expires_at_ms)), expires_at_ms)
+        cluster.counters.offers_made += len(self.offer_ids)
+        return Made(len(self.offer_ids), self.by_framework)
 
     def offer_agents(self, agents: Iterable[Agent]) -> None:
         """Offer each agent until nothing is left of it, or nobody may have it."""
-        if self._has_quota:
+        if self.has_quota:
             for agent in agents:
                 self._ask_in_turn(agent)
             return
-        line = Line(self.cluster.shares, self._plan_for)
+        line = Line(self.cluster.shares, self.plan_for)
         for agent in self._offer_whole(agents, line):
             line.close()
             self._ask_in_turn(agent)
         line.close()
 
-    def _offer_whole(self, agents: Iterable[Agent], line: Line[_Plan]) -> Iterator[Agent]:
+    def _offer_whole(self, agents: Iterable[Agent], line: Line[Plan]) -> Iterator[Agent]:
         """Offer all of each agent to whoever comes first, if nothing speaks against it, as most often: there is nothing to decide then.
         Return the others, one by one, in their turn.
         """
@@ -243,7 +250,7 @@ class _Cycle:
         # What is free only shrinks here: whoever was refused or served once need not be asked again. But a demand may be cut
         # differently from less, and so get past the filter that blocked its first cut.
         done: set[Node] = set()
-        cluster, has_quota = self.cluster, self._has_quota
+        cluster, has_quota = self.cluster, self.has_quota
         books, filters = cluster.ledger.books[agent.agent_id], cluster.filters.on(agent.agent_id)
         shares, held_back = cluster.shares, cluster.held_back
         by_rule = self._hidden.setdefault(cluster.visibility.class_of_agent(agent.info), {})
@@ -261,6 +268,8 @@ class _Cycle:
                     break
             refused = alike.refused if alike is not None else done
             order = chain(guaranteed_first(shares, free), shares.order()) if has_quota else shares.order()
+            if cluster.first_in_line:
+                order = chain(first_in_line(cluster, agent.agent_id), order)
             for node in order:
                 if node in by_rule:
                     if not served or node not in done:
@@ -269,11 +278,11 @@ class _Cycle:
                     continue
                 if node in done or node in refused or hidden and node.client in hidden:
                     continue
-                plan = self._plan_for(node)
+                plan = self.plan_for(node)
                 client, framework = plan.client, plan.framework
-                decision = self._question.decide(agent, client, framework, free, filters, plan.steps)
+                decision = self.question.decide(agent, client, framework, free, filters, plan.steps)
                 if type(decision) is Proposal:
-                    self._hand_out(agent, plan, decision)
+                    self.hand_out(agent, plan, decision)
                     if has_quota:
                         held_back.forget(in_cycle=True)
                     if books.free:
@@ -298,24 +307,26 @@ class _Cycle:
         if has_quota and books.free:
             held_back.park(agent.agent_id, shares, cluster.ledger.free_unreserved())
 
-    def _plan_for(self, node: Node) -> _Plan:
+    def plan_for(self, node: Node) -> Plan:
+        """How a client is dealt with."""
         plan = self._plans.get(node)
         if plan is None:
             assert node.client is not None
             offers = self._boxes.setdefault(node.client.framework_id, [])
-            plan = self._plans[node] = _Plan(self.cluster, node, offers)
+            plan = self._plans[node] = Plan(self.cluster, node, offers)
         return plan
 
     def _bag(self, free: Holding) -> _Bag:
         bag = self._bags[id(free)] = _Bag(free, self._amounts)
         return bag
 
-    def _hand_out(self, agent: Agent, plan: _Plan, proposal: Proposal) -> None:
+    def hand_out(self, agent: Agent, plan: Plan, proposal: Proposal) -> None:
+        """Offer it; the ledger has it from now on."""
         cluster, agent_id, client, framework = self.cluster, agent.agent_id, plan.client, plan.framework
         holding, promised = proposal
         cluster.offer_sequence += 1
         offer_id = OfferId(f"{self._offer_prefix}{cluster.offer_sequence}")
-        cluster.ledger.offer(agent_id, offer_id, client, holding)
+        cluster.ledger.offer(agent_id, offer_id, client, holding, self.revocable)
         offer = Offer(
             offer_id,
             client.framework_id,
@@ -324,6 +335,7 @@ class _Cycle:
             agent.description_version,
             to_reserved(holding),
             self.expires_in_ms,
+            revocable=self.revocable,
         )
         cluster.offers[offer_id] = OutstandingOffer(offer, self.wall_ms, framework.demand.version, promised)
         framework.offers.add(offer_id)

@@ -23,6 +23,8 @@ agents = sa.Table(
     sa.Column("reservations", sa.Text, nullable=False),
     #: The newest order about each of its devices, as JSON.
     sa.Column("device_orders", sa.Text, nullable=False, server_default="[]"),
+    #: The stacks that are lent while they are idle, as JSON.
+    sa.Column("lent", sa.Text, nullable=False, server_default="[]"),
 )
 
 frameworks = sa.Table(
@@ -60,6 +62,8 @@ tasks = sa.Table(
     sa.Column("end_status", sa.Text, nullable=True),
     sa.Column("ended_at_ms", sa.BigInteger, nullable=False),
     sa.Column("end_acknowledged", sa.Boolean, nullable=False),
+    #: When it will be ended because what it runs on is wanted back; 0: it is not.
+    sa.Column("preempt_at_ms", sa.BigInteger, nullable=False, server_default="0"),
     sa.UniqueConstraint("framework_id", "task_id", name="uq_tasks_framework_id_task_id"),
 )
 

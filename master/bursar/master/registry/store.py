@@ -26,7 +26,7 @@ from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult
 from bursar.core.messages.operator import Quota
 from bursar.core.messages.rules import Rule
-from bursar.core.resources import ReservedResources
+from bursar.core.resources import ReservedResources, Stack
 from bursar.core.tasks import AssignedTask, StatusReason, TaskStatus
 from bursar.master import records as r
 from bursar.master.allocator.shares import DEFAULT_WEIGHT_MILLI
@@ -120,6 +120,7 @@ class Registry:
                     row.unreachable,
                     from_json(tuple[ReservedResources, ...], row.reservations),
                     from_json(tuple[DeviceOrder, ...], row.device_orders),
+                    from_json(tuple[Stack, ...], row.lent),
                 )
             for row in connection.execute(sa.select(schema.frameworks)):
                 info = from_json(FrameworkInfo, row.info)
@@ -139,6 +140,7 @@ class Registry:
                     None if row.end_status is None else from_json(TaskStatus, row.end_status),
                     row.ended_at_ms,
                     row.end_acknowledged,
+                    row.preempt_at_ms,
                 )
             for row in connection.execute(_ordered(schema.calls)):
                 durable.calls[FrameworkId(row.framework_id), row.call_id] = from_json(CallResult, row.result)
@@ -370,6 +372,18 @@ def _write_device_orders(connection: Connection, batch: list[r.DeviceOrdersRecor
     connection.execute(new, [{"key": k.agent_id, "new": write_json(k.orders)} for k in batch])
 
 
+def _write_lending(connection: Connection, batch: list[r.LendingRecorded]) -> None:
+    table = schema.agents
+    statement = sa.update(table).where(table.c.agent_id == sa.bindparam("key")).values(lent=sa.bindparam("new"))
+    connection.execute(statement, [{"key": k.agent_id, "new": write_json(k.lent)} for k in batch])
+
+
+def _write_preemptions(connection: Connection, batch: list[r.PreemptionRecorded]) -> None:
+    statement = sa.update(schema.tasks).where(_THE_TASK).values(preempt_at_ms=sa.bindparam("at"))
+    rows = [{"the_framework": k.framework_id, "the_task": k.task_id, "at": k.preempt_at_ms} for k in batch]
+    connection.execute(statement, rows)
+
+
 def _write_flags(connection: Connection, batch: list[r.FlagRecorded]) -> None:
     for record in batch:
         if record.value is None:
@@ -453,6 +467,8 @@ _WRITERS: dict[type, Callable[[Connection, list[Any]], None]] = {
     r.FlagRecorded: _write_flags,
     r.RulesRecorded: _write_rules,
     r.RequestDone: _write_requests,
+    r.LendingRecorded: _write_lending,
+    r.PreemptionRecorded: _write_preemptions,
     r.Audited: _write_audit,
     r.WeightsRecorded: _write_weights,
     r.QuotasRecorded: _write_quotas,

@@ -35,6 +35,8 @@ class Kind(StrEnum):
     BUNDLE = "bundle"
     #: What became of a gang: it waits, is refused, has ended.
     GANG = "gang"
+    #: A task runs on what is lent, and will be ended.
+    NOTICE = "notice"
     #: A line that a command printed, because it was asked to.
     SHOWN = "shown"
 

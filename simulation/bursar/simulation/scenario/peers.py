@@ -27,6 +27,8 @@ from bursar.core.messages.framework import (
     FrameworkHeartbeat,
     FrameworkInfo,
     MasterHeartbeat,
+    Preemption,
+    PreemptionNotice,
     Rescind,
     StatusUpdates,
     StreamError,
@@ -38,6 +40,7 @@ from bursar.core.messages.gangs import Bundle, GangUpdate, RequestGang
 from bursar.core.messages.offers import Accept, CallResult, Decline, Demand, Filters, Launch, Offer, Operation
 from bursar.core.resources import ResourceRequest
 from bursar.core.tasks import AssignedTask, StatusReason, StatusSource, TaskSpec, TaskState, TaskStatus
+from bursar.core.text import format_duration
 from bursar.master.events import AgentRegistering, AgentSpoke, AgentStreamEnded, FrameworkCalled, FrameworkStreamEnded
 from bursar.simulation.scenario.bundles import StandingBundle, of_gang
 from bursar.simulation.scenario.outcomes import Kind, Outcome, describe, parts_of, refused
@@ -142,7 +145,8 @@ class AgentPeer:
             Outcome(
                 Kind.TASK,
                 stage.at_ms,
-                f"{key[1]} of {key[0]} starts on {self.agent_id}: {describe(self.agent_id, assigned.resources)}",
+                f"{key[1]} of {key[0]} starts on {self.agent_id}: {describe(self.agent_id, assigned.resources)}"
+                + (", revocable" if assigned.revocable else ""),
                 framework=key[0],
                 role=assigned.role,
                 agent=self.agent_id,
@@ -327,7 +331,8 @@ class FrameworkPeer:
             Outcome(
                 Kind.OFFER,
                 stage.at_ms,
-                f"{name_offer(standing)}: {offer.agent_id} {describe(offer.agent_id, offer.resources)}",
+                f"{name_offer(standing)}: {offer.agent_id} {describe(offer.agent_id, offer.resources)}"
+                + (", revocable" if offer.revocable else ""),
                 offer=number,
                 framework=self.framework_id,
                 role=offer.role,
@@ -355,6 +360,9 @@ class FrameworkPeer:
                     stage.note(outcome)
             case GangUpdate():
                 stage.note(of_gang(self.framework_id, event, stage.at_ms))
+            case PreemptionNotice(preemptions, reason):
+                for one in preemptions:
+                    stage.note(self._preempted(one, reason))
             case StatusUpdates(statuses):
                 for status in statuses:
                     self._status(status)
@@ -369,6 +377,16 @@ class FrameworkPeer:
                 stage.note(refused(stage.at_ms, error, framework=self.framework_id))
             case MasterHeartbeat():
                 self.call(FrameworkHeartbeat(self.demand))
+
+    def _preempted(self, one: Preemption, reason: str) -> Outcome:
+        return Outcome(
+            Kind.NOTICE,
+            self.stage.at_ms,
+            f"{one.task_id} of {self.framework_id} is to end in {format_duration(one.kill_in_ms)}: {reason}",
+            framework=self.framework_id,
+            task=one.task_id,
+            message=reason,
+        )
 
     def _answer(self, habit: Habit, standing: Standing) -> None:
         """As many tasks as fit into an offer, one after the other."""

@@ -43,7 +43,7 @@ MAX_STEPS = 200_000
 MAX_CHECKED_TASKS = 100
 
 #: What peers tell or notice themselves, in words of their own.
-_TOLD_OTHERWISE = frozenset({"task_status", "task_launched", "agent_refused"})
+_TOLD_OTHERWISE = frozenset({"task_status", "task_launched", "agent_refused", "task_preempted"})
 #: Reasons that are nobody's policy: nothing is free, nobody is there, nothing is wanted, somebody else comes first.
 _NO_POLICY = frozenset(
     {
