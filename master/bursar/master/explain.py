@@ -15,6 +15,7 @@ from typing import TypeVar
 from bursar.core.clock import Instant
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import DeviceUuid
+from bursar.core.messages.framework import REVOCABLE_RESOURCES
 from bursar.core.messages.operator import (
     AgentState,
     ExplainAgentResponse,
@@ -30,6 +31,7 @@ from bursar.core.resources import GPUS, UNRESERVED, Holding, Resources, add_hold
 from bursar.core.roles import covers
 from bursar.core.text import format_request
 from bursar.master.allocator.decision import Proposal
+from bursar.master.allocator.lending import may_lend
 from bursar.master.allocator.shares import Client
 from bursar.master.gangs.explaining import explain_gangs
 from bursar.master.obstacles import WORDS, Group, ask, in_order, name_some, undisturbed
@@ -52,6 +54,8 @@ _STRUCTURAL = (
     RefusalReason.CAPABILITY_MISSING,
     RefusalReason.NOT_FREE,
 )
+#: Refusals after which it matters what is lent of the agent.
+_LOOKS_ELSEWHERE = (RefusalReason.RESERVED_FOR_OTHERS, RefusalReason.NOT_FREE)
 #: What is said even to who has an offer: more is free, and wanted.
 _HELD_BACK = (RefusalReason.STRIPPED_BY_RULE, RefusalReason.QUOTA_LIMIT, RefusalReason.HEADROOM)
 
@@ -71,6 +75,26 @@ def standing(cluster: Cluster, agent: Agent, client: Client, framework: Framewor
         return RefusalReason.AGENT_INACTIVE
     if framework.state is not FrameworkState.ACTIVE or client.role in framework.suppressed:
         return RefusalReason.SUPPRESSED
+    regular = _regularly(cluster, agent, client, framework)
+    borrows = agent.lent and REVOCABLE_RESOURCES in framework.info.capabilities
+    if borrows and isinstance(regular, RefusalReason) and regular in _LOOKS_ELSEWHERE:
+        return _on_loan(cluster, agent, client, framework)
+    return regular
+
+
+def _on_loan(cluster: Cluster, agent: Agent, client: Client, framework: Framework) -> RefusalReason | Standing:
+    """How it stands with what is lent of the agent."""
+    books = cluster.ledger.books[agent.agent_id]
+    if any(entry.client == client and entry.revocable for entry in books.offered.values()):
+        return Standing.OFFERED
+    decision = ask(cluster, agent, client, framework, books.free, borrowing=True)
+    if isinstance(decision, Proposal):
+        return Standing.DUE if may_lend(cluster, agent) else RefusalReason.NOT_FREE
+    whole = ask(cluster, agent, client, framework, books.total, borrowing=True)
+    return RefusalReason.NOT_FREE if isinstance(whole, Proposal) and decision in _STRUCTURAL else decision
+
+
+def _regularly(cluster: Cluster, agent: Agent, client: Client, framework: Framework) -> RefusalReason | Standing:
     books = cluster.ledger.books[agent.agent_id]
     decision = ask(cluster, agent, client, framework, books.free)
     if isinstance(decision, Proposal):

@@ -135,19 +135,26 @@ def settle(cluster: Cluster, turn: Turn) -> None:
 
 
 def reclaim(cluster: Cluster, turn: Turn, agent_ids: AbstractSet[AgentId]) -> None:
-    """After a cycle, which served from what was free whom it could: call in what is wanted by those for whom it is kept."""
-    for agent_id in sorted(agent_ids & cluster.lenders):
-        if agent_id not in cluster.claims and agent_id not in cluster.first_in_line:
-            _look(cluster, turn, cluster.agents[agent_id])
+    """After a cycle, which served from what was free whom it could: call in what is wanted by those for whom it is kept.
+
+    Offers of all agents, which cost nobody anything, before the first task of any.
+    """
+    in_order = sorted(agent_ids & cluster.lenders)
+    for offers_alone in (True, False):
+        for agent_id in in_order:
+            if agent_id not in cluster.claims and agent_id not in cluster.first_in_line:
+                _look(cluster, turn, cluster.agents[agent_id], offers_alone=offers_alone)
 
 
-def _look(cluster: Cluster, turn: Turn, agent: Agent) -> None:
+def _look(cluster: Cluster, turn: Turn, agent: Agent, *, offers_alone: bool = False) -> None:
     """See who wants something back of one agent."""
     agent_id, ledger = agent.agent_id, cluster.ledger
     books, waiting = ledger.books[agent_id], cluster.claims.get(agent_id)
     loans = sorted(loans_on(cluster, agent_id), key=lambda loan: _reluctance(cluster, loan))
     if not loans and not agent.lent:
         cluster.lenders.discard(agent_id)
+    if offers_alone:
+        loans = [loan for loan in loans if not isinstance(loan.holder, TaskKey)]
     have = add_holdings(books.free, books.earmark)
     claim: Claim | None = None
     if agent.state is AgentState.ACTIVE:

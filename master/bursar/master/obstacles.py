@@ -17,7 +17,7 @@ from typing import NamedTuple
 from bursar.core.clock import Instant
 from bursar.core.device_names import device_kinds
 from bursar.core.ids import AgentId, FrameworkId
-from bursar.core.messages.framework import REGION_AWARE, RESERVATION_REFINEMENT
+from bursar.core.messages.framework import REGION_AWARE, RESERVATION_REFINEMENT, REVOCABLE_RESOURCES
 from bursar.core.messages.offers import Shape
 from bursar.core.messages.operator import FrameworkState, Obstacle, ObstacleKind, RefusalReason
 from bursar.core.predicates import AgentFacts, format_predicates, matches
@@ -37,9 +37,10 @@ from bursar.core.resources import (
 from bursar.core.role_expressions import plain_holder
 from bursar.core.text import format_amount, format_duration, format_milli, format_request, format_resources
 from bursar.master.allocator.backoff import FREE_ROUNDS, shape_of
-from bursar.master.allocator.decision import Proposal, consider
+from bursar.master.allocator.decision import Proposal, Question, consider
 from bursar.master.allocator.filters import AgentFilters
 from bursar.master.allocator.held_back import HeldBack, guaranteed_first
+from bursar.master.allocator.lending import lending_steps
 from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.shares import Client, Node
 from bursar.master.ledger import Books
@@ -110,9 +111,17 @@ class Group:
 
 
 def ask(
-    cluster: Cluster, agent: Agent, client: Client, framework: Framework, free: Holding, *, filtered: bool = True
+    cluster: Cluster,
+    agent: Agent,
+    client: Client,
+    framework: Framework,
+    free: Holding,
+    *,
+    filtered: bool = True,
+    borrowing: bool = False,
 ) -> Proposal | RefusalReason:
-    """What the allocator would decide if `free` were free on an agent; `filtered`: as if nothing had been declined where False.
+    """What the allocator would decide if `free` were free on an agent; `filtered`: as if nothing had been declined where False;
+    `borrowing`: what is lent, that is.
 
     Decides nothing, and inside `undisturbed` leaves nothing behind.
     """
@@ -122,6 +131,10 @@ def ask(
         copy = AgentFilters()
         copy.by_client = filters.by_client
         filters = copy
+    if borrowing:
+        steps = lending_steps(cluster, client, framework)
+        # Not the same value: what filters know of that is about regular offers.
+        return Question(cluster, exact=True).decide(agent, client, framework, dict(free), filters, steps)
     return consider(cluster, agent, client, framework, free, filters)
 
 
@@ -344,7 +357,8 @@ def _reservations(group: Group) -> Iterator[Obstacle]:
                 found[holder] = (agent, part, 1) if known is None else (*known[:2], known[2] + 1)
     for holder, (agent, part, places) in sorted(found.items(), key=lambda item: (-item[1][2], item[0])):
         more = f", and something in {places - 1} other places" if places > 1 else ""
-        text = f"{format_resources(part)} of {agent.info.hostname} reserved to {holder}{more}"
+        lent = ", lent while it is idle" if any(stack[-1].holder == holder for stack in agent.lent) else ""
+        text = f"{format_resources(part)} of {agent.info.hostname} reserved to {holder}{lent}{more}"
         yield _of_reservation(
             holder, part, agent, text, [kind for shape, _ in group.shapes for kind, _ in _amounts(shape.resources)]
         )
@@ -354,6 +368,10 @@ def _reservation_hint(group: Group) -> str:
     for stack, part in sorted(_books(group, group.agent).total.items()):
         if stack and not _covers(group.cluster, stack, group.client.role):
             holder = stack[-1].holder
+            if stack in group.agent.lent:
+                capabilities = group.frameworks[group.client.framework_id].info.capabilities
+                if REVOCABLE_RESOURCES not in capabilities:
+                    return f"add the capability {REVOCABLE_RESOURCES}, where the framework can do with notices: it is lent while it is idle"
             if stack[-1].type is ReservationType.STATIC:
                 return f"run in a role that {holder} covers; the reservation is static: the agent's --resources says it"
             role = plain_holder(holder)
