@@ -308,7 +308,7 @@ class Ledger:
         for agent_id, offer_id in offers:
             books = all_books[agent_id]
             entry = books.offered.pop(offer_id)
-            client, holding, amounts, reserved = entry
+            client, holding, amounts, reserved, _ = entry
             if books.counted:
                 if reserved:
                     self._accounts.discharge(client, amounts, reserved)

@@ -22,7 +22,7 @@ from bursar.core.messages.operator import (
     ReserveResourcesRequest,
     ReserveResourcesResponse,
 )
-from bursar.core.resources import EMPTY, Holding, Stack, add_holdings
+from bursar.core.resources import EMPTY, Holding, Stack
 from bursar.core.role_expressions import read_holder
 from bursar.core.tasks import StatusReason
 from bursar.core.text import format_duration
@@ -129,9 +129,17 @@ def _withdraw(cluster: Cluster, turn: Turn, agent: Agent, stacks: frozenset[Stac
 
 
 def settle(cluster: Cluster, turn: Turn) -> None:
-    """Before a cycle: whoever waited, and can be served now, is asked first for what came back."""
-    for agent_id in sorted(cluster.claims):
-        _look(cluster, turn, cluster.agents[agent_id])
+    """Before a cycle: whoever waited, and can be served now, is asked first for what came back.
+
+    What is earmarked counts as free meanwhile, for headroom too, and the claims are looked at in the order in which they were made: else
+    looking again, though nothing has changed, would come to something else.
+    """
+    books = cluster.ledger.books
+    earmarks = {agent_id: books[agent_id].earmark for agent_id in cluster.claims}
+    for agent_id in earmarks:
+        cluster.ledger.set_earmark(agent_id, {})
+    for agent_id, earmark in earmarks.items():
+        _look(cluster, turn, cluster.agents[agent_id], earmark)
 
 
 def reclaim(cluster: Cluster, turn: Turn, agent_ids: AbstractSet[AgentId]) -> None:
@@ -143,11 +151,11 @@ def reclaim(cluster: Cluster, turn: Turn, agent_ids: AbstractSet[AgentId]) -> No
     for offers_alone in (True, False):
         for agent_id in in_order:
             if agent_id not in cluster.claims and agent_id not in cluster.first_in_line:
-                _look(cluster, turn, cluster.agents[agent_id], offers_alone=offers_alone)
+                _look(cluster, turn, cluster.agents[agent_id], {}, offers_alone=offers_alone)
 
 
-def _look(cluster: Cluster, turn: Turn, agent: Agent, *, offers_alone: bool = False) -> None:
-    """See who wants something back of one agent."""
+def _look(cluster: Cluster, turn: Turn, agent: Agent, before: Holding, *, offers_alone: bool = False) -> None:
+    """See who wants something back of one agent; `before` was earmarked until now."""
     agent_id, ledger = agent.agent_id, cluster.ledger
     books, waiting = ledger.books[agent_id], cluster.claims.get(agent_id)
     loans = sorted(loans_on(cluster, agent_id), key=lambda loan: _reluctance(cluster, loan))
@@ -155,7 +163,7 @@ def _look(cluster: Cluster, turn: Turn, agent: Agent, *, offers_alone: bool = Fa
         cluster.lenders.discard(agent_id)
     if offers_alone:
         loans = [loan for loan in loans if not isinstance(loan.holder, TaskKey)]
-    have = add_holdings(books.free, books.earmark)
+    have = books.free
     claim: Claim | None = None
     if agent.state is AgentState.ACTIVE:
         if waiting is not None and _can_be_served(cluster, agent, waiting.client, have):
@@ -171,11 +179,9 @@ def _look(cluster: Cluster, turn: Turn, agent: Agent, *, offers_alone: bool = Fa
             cluster.first_in_line[agent_id] = claim
         else:
             cluster.claims[agent_id] = claim
-            earmark = _overlap(claim.holding, add_holdings(books.free, books.earmark))
-    if earmark != books.earmark:
-        ledger.set_earmark(agent_id, earmark)
-        cluster.touch(agent_id)
-    elif waiting is not None and claim is None:
+            earmark = _overlap(claim.holding, books.free)
+    ledger.set_earmark(agent_id, earmark)
+    if earmark != before or waiting is not None and claim is None:
         cluster.touch(agent_id)
 
 
