@@ -20,6 +20,8 @@ from bursar.core.messages.framework import (
     Kill,
     LookupCalls,
     OfferSettings,
+    Preemption,
+    PreemptionNotice,
     Reconcile,
     Revive,
     StreamError,
@@ -299,6 +301,25 @@ async def test_a_kill_is_repeated_after_a_reconnect(master: Any) -> None:
         del master._kill
         master.cut()
         await master.until(lambda: not session.running)
+    assert states(framework)[-1] is TaskState.KILLED
+
+
+async def test_a_notice_reaches_the_author_of_the_task_alone(master: Any) -> None:
+    class Borrowing(Sweep):
+        capabilities = ("GPU_RESOURCES", "REVOCABLE_RESOURCES")
+
+        def on_preempted(self, task: Task, seconds: float, reason: str) -> None:
+            self.heard.append((task.id, seconds, reason))
+            self.kill(task)
+
+    framework = Borrowing(Task("sleep 60"))
+    framework.stop_when_done = False
+    async with running(framework, master) as session:
+        await master.until(lambda: master.said(Acknowledge))
+        task_id = next(iter(session.running))
+        master.say(PreemptionNotice((Preemption("of-nobody", 1), Preemption(task_id, 2_500)), "wanted back"))
+        await master.until(lambda: not session.running)
+    assert [heard for heard in framework.heard if len(heard) == 3] == [(task_id, 2.5, "wanted back")]
     assert states(framework)[-1] is TaskState.KILLED
 
 

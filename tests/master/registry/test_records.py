@@ -99,6 +99,18 @@ class History:
             order = DeviceOrder(DeviceUuid("GPU-1"), self.draw(st.booleans()), self.text(), self.number())
             self.add(r.DeviceOrdersRecorded(agent_id, (order,)))
 
+    def do_lending(self) -> None:
+        if agent_id := self.pick(self.durable.agents):
+            holders = self.draw(st.lists(st.sampled_from(["a", "a/**", "ml & !@g"]), unique=True, max_size=2))
+            lent = tuple(
+                (Reservation(ReservationType.STATIC, holder, "p", (("k", self.text()),)),) for holder in sorted(holders)
+            )
+            self.add(r.LendingRecorded(agent_id, lent))
+
+    def do_preemption(self) -> None:
+        if key := self.pick(key for key, task in self.durable.tasks.items() if task.end is None):
+            self.add(r.PreemptionRecorded(*key, self.number()))
+
     def do_framework(self) -> None:
         framework_id = FrameworkId(self.draw(st.sampled_from(FAMILY)))
         if framework_id in self.durable.removed_frameworks:
