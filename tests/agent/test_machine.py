@@ -11,12 +11,12 @@ import pytest
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
 from bursar.agent.effects import (
     AgentEffect,
+    CheckContainer,
     CloseConnection,
     KillContainer,
     Log,
     OpenLogStream,
     OpenSessionStream,
-    ProbeContainer,
     PullImage,
     RemoveContainer,
     RemoveSandbox,
@@ -25,9 +25,9 @@ from bursar.agent.effects import (
 )
 from bursar.agent.events import (
     AgentEvent,
+    ContainerChecked,
     ContainerExited,
     ContainerLaunchFailed,
-    ContainerProbed,
     ContainersRecovered,
     ContainerStarted,
     DevicesDiscovered,
@@ -403,25 +403,25 @@ WELL, UNWELL = CheckStatus(is_connected=True), CheckStatus(is_connected=False)
 HEALTH = HealthCheck(Check(tcp=TcpCheck(80), delay_ms=1_000, interval_ms=2_000), 2, 5_000)
 
 
-def probed(agent: Agent, status: CheckStatus, kind: str = "health_check") -> list[TaskStatus]:
-    return statuses(agent.step(ContainerProbed(container("t"), kind, status)))
+def checked(agent: Agent, status: CheckStatus, kind: str = "health_check") -> list[TaskStatus]:
+    return statuses(agent.step(ContainerChecked(container("t"), kind, status)))
 
 
 def test_health_is_told_when_it_changes_and_too_many_failures_end_the_task() -> None:
     agent = Agent().ready()
     agent.run(limited("t", 0, health_check=HEALTH))
-    assert not of(agent.wait(999), ProbeContainer)
-    assert of(agent.wait(1), ProbeContainer) == [ProbeContainer(container("t"), "health_check", HEALTH.check)]
-    assert not of(agent.wait(60_000), ProbeContainer), "one look at a time"
-    (status,) = probed(agent, WELL)
+    assert not of(agent.wait(999), CheckContainer)
+    assert of(agent.wait(1), CheckContainer) == [CheckContainer(container("t"), "health_check", HEALTH.check)]
+    assert not of(agent.wait(60_000), CheckContainer), "one look at a time"
+    (status,) = checked(agent, WELL)
     assert (status.state, status.reason, status.healthy) == (S.RUNNING, R.CHECK_CHANGED, True)
     agent.wait(2_000)
-    assert probed(agent, WELL) == []
-    (status,) = probed(agent, UNWELL)
+    assert checked(agent, WELL) == []
+    (status,) = checked(agent, UNWELL)
     assert (status.state, status.healthy) == (S.RUNNING, False)
-    assert probed(agent, WELL)[0].healthy is True, "a success begins the count anew"
-    probed(agent, UNWELL)
-    effects = agent.step(ContainerProbed(container("t"), "health_check", UNWELL))
+    assert checked(agent, WELL)[0].healthy is True, "a success begins the count anew"
+    checked(agent, UNWELL)
+    effects = agent.step(ContainerChecked(container("t"), "health_check", UNWELL))
     assert of(effects, KillContainer)
     (killing,) = statuses(effects)
     assert (killing.state, killing.reason) == (S.KILLING, R.UNHEALTHY)
@@ -435,22 +435,22 @@ def test_failures_do_not_count_in_the_grace_period_until_the_first_success() -> 
     agent.run(limited("t", health_check=HEALTH))
     for _ in range(5):
         agent.ms += 900
-        assert probed(agent, UNWELL) == []
+        assert checked(agent, UNWELL) == []
     agent.ms += 1_000
-    assert probed(agent, UNWELL)[0].healthy is False
+    assert checked(agent, UNWELL)[0].healthy is False
     again = Agent().ready()
     again.run(limited("t", health_check=HEALTH))
-    probed(again, WELL)
-    assert probed(again, UNWELL)[0].healthy is False, "the first success ends it"
+    checked(again, WELL)
+    assert checked(again, UNWELL)[0].healthy is False, "the first success ends it"
 
 
 def test_a_check_only_tells() -> None:
     agent = Agent().ready()
     check = Check(command=("true",), delay_ms=0, interval_ms=1_000)
     agent.run(limited("t", check=check))
-    assert of(agent.wait(0), ProbeContainer) == [ProbeContainer(container("t"), "check", check)]
+    assert of(agent.wait(0), CheckContainer) == [CheckContainer(container("t"), "check", check)]
     for code in (0, 1, 1, 1, 1):
-        told = probed(agent, CheckStatus(exit_code=code), "check")
+        told = checked(agent, CheckStatus(exit_code=code), "check")
         assert [status.check for status in told] in ([CheckStatus(exit_code=code)], [])
     assert agent.machine.state.tasks[key("t")].state is S.RUNNING
     (end,) = statuses(agent.exit("t", 0))
@@ -461,12 +461,12 @@ def test_looks_end_with_the_task_and_begin_again_with_the_agent() -> None:
     agent = Agent().ready()
     agent.run(limited("t", health_check=HEALTH))
     agent.wait(1_000)
-    probed(agent, WELL)
+    checked(agent, WELL)
     later = Agent(agent.durable).ready(RecoveredContainer(container("t"), None))
-    assert of(later.wait(1_000), ProbeContainer)
-    assert probed(later, UNWELL)[0].healthy is False, "it was healthy once: the grace period is over"
+    assert of(later.wait(1_000), CheckContainer)
+    assert checked(later, UNWELL)[0].healthy is False, "it was healthy once: the grace period is over"
     later.exit("t", 0)
-    assert probed(later, UNWELL) == [] and not of(later.wait(10_000), ProbeContainer)
+    assert checked(later, UNWELL) == [] and not of(later.wait(10_000), CheckContainer)
 
 
 # --- restarts ---------------------------------------------------------------------------------------------------------
@@ -532,12 +532,12 @@ def test_an_unhealthy_task_is_restarted_where_its_policy_says_so() -> None:
     agent = Agent().ready()
     health = replace(HEALTH, consecutive_failures=1, grace_period_ms=0)
     agent.run(limited("t", health_check=health, restart=RestartPolicy(RestartMode.ON_FAILURE, 1)))
-    effects = agent.step(ContainerProbed(container("t"), "health_check", UNWELL))
+    effects = agent.step(ContainerChecked(container("t"), "health_check", UNWELL))
     assert of(effects, KillContainer) and {status.state for status in statuses(effects)} == {S.RUNNING}
     (status,) = statuses(agent.exit("t", 143))
     assert status.reason is R.RESTARTING and status.healthy is None
     begin_again(agent, 1_000)
-    effects = agent.step(ContainerProbed(container("t"), "health_check", UNWELL))
+    effects = agent.step(ContainerChecked(container("t"), "health_check", UNWELL))
     assert statuses(effects)[-1].state is S.KILLING
     (end,) = statuses(agent.exit("t", 143))
     assert (end.state, end.reason) == (S.KILLED, R.UNHEALTHY)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from bursar.agent.books import Books, names
 from bursar.agent.containers.runtime import ContainerId
-from bursar.agent.effects import ProbeContainer
+from bursar.agent.effects import CheckContainer
 from bursar.agent.reporting import Reporting
 from bursar.agent.tasks import TaskKey, TaskRecord, Verdict, container_of
 from bursar.core.lives import Check, CheckStatus
@@ -51,7 +51,7 @@ class Checkups:
         check = _check_of(record, kind)
         if check is not None and record.state is TaskState.RUNNING:
             container_id = container_of(self._books.info.agent_id, key)
-            self._books.effects.append(ProbeContainer(container_id, kind, check))
+            self._books.effects.append(CheckContainer(container_id, kind, check))
 
     def seen(self, container_id: ContainerId, kind: str, status: CheckStatus) -> None:
         """A look was made."""

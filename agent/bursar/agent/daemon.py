@@ -37,12 +37,12 @@ from bursar.agent.devices.driver import (
 from bursar.agent.devices.health import HealthRules, Remedy
 from bursar.agent.disk import Ballast, commit_patiently
 from bursar.agent.effects import (
+    CheckContainer,
     CloseConnection,
     KillContainer,
     Log,
     OpenLogStream,
     OpenSessionStream,
-    ProbeContainer,
     ProbeDevice,
     PullImage,
     RemoveContainer,
@@ -51,9 +51,9 @@ from bursar.agent.effects import (
     StartContainer,
 )
 from bursar.agent.events import (
+    ContainerChecked,
     ContainerExited,
     ContainerLaunchFailed,
-    ContainerProbed,
     ContainersRecovered,
     ContainerStarted,
     DeviceProbed,
@@ -356,8 +356,8 @@ class AgentDaemon:
                     self._spawn(self._start_all(), self._starts)
             case PullImage():
                 self._spawn(self._pull(effect), self._others)
-            case ProbeContainer():
-                self._spawn(self._probe_container(effect), self._others)
+            case CheckContainer():
+                self._spawn(self._check_container(effect), self._others)
             case KillContainer(container_id, grace_ms):
                 self._spawn(self._guarded("kill", self._runtime.kill(container_id, grace_ms)), self._others)
             case RemoveContainer(container_id):
@@ -428,16 +428,16 @@ class AgentDaemon:
         self._containers[container_id].settled.set()
         self.driver.post(outcome)
 
-    async def _probe_container(self, effect: ProbeContainer) -> None:
+    async def _check_container(self, effect: CheckContainer) -> None:
         status = CheckStatus()
         try:
             async with asyncio.timeout(effect.check.timeout / 1000):
-                status = await self._runtime.probe(effect.container_id, effect.check)
+                status = await self._runtime.check(effect.container_id, effect.check)
         except TimeoutError:
             pass
         except Exception as error:  # noqa: BLE001 - a look that could not be made has failed
             self._log.warning("a check cannot be made", container=effect.container_id, reason=str(error))
-        self.driver.post(ContainerProbed(effect.container_id, effect.kind, status))
+        self.driver.post(ContainerChecked(effect.container_id, effect.kind, status))
 
     def _is_unwanted(self, task: AssignedTask) -> bool:
         """Whether a task that is being launched was killed meanwhile; asked from threads."""

@@ -53,8 +53,8 @@ class PullImage:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeContainer:
-    """Look at a running task; ContainerProbed follows, at the latest after the check's time-out."""
+class CheckContainer:
+    """Look at a running task; ContainerChecked follows, at the latest after the check's time-out."""
 
     container_id: ContainerId
     #: `check` or `health_check`.
@@ -130,7 +130,7 @@ AgentEffect = (
     | CloseConnection
     | StartContainer
     | PullImage
-    | ProbeContainer
+    | CheckContainer
     | KillContainer
     | RemoveContainer
     | RemoveSandbox
@@ -142,13 +142,13 @@ AgentEffect = (
 
 __all__ = [
     "AgentEffect",
+    "CheckContainer",
     "CloseConnection",
     "KillContainer",
     "Log",
     "OpenLogStream",
     "OpenSessionStream",
     "Persist",
-    "ProbeContainer",
     "ProbeDevice",
     "PullImage",
     "RemoveContainer",

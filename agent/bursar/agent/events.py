@@ -89,8 +89,8 @@ class ImagePulled:
 
 
 @dataclass(frozen=True, slots=True)
-class ContainerProbed:
-    """`ProbeContainer` found this."""
+class ContainerChecked:
+    """`CheckContainer` found this."""
 
     container_id: ContainerId
     #: As in the effect.
@@ -147,7 +147,7 @@ AgentEvent = (
     | ContainerLaunchFailed
     | ImageMissed
     | ImagePulled
-    | ContainerProbed
+    | ContainerChecked
     | ContainerExited
     | DevicesDiscovered
     | DevicesSignalled
@@ -160,9 +160,9 @@ AgentEvent = (
 
 __all__ = [
     "AgentEvent",
+    "ContainerChecked",
     "ContainerExited",
     "ContainerLaunchFailed",
-    "ContainerProbed",
     "ContainerStarted",
     "ContainersCompared",
     "ContainersRecovered",

@@ -21,9 +21,9 @@ from bursar.agent.conversation import PRUNE_INTERVAL_MS, Conversation
 from bursar.agent.effects import AgentEffect
 from bursar.agent.events import (
     AgentEvent,
+    ContainerChecked,
     ContainerExited,
     ContainerLaunchFailed,
-    ContainerProbed,
     ContainersCompared,
     ContainersRecovered,
     ContainerStarted,
@@ -85,7 +85,7 @@ class AgentMachine:
                 self.lives.started(container_id)
             case ContainerExited(container_id, exit):
                 self.lives.exited(container_id, exit)
-            case ContainerProbed(container_id, kind, status):
+            case ContainerChecked(container_id, kind, status):
                 self.lives.checkups.seen(container_id, kind, status)
             case SandboxOverfilled(container_id):
                 self.lives.sandbox_overfilled(container_id)

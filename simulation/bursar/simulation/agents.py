@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bursar.agent.devices.health import DeviceSignal, HealthRules
 from bursar.agent.effects import (
+    CheckContainer,
     CloseConnection,
     KillContainer,
     Log,
     OpenLogStream,
     OpenSessionStream,
-    ProbeContainer,
     ProbeDevice,
     PullImage,
     RemoveContainer,
@@ -253,8 +253,8 @@ class AgentNode:
                 self.containers.start(effect)
             case PullImage():
                 self.containers.pull(effect)
-            case ProbeContainer():
-                self.containers.probe(effect)
+            case CheckContainer():
+                self.containers.check(effect)
             case KillContainer(container_id, grace_ms):
                 self.containers.kill(container_id, grace_ms)
             case RemoveContainer(container_id):

@@ -11,11 +11,11 @@ from random import Random
 from typing import Any
 
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
-from bursar.agent.effects import ProbeContainer, PullImage, StartContainer
+from bursar.agent.effects import CheckContainer, PullImage, StartContainer
 from bursar.agent.events import (
+    ContainerChecked,
     ContainerExited,
     ContainerLaunchFailed,
-    ContainerProbed,
     ContainerStarted,
     ImageMissed,
     ImagePulled,
@@ -107,14 +107,14 @@ class SimulatedContainers:
         delay_ms = self._random.randint(0, self.faults.pull_ms)
         self._timeline.after(delay_ms, self._pulled, effect.container_id, self.watcher)
 
-    def probe(self, effect: ProbeContainer) -> None:
+    def check(self, effect: CheckContainer) -> None:
         """Look at a container, which may fail."""
         container = self.containers.get(effect.container_id)
-        well = container is not None and container.live and self._random.random() >= self.faults.probe_failure_chance
+        well = container is not None and container.live and self._random.random() >= self.faults.check_failure_chance
         status = CheckStatus(is_connected=well)
         delay_ms = self._random.randint(0, 20)
         self._timeline.after(
-            delay_ms, self._tell, ContainerProbed(effect.container_id, effect.kind, status), self.watcher
+            delay_ms, self._tell, ContainerChecked(effect.container_id, effect.kind, status), self.watcher
         )
 
     def kill(self, container_id: ContainerId, grace_ms: int) -> None:

@@ -47,7 +47,7 @@ class Faults:
     image_missing_chance: float = 0.0
     pull_ms: int = 3_000
     #: A look at a task finds it unwell.
-    probe_failure_chance: float = 0.0
+    check_failure_chance: float = 0.0
     container_losses_per_minute: float = 0.0
     #: Devices: one becomes unhealthy, or vanishes, for up to `device_away_ms`.
     device_failures_per_minute: float = 0.0

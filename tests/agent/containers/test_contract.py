@@ -67,14 +67,14 @@ async def test_a_command_looks_from_inside(bench: Any) -> None:
     def found(spec: ContainerSpec, check: Check) -> CheckStatus:
         return CheckStatus(exit_code=0 if (spec.sandbox / "well").exists() else 4)
 
-    program = bench.script(UNTIL_GO, SimulatedProgram(run_ms=None, until_file="go", probe=found))
+    program = bench.script(UNTIL_GO, SimulatedProgram(run_ms=None, until_file="go", check=found))
     spec = bench.spec("watched", program)
     check = Check(command=("sh", "-c", "test -e well || exit 4"))
-    assert await runtime.probe(spec.container_id, check) == CheckStatus(), "nothing runs"
+    assert await runtime.check(spec.container_id, check) == CheckStatus(), "nothing runs"
     await runtime.start(spec)
-    assert await runtime.probe(spec.container_id, check) == CheckStatus(exit_code=4)
+    assert await runtime.check(spec.container_id, check) == CheckStatus(exit_code=4)
     (spec.sandbox / "well").touch()
-    assert await runtime.probe(spec.container_id, check) == CheckStatus(exit_code=0)
+    assert await runtime.check(spec.container_id, check) == CheckStatus(exit_code=0)
 
 
 async def test_a_port_is_looked_at_from_inside(bench: Any, unused_tcp_port: int) -> None:
@@ -88,14 +88,14 @@ async def test_a_port_is_looked_at_from_inside(bench: Any, unused_tcp_port: int)
             return CheckStatus(http_status=200 if check.http.path == "/page" else 404) if right else CheckStatus()
         return CheckStatus(is_connected=right)
 
-    spec = bench.spec("serves", bench.script(serve, SimulatedProgram(run_ms=None, probe=found)))
+    spec = bench.spec("serves", bench.script(serve, SimulatedProgram(run_ms=None, check=found)))
     await runtime.start(spec)
     async with asyncio.timeout(20):
-        while not (await runtime.probe(spec.container_id, Check(tcp=TcpCheck(port)))).is_healthy:
+        while not (await runtime.check(spec.container_id, Check(tcp=TcpCheck(port)))).is_healthy:
             await asyncio.sleep(0.05)
-    assert await runtime.probe(spec.container_id, Check(http=HttpCheck(port, "/page"))) == CheckStatus(http_status=200)
-    assert await runtime.probe(spec.container_id, Check(http=HttpCheck(port, "/none"))) == CheckStatus(http_status=404)
-    assert await runtime.probe(spec.container_id, Check(tcp=TcpCheck(1))) == CheckStatus(is_connected=False)
+    assert await runtime.check(spec.container_id, Check(http=HttpCheck(port, "/page"))) == CheckStatus(http_status=200)
+    assert await runtime.check(spec.container_id, Check(http=HttpCheck(port, "/none"))) == CheckStatus(http_status=404)
+    assert await runtime.check(spec.container_id, Check(tcp=TcpCheck(1))) == CheckStatus(is_connected=False)
 
 
 async def test_sigbus_alone_proves_nothing(bench: Any) -> None:

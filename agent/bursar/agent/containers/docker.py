@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import docker.errors
 
-from bursar.agent.containers import docker_sessions, probes
+from bursar.agent.containers import checks, docker_sessions
 from bursar.agent.containers.docker_engine import (
     CONNECTION_ERRORS,
     ENGINE_ERRORS,
@@ -63,7 +63,7 @@ _T = TypeVar("_T")
 _STARTS_PER_CORE = 2
 _CALLS = 4
 _PULLS = 2
-_PROBES = 8
+_CHECKS = 8
 _RECONNECT_S = (0.1, 0.2, 0.5, 1.0)
 _PUMP_ENDS_S = 10.0
 #: What an engine that is being stopped makes of its containers.
@@ -112,12 +112,12 @@ class DockerRuntime:
     ) -> None:
         starts = _STARTS_PER_CORE * (os.cpu_count() or 1)
         self._engine = DockerEngine(
-            agent_id, "", network_mode, log_limit_bytes, base_url, starts + _CALLS + _PULLS + _PROBES + 8
+            agent_id, "", network_mode, log_limit_bytes, base_url, starts + _CALLS + _PULLS + _CHECKS + 8
         )
         self._starts = ThreadPoolExecutor(starts, "docker-start")
         self._calls = ThreadPoolExecutor(_CALLS, "docker-call")
         self._pulls = ThreadPoolExecutor(_PULLS, "docker-pull")
-        self._probes = ThreadPoolExecutor(_PROBES, "docker-probe")
+        self._checks = ThreadPoolExecutor(_CHECKS, "docker-check")
         self._log_limit_bytes = log_limit_bytes
         self._log_check_interval_s = log_check_interval_s
         self._engine_patience_s = engine_patience_s
@@ -307,15 +307,15 @@ class DockerRuntime:
         except ENGINE_ERRORS:
             return 0
 
-    async def probe(self, container_id: ContainerId, check: Check) -> CheckStatus:
+    async def check(self, container_id: ContainerId, check: Check) -> CheckStatus:
         """A command by the engine's `exec`; a port from inside the network namespace, or by the container's address."""
         try:
             if check.command:
                 code = await self._call(
-                    self._engine.execute, container_id, check.command, check.timeout, pool=self._probes
+                    self._engine.execute, container_id, check.command, check.timeout, pool=self._checks
                 )
                 return CheckStatus(exit_code=code)
-            return await self._call(self._look, container_id, check, pool=self._probes)
+            return await self._call(self._look, container_id, check, pool=self._checks)
         except ENGINE_ERRORS as error:
             log.warning("container %s: a check cannot be made: %s", container_id, root_cause(error))
             return CheckStatus()
@@ -326,12 +326,12 @@ class DockerRuntime:
         if seen is None or not seen.pid:
             return CheckStatus()
         try:
-            connection = probes.socket_of(seen.pid)
+            connection = checks.socket_of(seen.pid)
         except OSError:
             # Not allowed to go there: by its address then, which is 127.0.0.1 on the host's network.
             make = functools.partial(socket.socket, socket.AF_INET, socket.SOCK_STREAM)
-            return probes.look(check, make, seen.address or "127.0.0.1")
-        return probes.look(check, lambda: connection)
+            return checks.look(check, make, seen.address or "127.0.0.1")
+        return checks.look(check, lambda: connection)
 
     async def remove(self, container_id: ContainerId) -> None:
         """Save the outputs in the sandbox and remove the container."""
@@ -408,7 +408,7 @@ class DockerRuntime:
             await asyncio.to_thread(self._events.stop)
         for task in list(self._tasks):
             task.cancel()
-        for pool in (self._starts, self._calls, self._pulls, self._probes):
+        for pool in (self._starts, self._calls, self._pulls, self._checks):
             pool.shutdown(wait=False, cancel_futures=True)
         self._engine.close()
 

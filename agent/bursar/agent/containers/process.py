@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from bursar.agent.containers import probes, process_sessions, shim, usage
+from bursar.agent.containers import checks, process_sessions, shim, usage
 from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, judge
 from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES, log_files
 from bursar.agent.containers.runtime import (
@@ -103,8 +103,8 @@ class ProcessRuntime:
         try:
             self._boot_id = boot_id()
             self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._records) as probe:
-                fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with tempfile.TemporaryFile(dir=self._records) as locked:
+                fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RuntimeUnavailable(
                 f"the process runtime cannot keep its records in {self._records}: {error.strerror or error}; "
@@ -218,15 +218,15 @@ class ProcessRuntime:
         running = self._running.get(container_id)
         return running.pid if running else 0
 
-    async def probe(self, container_id: ContainerId, check: Check) -> CheckStatus:
+    async def check(self, container_id: ContainerId, check: Check) -> CheckStatus:
         """A command runs beside the task, in its sandbox and with its environment."""
         running = self._running.get(container_id)
         if running is None:
             return CheckStatus()
         if check.command:
-            return await probes.run_command(check.command, _environment_of(running.pid), running.sandbox)
+            return await checks.run_command(check.command, _environment_of(running.pid), running.sandbox)
         make = functools.partial(socket.socket, socket.AF_INET, socket.SOCK_STREAM)
-        return await asyncio.to_thread(probes.look, check, make)
+        return await asyncio.to_thread(checks.look, check, make)
 
     async def remove(self, container_id: ContainerId) -> None:
         """Forget an ended container; its outputs stay in the sandbox."""

@@ -153,7 +153,7 @@ class ContainerRuntime(Protocol):
     async def pid_of(self, container_id: ContainerId) -> int:
         """The process that lives as long as the container does, in this machine's numbers; 0 where nobody can say."""
 
-    async def probe(self, container_id: ContainerId, check: Check) -> CheckStatus:
+    async def check(self, container_id: ContainerId, check: Check) -> CheckStatus:
         """Look at a running container once, from inside its namespaces. Nothing is set where that cannot be done.
 
         Whoever asks cancels it at the check's time-out; what was begun in the container ends then, if it can be reached.

@@ -52,7 +52,7 @@ class SimulatedProgram:
     #: What the evidence says of its end.
     reason: StatusReason = StatusReason.COMMAND_EXITED
     #: What a look at it finds.
-    probe: Callable[[ContainerSpec, Check], CheckStatus] = lambda spec, check: CheckStatus()
+    check: Callable[[ContainerSpec, Check], CheckStatus] = lambda spec, check: CheckStatus()
 
 
 Behaviour = Callable[[ContainerSpec], SimulatedProgram]
@@ -218,12 +218,12 @@ class SimulatedRuntime:
         """There is no process."""
         return 0
 
-    async def probe(self, container_id: ContainerId, check: Check) -> CheckStatus:
+    async def check(self, container_id: ContainerId, check: Check) -> CheckStatus:
         """As its program says."""
         container = self._engine._containers.get(container_id)
         if container is None or container.exit is not None:
             return CheckStatus()
-        return container.program.probe(container.spec, check)
+        return container.program.check(container.spec, check)
 
     async def remove(self, container_id: ContainerId) -> None:
         """As the interface says."""
