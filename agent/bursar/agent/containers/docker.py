@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,11 +30,14 @@ from bursar.agent.containers.docker_engine import (
     DockerEngine,
     Phase,
     Seen,
+    root_cause,
     words_of,
 )
+from bursar.agent.containers.docker_events import EventThread
+from bursar.agent.containers.docker_logs import LogPump
 from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, Witness, judge
 from bursar.agent.containers.limits import give_to_user
-from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES, LogFile, log_files
+from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES
 from bursar.agent.containers.process import boot_id
 from bursar.agent.containers.runtime import (
     ContainerExit,
@@ -64,7 +67,6 @@ _STARTS_PER_CORE = 2
 _CALLS = 4
 _PULLS = 2
 _CHECKS = 8
-_RECONNECT_S = (0.1, 0.2, 0.5, 1.0)
 _PUMP_ENDS_S = 10.0
 #: What an engine that is being stopped makes of its containers.
 _CODES_OF_A_STOPPING_ENGINE = (137, 143)
@@ -124,14 +126,14 @@ class DockerRuntime:
         self._watched: dict[ContainerId, _Watched] = {}
         #: Reported lost while the engine was away; removed when it is back, before anything is started again.
         self._lost: set[ContainerId] = set()
-        self._pumps: dict[ContainerId, _LogPump] = {}
+        self._pumps: dict[ContainerId, LogPump] = {}
         self._pulling: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_up = False
         #: Set while the engine does not answer.
         self._gone = asyncio.Event()
         self._is_closing = threading.Event()
-        self._events: _EventThread | None = None
+        self._events: EventThread | None = None
         self._patience_timer: asyncio.TimerHandle | None = None
         self._log_timer: asyncio.TimerHandle | None = None
         self._on_exit: ExitCallback | None = None
@@ -150,7 +152,7 @@ class DockerRuntime:
                 "or run tasks as plain processes with --runtime process"
             ) from error
         self._first_connect = asyncio.Event()
-        self._events = _EventThread(
+        self._events = EventThread(
             self._engine, loop, self._is_closing, self._on_event, self._connected, self._disconnected
         )
         self._events.start()
@@ -563,8 +565,8 @@ class DockerRuntime:
         except ENGINE_ERRORS as error:
             log.warning("container %s: cannot send %s: %s", container_id, name, root_cause(error))
 
-    def _pump(self, container_id: ContainerId, sandbox: Path, follow: bool) -> _LogPump:
-        pump = self._pumps[container_id] = _LogPump(self._engine, container_id, sandbox, follow)
+    def _pump(self, container_id: ContainerId, sandbox: Path, follow: bool) -> LogPump:
+        pump = self._pumps[container_id] = LogPump(self._engine, container_id, sandbox, follow)
         return pump
 
     async def _save_logs(self, container_id: ContainerId, sandbox: Path) -> None:
@@ -613,140 +615,3 @@ def _judged(watched: _Watched, end: ContainerExit) -> ContainerExit:
         assert end.exit_code is not None
         return judge(end.exit_code, testimony, engine_says_oom=is_oom, plan=watched.plan)
     return end
-
-
-class _EventThread:
-    """Reads the engine's events, and comes back to an engine that went away."""
-
-    def __init__(
-        self,
-        engine: DockerEngine,
-        loop: asyncio.AbstractEventLoop,
-        closing: threading.Event,
-        on_event: Callable[[dict[str, Any]], None],
-        on_connected: Callable[[bool], None],
-        on_disconnected: Callable[[str], None],
-    ) -> None:
-        self._engine = engine
-        self._loop = loop
-        self._closing = closing
-        self._on_event = on_event
-        self._on_connected = on_connected
-        self._on_disconnected = on_disconnected
-        self._stream: Any = None
-        self._thread = threading.Thread(target=self._run, name="docker-events", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def reconnect(self) -> None:
-        """Begin anew: the stream seems alive, but the engine does not answer."""
-        stream = self._stream
-        if stream is not None:
-            with contextlib.suppress(Exception):  # whatever state it is in
-                stream.close()
-
-    def stop(self) -> None:
-        """Blocks until the thread is done, for a little while."""
-        self._closing.set()
-        self.reconnect()
-        self._thread.join(5)
-
-    def _post(self, function: Callable[..., None], *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(function, *arguments)
-
-    def _run(self) -> None:
-        after_outage = False
-        attempt = 0
-        while not self._closing.is_set():
-            why = "it ended the stream of events"
-            try:
-                # Listening begins before anybody looks what there is: no end falls in between.
-                self._stream = self._engine.events()
-                self._post(self._on_connected, after_outage)
-                attempt = 0
-                for event in self._stream:
-                    self._post(self._on_event, event)
-            except Exception as error:  # noqa: BLE001 - whatever a dying engine makes of HTTP and JSON
-                why = root_cause(error)
-            self._stream = None
-            after_outage = True
-            if not self._closing.is_set():
-                self._post(self._on_disconnected, why)
-                self._closing.wait(_RECONNECT_S[min(attempt, len(_RECONNECT_S) - 1)])
-                attempt += 1
-
-
-class _LogPump:
-    """Copies both outputs of one container into its sandbox, each in a thread, until the container has ended.
-
-    What an earlier pump has copied is skipped, so that an agent that was restarted copies nothing twice.
-    """
-
-    def __init__(self, engine: DockerEngine, container_id: ContainerId, sandbox: Path, follow: bool) -> None:
-        self.files = log_files(sandbox)
-        self._engine = engine
-        self._container_id = container_id
-        self._follow = follow
-        self._is_stopped = False
-        self._streams: list[Any] = []
-        self._done: list[Future[None]] = []
-        for file in self.files:
-            done: Future[None] = Future()
-            self._done.append(done)
-            threading.Thread(target=self._run, args=(file, done), name="docker-logs", daemon=True).start()
-
-    async def wait(self, timeout_s: float) -> None:
-        """Until everything is copied, or the time is over."""
-        _, late = await asyncio.wait([asyncio.wrap_future(done) for done in self._done], timeout=timeout_s)
-        if late:
-            log.warning("container %s: its outputs do not end; what was copied so far is kept", self._container_id)
-            self.stop()
-
-    def stop(self) -> None:
-        """Let go."""
-        self._is_stopped = True
-        for stream in list(self._streams):
-            with contextlib.suppress(Exception):  # whatever state it is in
-                stream.close()
-
-    def _run(self, file: LogFile, done: Future[None]) -> None:
-        try:
-            self._copy(file)
-        except Exception as error:  # noqa: BLE001 - a thread of its own: nobody else would hear of it
-            if not self._is_stopped:
-                log.warning("container %s: %s cannot be copied: %s", self._container_id, file.stream, root_cause(error))
-        done.set_result(None)
-
-    def _copy(self, file: LogFile) -> None:
-        _, end = file.extent()
-        skip = end - file.run_began_at()
-        with open(file.path, "ab", buffering=0) as target:
-            stream = self._engine.logs(self._container_id, file.stream, self._follow)
-            self._streams.append(stream)
-            for data in stream:
-                if self._is_stopped:
-                    return
-                if skip >= len(data):
-                    skip -= len(data)
-                    continue
-                target.write(data[skip:])
-                skip = 0
-
-
-def root_cause(error: BaseException) -> str:
-    """The innermost cause, which is what an operator can act upon (`Permission denied`, `Connection refused`)."""
-    seen = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        inner = error.__cause__ or error.__context__
-        if inner is None:
-            nested = [part for part in error.args if isinstance(part, BaseException)]
-            if not nested:
-                break
-            inner = nested[0]
-        error = inner
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    return words_of(error) if isinstance(error, Exception) else str(error)

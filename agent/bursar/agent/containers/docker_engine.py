@@ -355,6 +355,23 @@ def words_of(error: Exception) -> str:
     return str(explanation or error).strip()
 
 
+def root_cause(error: BaseException) -> str:
+    """The innermost cause, which is what an operator can act upon (`Permission denied`, `Connection refused`)."""
+    seen = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            nested = [part for part in error.args if isinstance(part, BaseException)]
+            if not nested:
+                break
+            inner = nested[0]
+        error = inner
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return words_of(error) if isinstance(error, Exception) else str(error)
+
+
 def _shell_code(words: str) -> int | None:
     """What a shell would exit with, where the OCI runtime could not run the command itself."""
     lowered = words.lower()

@@ -76,7 +76,7 @@ def judge(info: Mapping[str, Any]) -> list[Finding]:
 
 
 def _unreachable(error: Exception) -> Finding:
-    from bursar.agent.containers.docker import root_cause
+    from bursar.agent.containers.docker_engine import root_cause
 
     words = root_cause(error)
     where = os.environ.get("DOCKER_HOST") or "/var/run/docker.sock"
