@@ -212,7 +212,7 @@ class AgentNode:
         """See Owner."""
         assert self.process is not None
         self._world.note(self.name, event, effects)
-        self._world.checkers.agent_stepped(self.process)
+        self._world.checkers.agent_stepped(self.agent_id, self.process, effects)
         self._world.stepped()
 
     def commit(self, records: Sequence[Any]) -> None:

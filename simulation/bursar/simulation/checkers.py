@@ -719,9 +719,20 @@ class Checkers:
         """A new life begins with what was committed."""
         machine.check()
 
-    def agent_stepped(self, process: Process) -> None:
-        """Its own invariants."""
-        process.machine.check()
+    def agent_stepped(self, agent_id: AgentId, process: Process, effects: Sequence[Any]) -> None:
+        """Its own invariants; and what it begins, as it knew its devices then: an order may come before the start is on disk."""
+        machine = process.machine
+        machine.check()
+        assert isinstance(machine, AgentMachine)
+        for effect in effects:
+            if isinstance(effect, StartContainer):
+                self._judged("a task is begun on healthy devices only")
+                for uuid in effect.task.device_uuids:
+                    record = machine.books.state.health.get(uuid)
+                    require(
+                        record is None or record.shown is DeviceCondition.HEALTHY,
+                        f"{agent_id} begins {effect.task.spec.task_id} on {uuid}, which is {record.shown.name if record else ''}",
+                    )
 
     def agent_commits(self, agent_id: AgentId, records: Iterable[Any]) -> None:
         """Generations never go back."""
@@ -751,13 +762,6 @@ class Checkers:
         self._judged("a launch is in the checkpoint before it is begun")
         key = AgentTaskKey(effect.task.framework_id, effect.task.spec.task_id)
         require(key in checkpoint.tasks, f"{agent_id} begins {key} before it is in the checkpoint")
-        self._judged("a task is begun on healthy devices only")
-        for uuid in effect.task.device_uuids:
-            record = checkpoint.health.get(uuid)
-            require(
-                record is None or record.shown is DeviceCondition.HEALTHY,
-                f"{agent_id} begins {key} on {uuid}, which is {record.shown.name if record else ''}",
-            )
 
     def agent_probes(self, agent_id: AgentId, uuid: DeviceUuid, containers: Iterable[SimulatedContainer]) -> None:
         """A device is probed: nobody has it."""
