@@ -21,7 +21,7 @@ from bursar.v1.sessions_pb2 import SESSION_KIND_STATS
 from bursar.v1.tasks_pb2 import TASK_STATE_RUNNING
 
 _PRINT_S = 1.0
-_TITLES = ("TASK", "NAME", "CPU", "MEMORY", "LIMIT", "PIDS", "READ", "WRITTEN", "DEVICES")
+_TITLES = ("TASK", "NAME", "CPU", "MEMORY", "LIMIT", "PIDS", "READ", "WRITTEN")
 
 
 @dataclass
@@ -63,7 +63,7 @@ def stats_command(tasks: tuple[str, ...], once: bool, output: str) -> int:
     """Show once per second what running tasks use; all of them where none is named. CPU is in per cent of one core.
 
     Memory is what counts against the limit: without file cache that the kernel would give back. Of a plain process it is the sum over its
-    processes. DEVICES is how busy each device of the task is, where its driver knows.
+    processes.
     """
     return asyncio.run(_watch(master_address(), tasks, once, output))
 
@@ -124,7 +124,6 @@ def _print(watched: list[_Watched], output: str) -> None:
 
 def _row(entry: _Watched) -> list[str]:
     now, cpu = entry.now, entry.cpu_percent
-    devices = now.get("devices") or {}
     return [
         f"{entry.view.framework_id}/{entry.view.task_id}",
         entry.view.name or "-",
@@ -134,7 +133,6 @@ def _row(entry: _Watched) -> list[str]:
         str(now.get("pids", "-")),
         _size(now.get("read_bytes", 0)),
         _size(now.get("written_bytes", 0)),
-        " ".join(f"{uuid}:{busy}" for uuid, busy in sorted(devices.items())) or "-",
     ]
 
 

@@ -11,7 +11,7 @@ from bursar.agent.devices.exclusive import holder_of, shared_directories
 from bursar.agent.doctor.findings import Finding, fail, ok, warn
 from bursar.core.devices import Device, DeviceHealth
 
-_TODO = {
+_REMEDIES = {
     "nvml": "install NVIDIA's driver and see that `nvidia-smi` lists the GPUs; without GPUs say --devices none",
     "rocm": "install AMD's driver and its `amdsmi` package for this Python; without GPUs say --devices none",
     "tpu": "see that the TPU's device files are there and can be opened by this user",
@@ -28,7 +28,7 @@ def look(driver: DeviceDriver) -> tuple[tuple[Device, ...], list[Finding]]:
     try:
         found = driver.discover()
     except DriverUnavailable as error:
-        todo = _TODO.get(check.partition(":")[0], "see docs/devices.md")
+        todo = _REMEDIES.get(check.partition(":")[0], "see docs/devices.md")
         # A machine may have no GPU; but whoever names a script or a plugin expects something of it.
         say = warn if check == "nvml" else fail
         return (), [say(check, str(error), "the agent offers none of these devices until that is repaired", todo)]
