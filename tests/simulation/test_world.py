@@ -37,7 +37,7 @@ def test_the_same_seed_is_the_same_run_in_every_process() -> None:
 
 
 def test_two_frameworks_that_want_all_gpus_for_ten_minutes_never_hold_one_together() -> None:
-    """Ground truth is judged at each start of a container: `Checkers.container_began`."""
+    """Ground truth is judged at each start of a container: `AgentJudge.container_began`."""
     world = World(1, faults=Faults(), flags={})
     for gpus in (4, 4, 0):
         world.add_agent(gpus)
@@ -45,7 +45,7 @@ def test_two_frameworks_that_want_all_gpus_for_ten_minutes_never_hold_one_togeth
     world.start()
     world.run_for(10 * 60_000)
     assert world.now_ms == 10 * 60_000
-    books = [world.checkers.books[hog.framework_id] for hog in hogs]
+    books = [world.checkers.frameworks.books[hog.framework_id] for hog in hogs]
     with_gpus = [[end for end in book.ends.values() if end.device_uuids] for book in books]
     assert all(len(ends) > 50 for ends in with_gpus), "both had GPUs, again and again"
     assert world.checkers.verdicts["one container per GPU"] > 200

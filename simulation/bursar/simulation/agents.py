@@ -87,8 +87,8 @@ class AgentNode:
             world.timeline,
             self._random,
             world.faults,
-            on_begin=lambda container: world.checkers.container_began(self.agent_id, container),
-            on_remove=lambda container: world.checkers.container_removed(self.agent_id, container),
+            on_begin=lambda container: world.checkers.agents.container_began(self.agent_id, container),
+            on_remove=lambda container: world.checkers.agents.container_removed(self.agent_id, container),
         )
         self._stream: Stream | None = None
         self._connection = ConnectionId(0)
@@ -128,7 +128,7 @@ class AgentNode:
         world.note(self.name, f"starts, life {self.lives}, boot {self._boots}")
         clock = (self._random.randint(0, 10**9), self._random.randint(-200, 200))
         self.process = process = Process(world.timeline, self._random, machine, self, clock=clock)
-        world.checkers.agent_started(self.agent_id, machine)
+        world.checkers.agents.started(self.agent_id, machine)
         world.timeline.after(self._random.randint(0, 20), self._recover, process)
         world.timeline.after(self._random.randint(0, 20), self._connect, process)
 
@@ -212,12 +212,12 @@ class AgentNode:
         """See Owner."""
         assert self.process is not None
         self._world.note(self.name, event, effects)
-        self._world.checkers.agent_stepped(self.agent_id, self.process, effects)
+        self._world.checkers.agents.stepped(self.agent_id, self.process, effects)
         self._world.stepped()
 
     def commit(self, records: Sequence[Any]) -> None:
         """See Owner."""
-        self._world.checkers.agent_commits(self.agent_id, records)
+        self._world.checkers.agents.commits(self.agent_id, records)
         for record in records:
             self.checkpoint.apply(record)
         if self.twin is not None:
@@ -241,7 +241,7 @@ class AgentNode:
         """See Owner."""
         match effect:
             case SendToMaster(connection, message):
-                self._world.checkers.agent_said(self.agent_id, message, self.checkpoint)
+                self._world.checkers.agents.said(self.agent_id, message, self.checkpoint)
                 if connection == self._connection and self._stream is not None:
                     self._stream.send(CLIENT, message)
             case CloseConnection(connection, _):
@@ -249,7 +249,7 @@ class AgentNode:
                     self._stream.close(CLIENT)
                     self._retry()
             case StartContainer():
-                self._world.checkers.agent_starts(self.agent_id, effect, self.checkpoint)
+                self._world.checkers.agents.starts(self.agent_id, effect, self.checkpoint)
                 self.containers.start(effect)
             case PullImage():
                 self.containers.pull(effect)
@@ -260,7 +260,7 @@ class AgentNode:
             case RemoveContainer(container_id):
                 self.containers.remove(container_id)
             case ProbeDevice(uuid):
-                self._world.checkers.agent_probes(self.agent_id, uuid, self.containers.live)
+                self._world.checkers.agents.probes(self.agent_id, uuid, self.containers.live)
                 assert self.process is not None
                 self._world.timeline.after(self._random.randint(0, 500), self._probed, self.process, uuid)
             case RemoveSandbox() | OpenLogStream() | OpenSessionStream() | Log():

@@ -165,7 +165,7 @@ class RawFramework:
         """The master spoke."""
         if stream is not self.stream:
             return
-        self.world.checkers.framework_heard(self.framework_id, event)
+        self.world.checkers.frameworks.heard(self.framework_id, event)
         match event:
             case Subscribed():
                 self.subscribed = True
@@ -234,7 +234,7 @@ class RawFramework:
     def call(self, call: FrameworkCall) -> None:
         """Say something."""
         if self.stream is not None:
-            self.world.checkers.framework_called(self.framework_id, call)
+            self.world.checkers.frameworks.called(self.framework_id, call)
             self.stream.send(CLIENT, call)
 
     def subscription(self) -> Subscribe:

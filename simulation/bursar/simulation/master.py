@@ -74,7 +74,7 @@ class MasterNode:
         world.note(self.name, f"starts, term {durable.term}")
         self._next_connection = self._next_token = 0
         self.process = Process(world.timeline, self._random, machine, self, clock=clock)
-        world.checkers.master_started(machine, self.registry.durable)
+        world.checkers.master.started(machine, self.registry.durable)
         world.network.listener = self
 
     def die(self) -> None:
@@ -84,7 +84,7 @@ class MasterNode:
             return
         world = self._world
         process.kill()
-        world.checkers.master_died(process)
+        world.checkers.master.died(process)
         world.note(self.name, "dies")
         world.network.listener = None
         self.process = None
@@ -156,12 +156,12 @@ class MasterNode:
 
     def stepping(self, event: Any, now: Instant) -> None:
         """See Owner."""
-        self._world.checkers.master_stepping(event, now)
+        self._world.checkers.master.stepping(event, now)
 
     def stepped(self, event: Any, effects: Sequence[Any]) -> None:
         """See Owner."""
         self._world.note(self.name, event, effects)
-        self._world.checkers.master_stepped(event, effects)
+        self._world.checkers.master.stepped(event, effects)
         self._world.stepped()
 
     def commit(self, records: Sequence[Any]) -> None:
@@ -186,7 +186,7 @@ class MasterNode:
         """See Owner."""
         match effect:
             case SendToAgent(connection, message) | SendToFramework(connection, message):
-                self._world.checkers.master_said(self.peers.get(connection), message, self.registry.durable)
+                self._world.checkers.durability.said(self.peers.get(connection), message, self.registry.durable)
                 stream = self.streams.get(connection)
                 if stream is not None:
                     stream.send(SERVER, message)
@@ -197,7 +197,7 @@ class MasterNode:
                     closed.close(SERVER, error)
                     self._ended(connection, closed)
             case Reply(token, answer):
-                self._world.checkers.master_answered(answer, self.registry.durable)
+                self._world.checkers.durability.answered(answer, self.registry.durable)
                 self._waiting.pop(token)(answer)
             case Publish():
                 pass

@@ -10,7 +10,7 @@ from bursar.core.errors import ErrorDetail
 from bursar.core.messages import operator as op
 from bursar.core.messages.rules import RuleMode
 from bursar.core.resources import ResourceRequest
-from bursar.simulation.checkers import RULE_BOOK
+from bursar.simulation.checkers.rule_book import RULE_BOOK
 
 if TYPE_CHECKING:
     from bursar.simulation.world import World

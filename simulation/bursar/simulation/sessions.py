@@ -268,7 +268,7 @@ class SessionFramework:
 
     def _send(self, stream: Stream, calls: Sequence[Any]) -> None:
         for call in calls:
-            self.world.checkers.framework_called(self.framework_id, call)
+            self.world.checkers.frameworks.called(self.framework_id, call)
             stream.send(CLIENT, call)
 
     # --- Party ---
@@ -283,7 +283,7 @@ class SessionFramework:
         """The master spoke."""
         connection = self._numbers.get(stream.number)
         if connection is not None and self.process is not None:
-            self.world.checkers.framework_heard(self.framework_id, event)
+            self.world.checkers.frameworks.heard(self.framework_id, event)
             self.process.post(told.EventsReceived(connection, (event,)))
 
     def stream_ended(self, stream: Stream, error: ErrorDetail | None) -> None:

@@ -13,6 +13,7 @@ from bursar.core.messages.operator import AgentState, FrameworkState
 from bursar.core.resources import ResourceRequest
 from bursar.simulation.agents import AgentNode
 from bursar.simulation.checkers import Checkers, Violation
+from bursar.simulation.checkers.rest import has_room, unsettled
 from bursar.simulation.devices import SimulatedGpus
 from bursar.simulation.faults import Faults
 from bursar.simulation.frameworks import GIB, ROLES, Flapping, Greedy, Hog, Liar, RawFramework, Reserving, Silent
@@ -268,7 +269,7 @@ class World:
 
     def summary(self) -> Summary:
         """What it came to so far."""
-        launched = len(self.checkers._begun)
+        launched = len(self.checkers.agents.begun)
         return Summary(
             self.seed,
             self.steps,
@@ -334,7 +335,9 @@ class World:
         machines = {
             agent.agent_id: (agent.machine, agent.containers.live) for agent in self.agents if agent.machine is not None
         }
-        return self.checkers.unsettled(machine, machines, [item.framework_id for item in self.frameworks])
+        return unsettled(
+            self.checkers.frameworks.books, machine, machines, [item.framework_id for item in self.frameworks]
+        )
 
     # --- inside ---
 
@@ -344,7 +347,7 @@ class World:
             return [f"{framework.name} waits for {sorted(framework.running)[:3]}"]
         if not framework.todo:
             return []
-        room = [agent.name for agent in self.agents if self.checkers.has_room(agent.agent_id, framework)]
+        room = [agent.name for agent in self.agents if has_room(self.checkers.master.facts, agent.agent_id, framework)]
         return [f"{framework.name} has {framework.todo} tasks to start, and {room} could take one"] if room else []
 
     def _advance_until(self, at_ms: int) -> None:

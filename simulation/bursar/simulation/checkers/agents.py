@@ -1,0 +1,111 @@
+"""What agents do, and what really runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bursar.agent.effects import StartContainer
+from bursar.agent.machine import AgentMachine
+from bursar.agent.state import AgentState, ClusterJoined, GenerationSeen
+from bursar.agent.tasks import TaskKey
+from bursar.core.devices import DeviceCondition
+from bursar.core.ids import AgentId, DeviceUuid, Generation
+from bursar.core.messages.agent import TaskUpdates
+from bursar.simulation.checkers.facts import Key
+from bursar.simulation.checkers.verdicts import Judge, Violation, require
+from bursar.simulation.containers import SimulatedContainer
+from bursar.simulation.process import Process
+
+
+class AgentJudge(Judge):
+    """Of agents and their containers."""
+
+    def __init__(self, verdicts: Counter[str]) -> None:
+        super().__init__(verdicts)
+        #: Where each task was started.
+        self.begun: dict[Key, AgentId] = {}
+        self._live: dict[DeviceUuid, tuple[AgentId, SimulatedContainer]] = {}
+        #: The last container of each task.
+        self._runs: dict[Key, SimulatedContainer] = {}
+        self._seen_generations: dict[AgentId, Generation] = {}
+
+    def container_began(self, agent_id: AgentId, container: SimulatedContainer) -> None:
+        """No GPU in two live containers, no task started twice."""
+        self._judged("one container per GPU")
+        key = (container.framework_id, container.task_id)
+        before = self._runs.get(key)
+        again = container.may_restart and before is not None and not before.live and self.begun.get(key) == agent_id
+        self._runs[key] = container
+        require(
+            again or key not in self.begun, f"task {key} was started on {self.begun.get(key)} and again on {agent_id}"
+        )
+        self.begun[key] = agent_id
+        for uuid in container.devices:
+            owner = self._live.get(uuid)
+            if owner is not None and owner[1].live:
+                where, other = owner
+                raise Violation(
+                    f"{uuid} is in two live containers: {other.framework_id}/{other.task_id} on {where} and"
+                    f" {container.framework_id}/{container.task_id} on {agent_id}"
+                )
+            self._live[uuid] = (agent_id, container)
+
+    def container_removed(self, agent_id: AgentId, container: SimulatedContainer) -> None:
+        """Only what has ended is removed."""
+        require(not container.live, f"{agent_id} removes {container.container_id}, which still runs")
+
+    def started(self, agent_id: AgentId, machine: AgentMachine) -> None:
+        """A new life begins with what was committed."""
+        machine.check()
+
+    def stepped(self, agent_id: AgentId, process: Process, effects: Sequence[Any]) -> None:
+        """Its own invariants; and what it begins, as it knew its devices then: an order may come before the start is on disk."""
+        machine = process.machine
+        machine.check()
+        assert isinstance(machine, AgentMachine)
+        for effect in effects:
+            if isinstance(effect, StartContainer):
+                self._judged("a task is begun on healthy devices only")
+                for uuid in effect.task.device_uuids:
+                    record = machine.books.state.health.get(uuid)
+                    require(
+                        record is None or record.shown is DeviceCondition.HEALTHY,
+                        f"{agent_id} begins {effect.task.spec.task_id} on {uuid}, which is {record.shown.name if record else ''}",
+                    )
+
+    def commits(self, agent_id: AgentId, records: Iterable[Any]) -> None:
+        """Generations never go back."""
+        for record in records:
+            if isinstance(record, GenerationSeen):
+                self._judged("generations never go back")
+                before = self._seen_generations.get(agent_id, Generation())
+                require(record.generation > before, f"{agent_id} went from generation {before} to {record.generation}")
+                self._seen_generations[agent_id] = record.generation
+            elif isinstance(record, ClusterJoined):
+                require(bool(record.cluster_id), f"{agent_id} joined a cluster without an id")
+
+    def said(self, agent_id: AgentId, message: Any, checkpoint: AgentState) -> None:
+        """A status leaves: it must be in the checkpoint, or have been."""
+        if isinstance(message, TaskUpdates):
+            for status in message.updates:
+                self._judged("a status is in the checkpoint before it is sent")
+                key = TaskKey(status.framework_id, status.task_id)
+                record = checkpoint.tasks.get(key)
+                recorded = key in checkpoint.finished or (
+                    record is not None and int(status.update_id) < record.next_update
+                )
+                require(recorded, f"{agent_id} sends update {status.update_id} of {key} before it is in the checkpoint")
+
+    def starts(self, agent_id: AgentId, effect: StartContainer, checkpoint: AgentState) -> None:
+        """A container is begun: its launch must be in the checkpoint."""
+        self._judged("a launch is in the checkpoint before it is begun")
+        key = TaskKey(effect.task.framework_id, effect.task.spec.task_id)
+        require(key in checkpoint.tasks, f"{agent_id} begins {key} before it is in the checkpoint")
+
+    def probes(self, agent_id: AgentId, uuid: DeviceUuid, containers: Iterable[SimulatedContainer]) -> None:
+        """A device is probed: nobody has it."""
+        self._judged("a device is probed while nobody has it")
+        for container in containers:
+            require(uuid not in container.devices, f"{agent_id} probes {uuid}, which {container.container_id} has")

@@ -1,0 +1,22 @@
+"""All judges of one simulated cluster."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from bursar.simulation.checkers.agents import AgentJudge
+from bursar.simulation.checkers.durability import DurabilityJudge
+from bursar.simulation.checkers.frameworks import FrameworkJudge
+from bursar.simulation.checkers.master import MasterJudge
+
+
+class Checkers:
+    """All judges. `thorough`: look at the master's own invariants at every step, not only in small clusters."""
+
+    def __init__(self, *, filter_gpu_resources: str = "true", thorough: bool = False) -> None:
+        #: How often each rule was looked at: a judge that never sat proves nothing.
+        self.verdicts: Counter[str] = Counter()
+        self.master = MasterJudge(self.verdicts, filter_gpu_resources=filter_gpu_resources, thorough=thorough)
+        self.durability = DurabilityJudge(self.verdicts)
+        self.agents = AgentJudge(self.verdicts)
+        self.frameworks = FrameworkJudge(self.verdicts)
