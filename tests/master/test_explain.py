@@ -15,7 +15,7 @@ from bursar.core.messages.framework import OfferSettings
 from bursar.core.messages.offers import Demand
 from bursar.core.messages.operator import Obstacle, ObstacleKind, Refusal, RefusalReason
 from bursar.master import explain
-from bursar.master.obstacles import WORDS
+from bursar.master.obstacles.words import WORDS
 
 HOUR_MS = 3_600_000
 GIB = 2**30

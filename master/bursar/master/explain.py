@@ -34,7 +34,9 @@ from bursar.master.allocator.decision import Proposal
 from bursar.master.allocator.lending import may_lend
 from bursar.master.allocator.shares import Client
 from bursar.master.gangs.explaining import explain_gangs
-from bursar.master.obstacles import WORDS, Group, ask, in_order, name_some, undisturbed
+from bursar.master.obstacles.asking import Group, ask, in_order, undisturbed
+from bursar.master.obstacles.wording import name_some
+from bursar.master.obstacles.words import WORDS
 from bursar.master.state import Agent, Cluster, Framework
 
 T = TypeVar("T")
