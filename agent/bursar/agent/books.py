@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bursar.agent.containers.runtime import ContainerId
 from bursar.agent.devices.health import HealthRules
@@ -12,13 +12,15 @@ from bursar.agent.tasks import TaskKey
 from bursar.core.clock import Deadlines, Instant
 from bursar.core.ids import ConnectionId, DeviceUuid
 from bursar.core.machine import Persist
-from bursar.core.messages.agent import AgentInfo, AgentMessage
+from bursar.core.messages.agent import AgentInfo, AgentMessage, Repair
 from bursar.core.tasks import AssignedTask, TaskStatus
 
 #: After a kill's grace, before the runtime is asked again.
 KILL_RETRY_MS = 10_000
+#: Repairs that wait for a master to be told; of more, the newest.
+MAX_REPAIRS = 100
 
-#: What a deadline is about: `register`, `ping`, `prune`; `updates`, `run_time`, `restart`, `check` and `health_check` of a task; `kill` of a container; the health of a `device`.
+#: What a deadline is about: `register`, `ping`, `prune`, `digest`; `updates`, `run_time`, `restart`, `check` and `health_check` of a task; `kill` of a container; the health of a `device`.
 Due = tuple[str, TaskKey | str]
 
 
@@ -59,6 +61,8 @@ class Books:
         self.held: dict[DeviceUuid, ContainerId] = {}
         #: Containers whose start was asked for and not answered.
         self.starting: set[ContainerId] = set()
+        #: What was repaired and no master was told yet; soft: the log has it, too.
+        self.repairs: list[Repair] = []
         self.deadlines: Deadlines[Due] = Deadlines()
         self.now = Instant(0, 0)
         #: Of the present step; statuses are sent together at its end.
@@ -81,6 +85,15 @@ class Books:
     def log(self, level: str, text: str, **fields: object) -> None:
         """Tell the operator."""
         self.effects.append(Log(level, text, fields))
+
+    def repaired(self, what: str, text: str, key: TaskKey | None = None, **fields: object) -> None:
+        """Something was not as these books had it: say so to the operator, here and through the master (B-18)."""
+        self.log("error", f"repaired: {text}", **(names(key) if key is not None else {}), **fields)
+        details = "".join(f" ({name} {value})" for name, value in fields.items())
+        repair = Repair(what, message=f"{text}{details}")
+        if key is not None:
+            repair = replace(repair, framework_id=key.framework_id, task_id=key.task_id)
+        self.repairs = [*self.repairs, repair][-MAX_REPAIRS:]
 
     def hold(self, container_id: ContainerId, key: TaskKey, task: AssignedTask) -> None:
         """A live task has a container, and the container its devices."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bursar.agent.books import Books
+from bursar.agent.digests import Digests
 from bursar.agent.effects import CloseConnection, OpenLogStream, OpenSessionStream
 from bursar.agent.reporting import Reporting
 from bursar.agent.state import ClusterJoined
@@ -30,9 +31,10 @@ PRUNE_INTERVAL_MS = 3_600_000
 class Conversation:
     """One connection after another."""
 
-    def __init__(self, books: Books, reporting: Reporting) -> None:
+    def __init__(self, books: Books, reporting: Reporting, digests: Digests) -> None:
         self._books = books
         self._reporting = reporting
+        self._digests = digests
         #: Why the last master did not let us in; empty once one has.
         self.refusal = ""
         #: Registrations so far; for metrics.
@@ -62,6 +64,7 @@ class Conversation:
         self._parts.clear()
         self._resync_asked = False
         self._reporting.lose()
+        self._digests.lose()
         self._books.deadlines.cancel(("register", ""))
         self._books.deadlines.cancel(("ping", ""))
 
@@ -109,6 +112,7 @@ class Conversation:
         self._books.deadlines.set(("prune", ""), self._books.now.monotonic_ms + PRUNE_INTERVAL_MS)
         self._books.log("info", "registered", cluster=message.cluster_id, term=message.term, tasks=len(mine.tasks))
         self._reporting.begin()
+        self._digests.begin()
 
     def _listen_for(self, message: Registered) -> None:
         self._silence_ms = message.ping_interval_ms * message.max_missed_pings

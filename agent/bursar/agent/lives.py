@@ -183,6 +183,10 @@ class Lives:
                     self._books.effects.append(RemoveContainer(container_id))
                 self._books.deadlines.set(("restart", key), self._books.now.monotonic_ms)
             elif container is None:
+                if record.boot_id == self._books.info.boot_id and record.state is not TaskState.STARTING:
+                    self._books.repaired(
+                        "container-missing", "a task's container vanished while the agent was down", key
+                    )
                 self._end(key, never_seen(record, self._books.info.boot_id))
             elif container.exit is not None:
                 self._ended(key, end_of(record, container.exit, self._books.info.boot_id))
@@ -247,7 +251,9 @@ class Lives:
 
     def _end_orphan(self, container_id: ContainerId) -> None:
         """Ours by its label, but no live task's: it may hold devices until it is gone."""
-        self._books.log("warning", "found a container that no task accounts for; ending it", container=container_id)
+        self._books.repaired(
+            "container-stray", "a container that no task accounts for is ended", container=container_id
+        )
         devices: tuple[DeviceUuid, ...] = ()
         for key, record in self._books.state.tasks.items():
             if container_of(self._books.info.agent_id, key) == container_id:
@@ -265,11 +271,10 @@ class Lives:
             key = self._books.live.get(container_id)
             if key is None or self._books.state.tasks[key].state is not TaskState.RUNNING:
                 continue
-            self._books.log("error", "repaired: a task's container is gone, and nobody said so", **names(key))
+            self._books.repaired("container-missing", "a task's container is gone, and nobody said so", key)
             self._end(key, never_seen(self._books.state.tasks[key], self._books.info.boot_id))
         for container_id in strays:
             if container_id not in self._books.live and container_id not in self._books.orphans:
-                self._books.log("error", "repaired: a container that no task accounts for", container=container_id)
                 self._end_orphan(container_id)
 
     def started(self, container_id: ContainerId) -> None:

@@ -18,6 +18,7 @@ from typing import assert_never
 from bursar.agent.books import AgentConfig, Books
 from bursar.agent.containers.runtime import ContainerId
 from bursar.agent.conversation import PRUNE_INTERVAL_MS, Conversation
+from bursar.agent.digests import Digests
 from bursar.agent.effects import AgentEffect
 from bursar.agent.events import (
     AgentEvent,
@@ -47,6 +48,7 @@ from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages.agent import (
     AcknowledgeUpdates,
     AgentInfo,
+    BooksRequest,
     DesiredState,
     DeviceOrders,
     OpenLog,
@@ -67,7 +69,8 @@ class AgentMachine:
     def __init__(self, config: AgentConfig, state: AgentState) -> None:
         self.books = Books(config, state)
         self.reporting = Reporting(self.books)
-        self.conversation = Conversation(self.books, self.reporting)
+        self.digests = Digests(self.books)
+        self.conversation = Conversation(self.books, self.reporting, self.digests)
         self.lives = Lives(self.books, self.reporting)
         self.ward = Ward(self.books, self.reporting)
 
@@ -128,6 +131,7 @@ class AgentMachine:
         self.ward.settle()
         self.conversation.show_devices()
         self.reporting.flush()
+        self.digests.flush()
         return books.effects
 
     def next_deadline_ms(self) -> int | None:
@@ -199,6 +203,8 @@ class AgentMachine:
                 self.conversation.open_log(connection, message)
             case OpenSession():
                 self.conversation.open_session(connection, message)
+            case BooksRequest():
+                self.digests.report(connection, message)
             case _:
                 # A newer master says things that this version does not know (M-01).
                 pass
@@ -228,6 +234,8 @@ class AgentMachine:
                 case "prune":
                     self.reporting.prune()
                     self.books.deadlines.set(("prune", ""), self.books.now.monotonic_ms + PRUNE_INTERVAL_MS)
+                case "digest":
+                    self.digests.due()
                 case "register" | "ping":
                     self.conversation.timed_out(kind)
                 case _:

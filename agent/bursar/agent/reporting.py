@@ -50,7 +50,7 @@ class Reporting:
         """Every task, in parts that fit a message: what is said first on a connection."""
         tasks = self._books.state.tasks
         self._sent = {key: record.next_update - 1 for key, record in tasks.items()}
-        return list(_split_reports(tasks.values()))
+        return list(split_reports(tasks.values()))
 
     def begin(self) -> None:
         """The master has let us in: say what came up since the reports; the others are repeated in due time."""
@@ -206,7 +206,7 @@ class Reporting:
             )
 
 
-def _split_reports(records: Iterable[TaskRecord]) -> Iterator[tuple[TaskReport, ...]]:
+def split_reports(records: Iterable[TaskRecord]) -> Iterator[tuple[TaskReport, ...]]:
     """Reports in parts that fit a message; one empty part where there is no task."""
     part: list[TaskReport] = []
     size = 0

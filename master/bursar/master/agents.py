@@ -152,7 +152,7 @@ def hear(
         case ResyncRequest():
             _send_everything(cluster, turn, agent)
         case DevicesChanged():
-            _change_devices(cluster, turn, agent, message)
+            change_devices(cluster, turn, agent, message)
 
 
 def _send_everything(cluster: Cluster, turn: Turn, agent: Agent) -> None:
@@ -168,10 +168,12 @@ def _send_everything(cluster: Cluster, turn: Turn, agent: Agent) -> None:
         else:
             keeps.append(TaskRef(*task.key))
     agent.generation = Generation(cluster.term, agent.generation.sequence + 1)
+    # An answer to what was asked before this proves nothing any longer.
+    agent.comparing.asked = None
     turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
 
 
-def _change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: DevicesChanged) -> None:
+def change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: DevicesChanged) -> None:
     """Health or number of devices changed (M-05): offers are rescinded, what is held stays held."""
     info = replace(agent.info, devices=message.devices, resources=message.resources)
     problem = info_problem(info)
@@ -186,8 +188,10 @@ def _change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: Devices
         turn.publish("devices_changed", f"not taken over: {problem}", agent_id=agent.agent_id)
         said_so = {uuid: why for uuid, why in withheld.items() if why}
         cluster.ledger.set_withheld(agent.agent_id, said_so | cordoned(cluster, agent))
+        agent.comparing.untaken = message
         rescind(cluster, turn, offers_on(cluster, agent.agent_id), "devices of the agent changed")
         return
+    agent.comparing.untaken = None
     agent.info = info
     agent.description_version += 1
     before, agent.devices = agent.devices, {device.uuid: device for device in message.devices}

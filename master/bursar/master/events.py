@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 from bursar.core.ids import ConnectionId
 from bursar.core.machine import Stalled, TimePassed
-from bursar.core.messages.agent import DevicesChanged, Pong, Register, ResyncRequest, TaskReport, TaskUpdates
+from bursar.core.messages.agent import (
+    BooksDigest,
+    BooksReport,
+    DevicesChanged,
+    Pong,
+    Register,
+    ResyncRequest,
+    TaskReport,
+    TaskUpdates,
+)
 from bursar.core.messages.framework import FrameworkCall
 from bursar.core.messages.operator import OperatorRequest
 
@@ -26,7 +35,7 @@ class AgentSpoke:
     """A registered agent sent a message."""
 
     connection: ConnectionId
-    message: TaskUpdates | Pong | ResyncRequest | DevicesChanged
+    message: TaskUpdates | Pong | ResyncRequest | DevicesChanged | BooksDigest | BooksReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, ConnectionId, FrameworkId
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages import framework as calls
+from bursar.core.messages.agent import BooksDigest, BooksReport
 from bursar.core.messages.framework import FrameworkCall, LookupResults, StatusUpdates
 from bursar.core.messages.gangs import CancelGang, RequestGang
 from bursar.core.messages.offers import Accept, Decline
@@ -23,6 +24,7 @@ from bursar.core.resources import to_holding, to_reserved
 from bursar.core.tasks import StatusReason, TaskState
 from bursar.master import (
     agents,
+    comparing,
     frameworks,
     gangs,
     groups,
@@ -87,7 +89,11 @@ class MasterMachine:
             case AgentRegistering():
                 registration.register(cluster, turn, event)
             case AgentSpoke(connection, message):
-                if (agent := cluster.agent_of(connection)) is not None:
+                if (agent := cluster.agent_of(connection)) is None:
+                    pass
+                elif isinstance(message, (BooksDigest, BooksReport)):
+                    comparing.hear(cluster, turn, agent, message)
+                else:
                     agents.hear(cluster, turn, agent, message)
             case AgentStreamEnded(connection):
                 if (agent := cluster.agent_of(connection)) is not None:

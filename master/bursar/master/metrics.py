@@ -161,6 +161,11 @@ class MasterMetrics(Collector):
         for task_state, count in sorted(counters.tasks_ended.items()):
             counter("tasks_ended", "Tasks ended, by state", count, state=task_state.name.lower())
         counter("agent_heartbeats", "Answers of agents to pings", counters.agent_heartbeats)
+        for outcome, count in sorted(counters.comparisons.items()):
+            help_text = "Digests of agents' books, compared with what the master believes"
+            counter("comparisons", help_text, count, outcome=outcome)
+        for what, count in sorted(counters.repairs.items()):
+            counter("repairs", "Differences of views that were repaired, here or by agents", count, what=what)
         conditions = Counter(
             (device.condition or device.health).name.lower()
             for agent in cluster.agents.values()

@@ -36,12 +36,13 @@ from bursar.master.agents import (
     tell_device_orders,
     withhold_unhealthy,
 )
+from bursar.master.differences import NEVER_NORMAL, differences, report_repairs
 from bursar.master.effects import CloseStream, SendToAgent
 from bursar.master.events import AgentRegistering
 from bursar.master.ledger import TaskKey
 from bursar.master.offers import offers_on, rescind
 from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, KillRecorded, TaskRecorded, TermRaised
-from bursar.master.state import Agent, Cluster, Task, Turn, buckets_of
+from bursar.master.state import Agent, Asked, Cluster, Comparing, Task, Turn, buckets_of
 from bursar.master.tasks import add_task, master_status, on_update
 
 
@@ -49,7 +50,7 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     """An agent is (back): refuse it, or take it in and answer task by task."""
     info = event.register.info
     known = cluster.agents.get(info.agent_id)
-    refusal = _refusal(cluster, event, known)
+    refusal = refusal_of(cluster, event, known)
     if refusal is not None:
         turn.publish("agent_refused", str(refusal), agent_id=info.agent_id)
         turn.effects.extend(_refuse(event, refusal))
@@ -63,8 +64,9 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
         rescind(cluster, turn, offers_on(cluster, info.agent_id), f"agent {info.hostname} registered again")
     rebooted = known is not None and known.info.boot_id != info.boot_id
     agent = _take_in(cluster, turn, event, known)
-    launches, kills, keeps = _judge_tasks(cluster, turn, agent, event.tasks, rebooted)
-    agent.generation = _next_generation(cluster, turn, agent, event.register.generation)
+    repairs = [] if rebooted else [one for one in differences(cluster, agent, event.tasks) if one.what in NEVER_NORMAL]
+    launches, kills, keeps = judge_tasks(cluster, turn, agent, event.tasks, rebooted=rebooted)
+    agent.generation = generation_above(cluster, turn, agent, event.register.generation)
     turn.to_agent(agent, registered(cluster))
     tell_device_orders(cluster, turn, agent)
     turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
@@ -78,9 +80,10 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
         f"agent {info.hostname} is active",
         agent_id=info.agent_id,
     )
+    report_repairs(cluster, turn, agent, repairs)
 
 
-def _next_generation(cluster: Cluster, turn: Turn, agent: Agent, seen: Generation) -> Generation:
+def generation_above(cluster: Cluster, turn: Turn, agent: Agent, seen: Generation) -> Generation:
     """A generation above all that the agent has seen, or it would refuse this master for ever.
 
     A higher term than ours comes from a registry that was restored from an older copy: the term is raised above it.
@@ -97,7 +100,7 @@ def _refuse(event: AgentRegistering, error: ErrorDetail) -> list[SendToAgent | C
     return [SendToAgent(event.connection, Refused(error)), CloseStream(event.connection, error)]
 
 
-def _refusal(cluster: Cluster, event: AgentRegistering, known: Agent | None) -> ErrorDetail | None:
+def refusal_of(cluster: Cluster, event: AgentRegistering, known: Agent | None) -> ErrorDetail | None:
     """Say why an agent cannot be in."""
     register, info = event.register, event.register.info
     if problem := id_problem(info.agent_id):
@@ -183,6 +186,7 @@ def _take_in(cluster: Cluster, turn: Turn, event: AgentRegistering, known: Agent
         turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
         return agent
     agent = known
+    agent.comparing = Comparing()
     was_unreachable = agent.state is AgentState.UNREACHABLE
     agent.state, agent.connection, agent.missed_pings = AgentState.ACTIVE, connection, 0
     if info != agent.info:
@@ -199,12 +203,19 @@ def _take_in(cluster: Cluster, turn: Turn, event: AgentRegistering, known: Agent
     return agent
 
 
-def _judge_tasks(
-    cluster: Cluster, turn: Turn, agent: Agent, reports: Iterable[TaskReport], rebooted: bool
+def judge_tasks(
+    cluster: Cluster,
+    turn: Turn,
+    agent: Agent,
+    reports: Iterable[TaskReport],
+    *,
+    rebooted: bool,
+    asked: Asked | None = None,
 ) -> tuple[list[AssignedTask], list[KillTask], list[TaskRef]]:
     """Answer task by task: keep, kill for a recorded reason, launch what it never got; what is unknown is adopted.
 
     In this order: what has ended frees what it held; then what runs there unknown is adopted; only then is anything launched.
+    `asked`: the reports are of a registered agent, and lack what it was told after that.
     """
     reported: dict[TaskKey, TaskReport] = {}
     unknown: list[TaskReport] = []
@@ -220,11 +231,15 @@ def _judge_tasks(
         elif task.agent_id == agent.agent_id:
             _catch_up(cluster, turn, agent, task, report)
             reported[key] = report
-    staged = _judge_missing(cluster, turn, agent, agent.tasks - reported.keys(), rebooted)
+    missing = agent.tasks - reported.keys()
+    known = missing if asked is None else missing & asked.tasks
+    staged = _judge_missing(cluster, turn, agent, known, rebooted)
+    on_their_way = [cluster.tasks[key] for key in sorted(missing - known)]
+    kills: list[KillTask] = []
     held = [to_holding(report.task.resources) for report in _live_reports(cluster, unknown)]
     total = buckets_of(agent.info.resources, agent.reservations)
     launches: list[AssignedTask] = []
-    for task in staged:
+    for task in (*staged, *on_their_way):
         holding = to_holding(task.assigned.resources)
         words = ""
         if any(_collide(holding, other) for other in held):
@@ -233,11 +248,11 @@ def _judge_tasks(
             words = "its agent came back with less than it was to have"
         if words:
             master_status(cluster, turn, task, TaskState.DROPPED, StatusReason.DEVICES_CHANGED, words)
-        else:
+            kills += [KillTask(*task.key, StatusReason.DEVICES_CHANGED)] * (asked is not None)
+        elif task.key in known:
             launches.append(task.assigned)
     for report in unknown:
         _catch_up(cluster, turn, agent, _adopt(cluster, turn, agent, report), report)
-    kills: list[KillTask] = []
     keeps: list[TaskRef] = []
     for key, report in reported.items():
         task = cluster.tasks[key]

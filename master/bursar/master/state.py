@@ -17,7 +17,7 @@ from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId, Generation, OfferId
 from bursar.core.machine import Persist
-from bursar.core.messages.agent import AgentInfo, MasterMessage
+from bursar.core.messages.agent import AgentInfo, BooksReport, DevicesChanged, MasterMessage
 from bursar.core.messages.framework import FrameworkEvent, FrameworkInfo
 from bursar.core.messages.offers import AgentDescription, Demand, Offer
 from bursar.core.messages.operator import AgentState, ClusterEvent, FrameworkState
@@ -40,6 +40,33 @@ from bursar.master.ledger import Ledger, TaskKey
 from bursar.master.records import Durable, Record
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An agent was asked for all of its books; what came later may be missing in its answer."""
+
+    number: int
+    #: Tasks that it had then, by our books, and those of them that were to end.
+    tasks: frozenset[TaskKey] = frozenset()
+    to_end: frozenset[TaskKey] = frozenset()
+
+
+@dataclass(slots=True)
+class Comparing:
+    """How an agent's view and the master's compare (B-18); soft, and begun anew with each registration."""
+
+    #: Digests in a row that were not ours, and how many it takes until all is asked for: more where nothing was found.
+    differing: int = 0
+    patience: int = 2
+    #: The request that is out, and the number of the last one.
+    asked: Asked | None = None
+    last_number: int = 0
+    parts: list[BooksReport] = field(default_factory=list)
+    #: What the agent said of its devices and could not be taken over.
+    untaken: DevicesChanged | None = None
+    #: Why its answer could not be taken over, as was said last.
+    problem: str = ""
+
+
 @dataclass(slots=True, eq=False)
 class Agent:
     """One agent. Invariant: `connection` is set iff `state` is ACTIVE; its books are open for as long as it is known."""
@@ -58,6 +85,7 @@ class Agent:
     #: What the agent was told last; only meaningful while connected.
     generation: Generation = Generation()
     missed_pings: int = 0
+    comparing: Comparing = field(default_factory=Comparing)
     #: Tasks on it that are not terminal.
     tasks: set[TaskKey] = field(default_factory=set)
     description: AgentDescription | None = None
@@ -225,6 +253,9 @@ class Counters:
     agent_registrations: int = 0
     agent_heartbeats: int = 0
     agents_made_unreachable: int = 0
+    #: Comparisons with agents' books by outcome, `equal` or `different`; repairs by what was wrong.
+    comparisons: dict[str, int] = field(default_factory=dict)
+    repairs: dict[str, int] = field(default_factory=dict)
     framework_subscriptions: int = 0
     #: Kind → amount × milliseconds that were on offer and came back unused.
     unused: dict[str, int] = field(default_factory=dict)

@@ -87,7 +87,38 @@ class DevicesChanged:
     resources: tuple[ReservedResources, ...]
 
 
-AgentMessage = Register | TaskReports | TaskUpdates | Pong | ResyncRequest | DevicesChanged
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Something was not as the books had it, and was made so, or the books were (B-18)."""
+
+    what: str
+    framework_id: FrameworkId = FrameworkId("")
+    task_id: TaskId = TaskId("")
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BooksDigest:
+    """What an agent believes, in a few bytes; `bursar.core.books` makes the digests."""
+
+    generation: Generation
+    tasks: int = 0
+    tasks_digest: str = ""
+    devices_digest: str = ""
+    repairs: tuple[Repair, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BooksReport:
+    """A part of all that an agent believes; answers BooksRequest."""
+
+    number: int
+    register: Register | None = None
+    tasks: tuple[TaskReport, ...] = ()
+    complete: bool = True
+
+
+AgentMessage = Register | TaskReports | TaskUpdates | Pong | ResyncRequest | DevicesChanged | BooksDigest | BooksReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +239,22 @@ class OpenSession:
     start: SessionStart
 
 
+@dataclass(frozen=True, slots=True)
+class BooksRequest:
+    """Say all of it."""
+
+    number: int
+
+
 MasterMessage = (
-    Registered | Refused | DesiredState | AcknowledgeUpdates | Ping | OpenLog | RestartTask | DeviceOrders | OpenSession
+    Registered
+    | Refused
+    | DesiredState
+    | AcknowledgeUpdates
+    | Ping
+    | OpenLog
+    | RestartTask
+    | DeviceOrders
+    | OpenSession
+    | BooksRequest
 )
