@@ -75,6 +75,7 @@ from bursar.core.resources import (
 )
 from bursar.core.role_expressions import plain_holder
 from bursar.core.roles import ancestors
+from bursar.core.task_groups import TASK_GROUPS
 from bursar.core.tasks import (
     AssignedTask,
     StatusSource,
@@ -571,6 +572,7 @@ class Playbook:
         if parts is None:
             parts = (ReservedResources((), resources(cpus, mem, [device.uuid for device in found], ports)),)
         fields: dict[str, Any] = {"boot_id": "boot-1", "hostname": f"{agent_id}.host", "incarnation": 1} | info
+        fields.setdefault("capabilities", (TASK_GROUPS,))
         peer = AgentPeer(self, agent_id, AgentInfo(AgentId(agent_id), resources=tuple(parts), devices=found, **fields))
         self.agents[agent_id] = peer
         return peer.connect(cluster_id="") if connect else peer

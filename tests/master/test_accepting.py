@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from bursar.core.errors import ErrorReason
+from bursar.core.ids import TaskId
+from bursar.core.lives import RestartMode, RestartPolicy
 from bursar.core.messages.agent import DesiredState
 from bursar.core.messages.framework import Rescind
 from bursar.core.messages.offers import Accept, CallResult, Launch, Operation, OperationResult, Reserve, Unreserve
@@ -18,7 +20,9 @@ from bursar.core.resources import (
     holding_total,
     to_holding,
 )
+from bursar.core.task_groups import TaskGroup
 from bursar.core.tasks import TaskState
+from bursar.master.ledger import TaskKey
 from bursar.master.records import MAX_CALLS_PER_FRAMEWORK, CallDone, Durable, FrameworkRecorded, FrameworkRemoved
 
 
@@ -522,3 +526,75 @@ def test_a_launch_holds_no_task_at_all(book: Any) -> None:
     framework = book.framework()
     assert framework.accept(framework.offer, Operation("o", Launch(()))).error is None
     nothing_happened(book)
+
+
+# --- task groups (TSK-4) ---
+
+
+def member(book: Any, name: str, group: str = "g", task_ids: tuple[str, ...] = (), **more: Any) -> Any:
+    return book.spec(name, task_group=TaskGroup(group, tuple(map(TaskId, task_ids))), **more)
+
+
+def test_a_group_goes_to_its_agent_as_one_and_each_task_knows_all(book: Any) -> None:
+    agent = book.agent(gpus=2)
+    framework = book.framework()
+    agent.heard(DesiredState)
+    framework.run(member(book, "a", cpus=2, gpus=1), member(book, "b", cpus=1, gpus=1), book.spec("c"))
+    (state,) = agent.heard(DesiredState)
+    groups = [task.spec.task_group for task in state.launch]
+    assert groups == [TaskGroup("g", (TaskId("a"), TaskId("b")))] * 2 + [None]
+    assert [sorted(task.device_uuids) for task in state.launch] == [["a-gpu0"], ["a-gpu1"], []]
+    # What a restarted master knows, it knows of groups, too.
+    book.restart()
+    assert book.machine.cluster.tasks[TaskKey(framework.info.framework_id, TaskId("a"))].assigned.spec.task_group
+
+
+@pytest.mark.parametrize(
+    ("tasks", "field", "words"),
+    [
+        ([("a", {}), ("b", {"cpus": 100})], "tasks[1].resources", "more than the offers have left"),
+        ([("a", {"task_ids": ("a", "b")})], "tasks[0].task_group.task_ids", "'b' is not both"),
+        ([("a", {"task_ids": ("a",)}), ("b", {})], "tasks[0].task_group.task_ids", "'b' is not both"),
+        ([("a", {"task_ids": ("b",)}), ("b", {})], "tasks[0].task_group.task_ids", "not among the tasks of its own"),
+        ([("a", {}), ("a", {})], "tasks[1].task_id", "'a' already"),
+        ([("a", {"group": ""})], "tasks[0].task_group.name", "must not be empty"),
+        (
+            [("a", {}), ("b", {"restart": RestartPolicy(RestartMode.ALWAYS)})],
+            "tasks[1].restart",
+            "is not started again alone",
+        ),
+        ([("a", {"agent_id": "a"}), ("b", {"agent_id": "b"})], "tasks[1].agent_id", "share a network"),
+    ],
+)
+def test_a_group_that_cannot_be(book: Any, tasks: list[tuple[str, dict[str, Any]]], field: str, words: str) -> None:
+    book.agent("a")
+    book.agent("b")
+    framework = book.framework()
+    named = (
+        framework.offers.values()
+        if any("agent_id" in more for _, more in tasks)
+        else list(framework.offers.values())[:1]
+    )
+    result = framework.accept(list(named), book.launch(*(member(book, name, **more) for name, more in tasks)))
+    assert result.error is not None and words in result.error.message
+    assert result.error.field == f"operations[0].launch.{field}"
+    nothing_happened(book)
+
+
+def test_a_group_is_of_one_launch(book: Any) -> None:
+    book.agent()
+    framework = book.framework()
+    result = framework.accept(
+        framework.offer,
+        book.launch(member(book, "a"), operation_id="1"),
+        book.launch(member(book, "b"), operation_id="2"),
+    )
+    assert result.error is not None and "in two launches of this call" in result.error.message
+    nothing_happened(book)
+
+
+def test_an_older_agent_gets_no_group(book: Any) -> None:
+    book.agent(capabilities=())
+    framework = book.framework()
+    result = framework.accept(framework.offer, book.launch(member(book, "a")))
+    assert result.error is not None and "knows no task groups" in result.error.message

@@ -14,7 +14,7 @@ import bursar.master.agents as master_agents
 import bursar.master.frameworks as master_frameworks
 import bursar.master.offers as master_offers
 import bursar.master.tasks as master_tasks
-from bursar.agent import lives
+from bursar.agent import lives, task_groups
 from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
 from bursar.agent.effects import StartContainer
 from bursar.agent.events import ContainerExited
@@ -234,3 +234,15 @@ def test_two_ends_of_one_task(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cycle_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decision, "cut_to_quota", lambda *_: None)
     assert "its limit is" in fails(faults=replace(LIVELY, operator_acts_per_minute=400))
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_a_group_whose_members_go_on_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_groups.TaskGroups, "_cause", lambda *_: "")
+    assert "runs on" in fails(steps=6_000)
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_a_network_that_is_let_go_of_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_groups.TaskGroups, "_live", lambda *_: [])
+    assert "lets go of" in fails(steps=6_000)

@@ -140,7 +140,7 @@ def test_the_sql_registry_means_the_same(tmp_path: Path) -> None:
         )
         world = World(12, faults=faults, twin=registry)
         world.populate()
-        world.run(1_200)
+        world.run(2_000)
         assert world.master.registry.durable.term > 3
     finally:
         registry.close()

@@ -10,9 +10,10 @@ from bursar.agent.effects import AgentEffect, KillContainer, Log, SendToMaster
 from bursar.agent.state import AgentState, Record
 from bursar.agent.tasks import TaskKey
 from bursar.core.clock import Deadlines, Instant
-from bursar.core.ids import ConnectionId, DeviceUuid
+from bursar.core.ids import ConnectionId, DeviceUuid, FrameworkId
 from bursar.core.machine import Persist
 from bursar.core.messages.agent import AgentInfo, AgentMessage, Repair
+from bursar.core.task_groups import TaskGroup
 from bursar.core.tasks import AssignedTask, TaskStatus
 
 #: After a kill's grace, before the runtime is asked again.
@@ -68,6 +69,8 @@ class Books:
         #: Of the present step; statuses are sent together at its end.
         self.effects: list[AgentEffect] = []
         self.updates: list[TaskStatus] = []
+        #: Groups of which a task was reported in this step.
+        self.groups: dict[tuple[FrameworkId, TaskGroup], None] = {}
 
     def begin(self, now: Instant) -> None:
         """A step begins."""

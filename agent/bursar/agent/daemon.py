@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from bursar.agent.checkpoint import Checkpoint
 from bursar.agent.compare import Comparison
@@ -45,6 +45,7 @@ from bursar.agent.effects import (
     OpenSessionStream,
     ProbeDevice,
     PullImage,
+    ReleaseNetwork,
     RemoveContainer,
     RemoveSandbox,
     SendToMaster,
@@ -84,6 +85,8 @@ from bursar.core.resources import DISK, ReservedResources, sum_resources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState
 from bursar.runtime.driver import Driver
 from bursar.runtime.telemetry import logger
+
+_Subject = TypeVar("_Subject")
 
 #: Between two looks at the devices.
 DISCOVERY_INTERVAL_S = 30.0
@@ -366,6 +369,10 @@ class AgentDaemon:
                     entry.removal = self._spawn(self._remove(container_id), self._others)
             case RemoveSandbox(container_id):
                 self._spawn(self._remove_sandbox(container_id), self._others)
+            case ReleaseNetwork(network_id):
+                self._spawn(
+                    self._patiently("let go of a network", self._runtime.release_network, network_id), self._others
+                )
             case ProbeDevice(uuid):
                 self._spawn(self._probe(uuid), self._others)
             case CloseConnection(connection, reason):
@@ -458,23 +465,24 @@ class AgentDaemon:
         self.driver.post(outcome)
 
     async def _remove(self, container_id: ContainerId) -> None:
-        """Until it is done: an engine that is away comes back."""
         mine = self._containers[container_id]
-        attempt = 0
-        while True:
-            try:
-                await self._runtime.remove(container_id)
-                break
-            except Exception as error:  # noqa: BLE001 - whatever it is, it may be over next time
-                if attempt == 0:
-                    self._log.warning(
-                        "a container cannot be removed; trying again", container=container_id, reason=str(error)
-                    )
-                await asyncio.sleep(_RETRY_REMOVE_S[min(attempt, len(_RETRY_REMOVE_S) - 1)])
-                attempt += 1
+        await self._patiently("remove a container", self._runtime.remove, container_id)
         mine.settled.set()
         if self._containers.get(container_id) is mine:
             del self._containers[container_id]
+
+    async def _patiently(self, what: str, work: Callable[[_Subject], Awaitable[None]], subject: _Subject) -> None:
+        """Until it is done: an engine that is away comes back."""
+        attempt = 0
+        while True:
+            try:
+                await work(subject)
+                return
+            except Exception as error:  # noqa: BLE001 - whatever it is, it may be over next time
+                if attempt == 0:
+                    self._log.warning(f"cannot {what}; trying again", container=subject, reason=str(error))
+                await asyncio.sleep(_RETRY_REMOVE_S[min(attempt, len(_RETRY_REMOVE_S) - 1)])
+                attempt += 1
 
     async def _remove_sandbox(self, container_id: ContainerId) -> None:
         entry = self._containers.get(container_id)

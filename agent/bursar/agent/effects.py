@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bursar.agent.containers.runtime import ContainerId
+from bursar.agent.containers.runtime import ContainerId, NetworkId
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import ConnectionId, DeviceUuid
@@ -42,6 +42,8 @@ class StartContainer:
     image: str
     #: In the order of the task's environment.
     devices: tuple[Device, ...]
+    #: Shared with the other tasks of its group; empty: it has none.
+    network_id: NetworkId = NetworkId("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,13 @@ class RemoveContainer:
     """Remove what is left of an ended container except its sandbox, logs saved in that. Idempotent."""
 
     container_id: ContainerId
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseNetwork:
+    """The last task of a group has ended: remove what its network hung on. Idempotent."""
+
+    network_id: NetworkId
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +147,7 @@ AgentEffect = (
     | OpenSessionStream
     | Log
     | ProbeDevice
+    | ReleaseNetwork
 )
 
 __all__ = [
@@ -151,6 +161,7 @@ __all__ = [
     "Persist",
     "ProbeDevice",
     "PullImage",
+    "ReleaseNetwork",
     "RemoveContainer",
     "RemoveSandbox",
     "SendToMaster",

@@ -196,4 +196,5 @@ class Launcher:
             labels=task.spec.labels,
             settings=task.spec.container or ContainerSettings(),
             volumes=draft.volumes,
+            network_id=effect.network_id,
         )

@@ -5,7 +5,7 @@ A task is begun at most once, whatever is sent again and whenever the agent dies
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from bursar.agent.books import Books, names
@@ -17,6 +17,7 @@ from bursar.agent.pinning import granted_devices
 from bursar.agent.reporting import Reporting
 from bursar.agent.restarts import may_restart, next_in_row, wants_restart, words_for
 from bursar.agent.state import GenerationSeen, TaskSaved
+from bursar.agent.task_groups import TaskGroups, incomplete, network_of, together, undone
 from bursar.agent.tasks import (
     MAX_MESSAGE_LENGTH,
     TaskKey,
@@ -26,6 +27,7 @@ from bursar.agent.tasks import (
     devices_problem,
     end_of,
     grace_ms_of,
+    killed_early,
     launch_problem,
     lost_device,
     never_seen,
@@ -42,6 +44,7 @@ class Lives:
         self._books = books
         self._reporting = reporting
         self.checkups = Checkups(books, reporting, self._kill_here)
+        self.groups = TaskGroups(books, self._kill)
         for key, record in books.state.tasks.items():
             if not record.state.is_terminal:
                 container_id = container_of(books.info.agent_id, key)
@@ -52,6 +55,7 @@ class Lives:
     def check(self) -> None:
         """Assert what must hold."""
         books = self._books
+        self.groups.check()
         held: dict[DeviceUuid, ContainerId] = {}
         for container_id, devices in books.orphans.items():
             held.update(dict.fromkeys(devices, container_id))
@@ -79,10 +83,11 @@ class Lives:
     def converge(self, parts: Iterable[DesiredState]) -> None:
         """Do what a desired state, complete by now, says; its generation is recorded with what follows from it."""
         generation = self._books.state.generation
+        parts = tuple(parts)
+        for tasks in together(task for part in parts for task in part.launch):
+            self._launch(tasks)
         for part in parts:
             generation = part.generation
-            for task in part.launch:
-                self._launch(task)
             for kill in part.kill:
                 self._kill(kill)
             for kept in part.keep:
@@ -90,14 +95,30 @@ class Lives:
         if generation > self._books.state.generation:
             self._books.persist(GenerationSeen(generation))
 
-    def _launch(self, task: AssignedTask) -> None:
-        key = TaskKey(task.framework_id, task.spec.task_id)
-        if key in self._books.state.tasks:
-            return
-        if key in self._books.state.finished:
-            self._reporting.repeat_end(key)
-            return
-        container_id = container_of(self._books.info.agent_id, key)
+    def _launch(self, tasks: Iterable[AssignedTask]) -> None:
+        """One task, or those of a group: all or none."""
+        fresh = []
+        for task in tasks:
+            key = TaskKey(task.framework_id, task.spec.task_id)
+            if key in self._books.state.finished:
+                self._reporting.repeat_end(key)
+            elif key not in self._books.state.tasks:
+                fresh.append(task)
+        problems = [(task, problem) for task in fresh if (problem := self._problem(task, fresh)) is not None]
+        for task in fresh:
+            record = TaskRecord(task, TaskState.STAGING, self._books.info.boot_id)
+            group = task.spec.task_group
+            if problems:
+                own = next((problem for culprit, problem in problems if culprit is task), None)
+                assert own or group
+                self._reporting.report(record, own or undone(group, *problems[0]))  # type: ignore[arg-type]
+            else:
+                self._reporting.report(record, Verdict(TaskState.STARTING, StatusReason.UNSPECIFIED, ""))
+        for task in () if problems else fresh:
+            self._start(TaskKey(task.framework_id, task.spec.task_id))
+
+    def _problem(self, task: AssignedTask, fresh: Sequence[AssignedTask]) -> Verdict | None:
+        """Why a task cannot be launched, with these others at once; or nothing."""
         problem = launch_problem(
             task,
             runtime=self._books.info.runtime,
@@ -105,14 +126,12 @@ class Lives:
             devices=self._books.devices,
             held=self._books.held,
         )
+        container_id = container_of(self._books.info.agent_id, TaskKey(task.framework_id, task.spec.task_id))
         if problem is None and container_id in self._books.orphans:
-            problem = Verdict(TaskState.DROPPED, StatusReason.AGENT_REFUSED, f"container {container_id} still runs")
-        record = TaskRecord(task, TaskState.STAGING, self._books.info.boot_id)
-        if problem is not None:
-            self._reporting.report(record, problem)
-            return
-        self._reporting.report(record, Verdict(TaskState.STARTING, StatusReason.UNSPECIFIED, ""))
-        self._start(key)
+            return Verdict(TaskState.DROPPED, StatusReason.AGENT_REFUSED, f"container {container_id} still runs")
+        if problem is None and task.spec.task_group is not None:
+            return incomplete(task.spec.task_group, fresh)
+        return problem
 
     def _start(self, key: TaskKey) -> None:
         """Its launch is recorded: from now on it has its devices."""
@@ -121,12 +140,14 @@ class Lives:
         books.hold(container_id, key, task)
         books.starting.add(container_id)
         devices = granted_devices(task, books.devices)
-        books.effects.append(StartContainer(container_id, task, self._image_of(task), devices))
+        network_id = network_of(books.info.agent_id, task)
+        books.effects.append(StartContainer(container_id, task, self._image_of(task), devices, network_id))
 
     def _image_of(self, task: AssignedTask) -> str:
         return "" if self._books.info.runtime == "process" else task.spec.image or self._books.config.default_image
 
-    def _kill(self, kill: KillTask) -> None:
+    def _kill(self, kill: KillTask, message: str = "") -> None:
+        """`message` says why, where it is the agent that wants it."""
         key = TaskKey(kill.framework_id, kill.task_id)
         record = self._books.state.tasks.get(key)
         if record is None:
@@ -146,12 +167,13 @@ class Lives:
             # Only the grace is new; the recorded reason stays.
             self._books.persist(TaskSaved(replace(record, kill=replace(earlier, grace_ms=kill.grace_ms))))
         else:
-            self._reporting.report(replace(record, kill=kill), Verdict(TaskState.KILLING, kill.reason, ""))
+            record = replace(record, kill=kill, kill_message=message[:MAX_MESSAGE_LENGTH])
+            self._reporting.report(record, Verdict(TaskState.KILLING, kill.reason, record.kill_message))
         container_id = container_of(self._books.info.agent_id, key)
         if record.waiting:
             self._end(key, Verdict(TaskState.KILLED, kill.reason, "ended as asked, between two runs"))
         elif record.pulling:
-            self._end(key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started"))
+            self._end(key, killed_early(record))
         elif container_id not in self._books.starting:
             self._books.kill_container(container_id, grace_ms_of(record.task, kill))
 
@@ -197,6 +219,7 @@ class Lives:
                 self._books.effects.append(RemoveContainer(container_id))
             else:
                 self._end_orphan(container_id)
+        self.groups.recovered()
 
     def _adopt(self, container_id: ContainerId, record: TaskRecord) -> None:
         self._books.log("info", "adopted a running task", **names(record.key))
@@ -299,7 +322,7 @@ class Lives:
         record = books.state.tasks[key]
         image = self._image_of(record.task)
         if record.kill is not None:
-            self._end(key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started"))
+            self._end(key, killed_early(record))
         elif record.pulled:
             self._end(
                 key, Verdict(TaskState.FAILED, StatusReason.IMAGE_NOT_FOUND, f"image {image} was pulled and is gone")
@@ -341,7 +364,7 @@ class Lives:
         message = event.message[:MAX_MESSAGE_LENGTH]
         self._books.log("warning", "a task could not be started", **names(key), reason=message)
         if self._books.state.tasks[key].kill is not None:
-            self._end(key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started"))
+            self._end(key, killed_early(self._books.state.tasks[key]))
         else:
             self._ended(key, Verdict(TaskState.FAILED, event.reason, message, event.exit_code))
 
@@ -411,6 +434,8 @@ class Lives:
         key = TaskKey(message.framework_id, message.task_id)
         record = self._books.state.tasks.get(key)
         if record is None or record.state is not TaskState.RUNNING or record.relaunching or record.restart_asked:
+            return
+        if record.task.spec.task_group is not None:
             return
         if record.waiting:
             self._books.deadlines.set(("restart", key), self._books.now.monotonic_ms)

@@ -128,6 +128,7 @@ class AgentMachine:
                 books.deadlines.shift(by_ms)
             case _:
                 assert_never(event)
+        self.lives.groups.settle()
         self.ward.settle()
         self.conversation.show_devices()
         self.reporting.flush()

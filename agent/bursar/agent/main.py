@@ -39,6 +39,7 @@ from bursar.core.memory.pools import format_bytes
 from bursar.core.memory.text import parse_pools_text
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.resources import GPUS, MEM
+from bursar.core.task_groups import TASK_GROUPS
 from bursar.core.text import parse_amount, parse_attributes
 from bursar.runtime.settings import Settings, fail
 from bursar.runtime.telemetry import configure_logging, logger, reachable_at, serve_metrics
@@ -139,6 +140,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         runtime=runtime.name,
         runs_without_image=runtime.name != "docker" or bool(image),
         version=program_version(),
+        capabilities=(TASK_GROUPS,),
         metrics_address=metrics.address,
     )
     daemon = AgentDaemon(

@@ -97,6 +97,8 @@ class Reporting:
                 )
             )
         )
+        if record.task.spec.task_group is not None:
+            self._books.groups[record.key.framework_id, record.task.spec.task_group] = None
         if self._books.registered:
             self._books.updates.append(status)
             self.await_acknowledgement(record.key)

@@ -219,6 +219,13 @@ def _end_of_killed(record: TaskRecord, kill: KillTask, message: str, exit_code: 
     return Verdict(TaskState.KILLED, kill.reason, message, exit_code)
 
 
+def killed_early(record: TaskRecord) -> Verdict:
+    """The end of a task that was killed before its container ran."""
+    if record.kill is not None and record.kill_message:
+        return Verdict(TaskState.KILLED, record.kill.reason, f"{record.kill_message}; it had not been started")
+    return Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started")
+
+
 def lost_device(task: AssignedTask, devices: Mapping[DeviceUuid, Device]) -> str:
     """Which of a task's devices is not there, or not healthy, and why; empty where all are well."""
     for uuid in task.device_uuids:

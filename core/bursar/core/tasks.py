@@ -24,6 +24,7 @@ from bursar.core.memory.profiles import runtime_environment
 from bursar.core.memory.tasks import MemorySettings, plan_task, with_container, with_shm
 from bursar.core.resources import MEM, ReservedResources, ResourceRequest
 from bursar.core.surroundings import ContainerSettings, Volume, settings_problem, volumes_problem
+from bursar.core.task_groups import TaskGroup, group_problem
 
 DEFAULT_KILL_GRACE_MS = 3000
 
@@ -118,6 +119,7 @@ class StatusReason(IntEnum):
     DEVICE_FAILED = 35
     DEVICE_CORDONED = 36
     REVOKED = 45
+    GROUP_MEMBER_ENDED = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class TaskSpec:
     health_check: HealthCheck | None = None
     restart: RestartPolicy | None = None
     fetch: tuple[Fetch, ...] = ()
+    task_group: TaskGroup | None = None
 
     def without_secrets(self) -> TaskSpec:
         """The same with the values of secret variables empty: for everybody but the task."""
@@ -272,6 +275,8 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
     if spec.volumes and (problem_at := volumes_problem(spec.volumes)):
         return problem_at
     if spec.fetch and (problem_at := fetches_problem(spec.fetch)):
+        return problem_at
+    if spec.task_group is not None and (problem_at := group_problem(spec.task_group, spec.task_id, spec.restart)):
         return problem_at
     return _memory_problem(spec)
 

@@ -41,6 +41,7 @@ from bursar.master.offers import damp, damp_all, end_offers, refuse_until_ms
 from bursar.master.quotas import accept_problem
 from bursar.master.records import CallDone, TaskRecorded
 from bursar.master.state import Cluster, Framework, OutstandingOffer, Task, Turn
+from bursar.master.task_groups import completed, group_refusal
 from bursar.master.tasks import add_task, send_launches
 
 
@@ -75,6 +76,8 @@ class _Plan:
     steps: list[_Restack | _Start] = field(default_factory=list)
     results: list[OperationResult] = field(default_factory=list)
     task_ids: set[str] = field(default_factory=set)
+    #: Names of task groups.
+    groups: set[str] = field(default_factory=set)
     #: The offers are of what is lent.
     revocable: bool = False
 
@@ -223,7 +226,8 @@ def _plan_launch(
     remaining = dict(plan.remaining)
     steps: list[_Start] = []
     ids: set[str] = set()
-    for index, spec in enumerate(launch.tasks):
+    specs = completed(launch)
+    for index, spec in enumerate(specs):
         field_path = f"{path}.launch.tasks[{index}]"
         agent_id = spec.agent_id or (next(iter(remaining)) if len(remaining) == 1 else AgentId(""))
         error = _task_problem(cluster, framework, plan, spec, agent_id, remaining, ids, field_path)
@@ -242,9 +246,12 @@ def _plan_launch(
         remaining[agent_id] = without_views(subtract_holdings(remaining[agent_id], part), part)
         steps.append(_Start(agent_id, spec, part, operation_id))
         ids.add(spec.task_id)
+    if error := group_refusal(cluster, specs, tuple(step.agent_id for step in steps), plan.groups, path):
+        return error
     plan.remaining = remaining
     plan.steps += steps
     plan.task_ids |= ids
+    plan.groups |= {spec.task_group.name for spec in specs if spec.task_group is not None}
     return None
 
 

@@ -228,6 +228,13 @@ def restart(cluster: Cluster, turn: Turn, task: Task, message: str, grace_ms: in
             "launch it anew where it has ended",
             "task",
         )
+    if task.assigned.spec.task_group is not None:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"task {name} is one of the group {task.assigned.spec.task_group.name}, and is not started again alone",
+            "kill it, which ends the group, and launch the group again",
+            "task",
+        )
     agent = cluster.agents[task.agent_id]
     if agent.state is not AgentState.ACTIVE:
         return ErrorDetail(

@@ -15,6 +15,7 @@ from bursar.agent.effects import (
     OpenSessionStream,
     ProbeDevice,
     PullImage,
+    ReleaseNetwork,
     RemoveContainer,
     RemoveSandbox,
     SendToMaster,
@@ -35,7 +36,8 @@ from bursar.core.clock import Instant
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, ConnectionId, DeviceUuid
 from bursar.core.messages.agent import AgentInfo
-from bursar.simulation.containers import SimulatedContainers
+from bursar.core.task_groups import TASK_GROUPS
+from bursar.simulation.containers import SimulatedContainer, SimulatedContainers
 from bursar.simulation.devices import SimulatedGpus
 from bursar.simulation.network import CLIENT, Stream
 from bursar.simulation.process import Mortality, Process
@@ -87,8 +89,9 @@ class AgentNode:
             world.timeline,
             self._random,
             world.faults,
-            on_begin=lambda container: world.checkers.agents.container_began(self.agent_id, container),
+            on_begin=self._container_began,
             on_remove=lambda container: world.checkers.agents.container_removed(self.agent_id, container),
+            on_fail=lambda container: world.checkers.groups.began(self.agent_id, container),
         )
         self._stream: Stream | None = None
         self._connection = ConnectionId(0)
@@ -118,6 +121,7 @@ class AgentNode:
             devices=devices,
             runtime=self._runtime,
             runs_without_image=True,
+            capabilities=(TASK_GROUPS,),
         )
         config = AgentConfig(
             info, "default-image" if self._runtime == "docker" else "", self._finished_limit, health=HEALTH
@@ -129,6 +133,7 @@ class AgentNode:
         clock = (self._random.randint(0, 10**9), self._random.randint(-200, 200))
         self.process = process = Process(world.timeline, self._random, machine, self, clock=clock)
         world.checkers.agents.started(self.agent_id, machine)
+        world.checkers.groups.life_began(self.agent_id, world.timeline.now_ms)
         world.timeline.after(self._random.randint(0, 20), self._recover, process)
         world.timeline.after(self._random.randint(0, 20), self._connect, process)
 
@@ -165,6 +170,10 @@ class AgentNode:
             self.process.post(DevicesSignalled((signal,)))
 
     # --- inside ---
+
+    def _container_began(self, container: SimulatedContainer) -> None:
+        self._world.checkers.agents.container_began(self.agent_id, container)
+        self._world.checkers.groups.began(self.agent_id, container)
 
     def _recover(self, process: Process) -> None:
         if process is self.process:
@@ -213,6 +222,7 @@ class AgentNode:
         assert self.process is not None
         self._world.note(self.name, event, effects)
         self._world.checkers.agents.stepped(self.agent_id, self.process, effects)
+        self._world.checkers.groups.stepped(self.agent_id, self._world.timeline.now_ms)
         self._world.stepped()
 
     def commit(self, records: Sequence[Any]) -> None:
@@ -259,6 +269,8 @@ class AgentNode:
                 self.containers.kill(container_id, grace_ms)
             case RemoveContainer(container_id):
                 self.containers.remove(container_id)
+            case ReleaseNetwork(network_id):
+                self._world.checkers.groups.network_released(self.agent_id, network_id, self.containers.live)
             case ProbeDevice(uuid):
                 self._world.checkers.agents.probes(self.agent_id, uuid, self.containers.live)
                 assert self.process is not None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
+from bursar.agent.containers.runtime import ContainerExit, ContainerId, NetworkId, RecoveredContainer
 from bursar.agent.effects import CheckContainer, PullImage, StartContainer
 from bursar.agent.events import (
     ContainerChecked,
@@ -22,7 +22,7 @@ from bursar.agent.events import (
 )
 from bursar.core.ids import DeviceUuid, FrameworkId, TaskId
 from bursar.core.lives import CheckStatus
-from bursar.core.tasks import StatusReason
+from bursar.core.tasks import DEFAULT_KILL_GRACE_MS, StatusReason
 from bursar.simulation.faults import Faults
 from bursar.simulation.timeline import Timeline
 
@@ -50,6 +50,10 @@ class SimulatedContainer:
     command: tuple[str, ...]
     has_image: bool = False
     may_restart: bool = False
+    #: Shared with its group, and the tasks of that.
+    network_id: NetworkId = NetworkId("")
+    group: tuple[TaskId, ...] = ()
+    grace_ms: int = DEFAULT_KILL_GRACE_MS
     exit: ContainerExit | None = None
     dying: bool = False
 
@@ -57,6 +61,11 @@ class SimulatedContainer:
     def live(self) -> bool:
         """Whether its processes run."""
         return self.exit is None
+
+    @property
+    def ended_badly(self) -> bool:
+        """Whether it was told to end, failed or vanished."""
+        return self.dying or self.exit is None or self.exit.exit_code != 0
 
 
 class SimulatedContainers:
@@ -70,6 +79,7 @@ class SimulatedContainers:
         *,
         on_begin: Callable[[SimulatedContainer], None],
         on_remove: Callable[[SimulatedContainer], None],
+        on_fail: Callable[[SimulatedContainer], None],
     ) -> None:
         self._timeline = timeline
         self._random = random
@@ -77,6 +87,7 @@ class SimulatedContainers:
         self.faults = faults
         self._on_begin = on_begin
         self._on_remove = on_remove
+        self._on_fail = on_fail
         self.containers: dict[ContainerId, SimulatedContainer] = {}
         #: Where an agent listens.
         self.watcher: Watcher | None = None
@@ -98,6 +109,9 @@ class SimulatedContainers:
             task.spec.command,
             bool(effect.image),
             task.spec.restart is not None,
+            effect.network_id,
+            task.spec.task_group.task_ids if task.spec.task_group else (),
+            DEFAULT_KILL_GRACE_MS if task.spec.kill_grace_ms is None else task.spec.kill_grace_ms,
         )
         self._starting[effect.container_id] = container
         self._timeline.after(self._random.randint(0, self.faults.start_ms), self._begin, container)
@@ -195,6 +209,8 @@ class SimulatedContainers:
             return
         if random.random() < faults.start_failure_chance:
             del self._starting[container_id]
+            container.exit = ContainerExit(127, StatusReason.LAUNCH_FAILED)
+            self._on_fail(container)
             self._tell(ContainerLaunchFailed(container_id, StatusReason.LAUNCH_FAILED, "not found", 127))
             return
         del self._starting[container_id]

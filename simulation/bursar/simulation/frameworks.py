@@ -6,6 +6,7 @@ Whatever they do must harm nobody but themselves.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ from bursar.core.messages.offers import (
     Unreserve,
 )
 from bursar.core.resources import ReservationType, ReservedResources, ResourceRequest, Resources, sum_resources
+from bursar.core.task_groups import TaskGroup
 from bursar.core.tasks import TaskSpec, TaskState, TaskStatus
 from bursar.simulation.containers import program
 from bursar.simulation.network import CLIENT, Stream
@@ -367,10 +369,22 @@ class Greedy(RawFramework):
                 exit_code=random.choice((0, 0, 0, 1, 137)),
             )
             operations.append(Launch((spec,)))
+        if (
+            random.random() < 0.3
+            and len(specs := [item.tasks[0] for item in operations if isinstance(item, Launch)]) > 1
+        ):
+            operations = [item for item in operations if not isinstance(item, Launch)]
+            operations.append(Launch(tuple(self._grouped(specs))))
         if not operations:
             self.decline(offer, 1_000)
             return
         self.accept([offer.offer_id], operations, refuse_ms=random.choice((0, 1_000, 5_000)))
+
+    def _grouped(self, specs: list[TaskSpec]) -> Iterator[TaskSpec]:
+        """Tasks of a group; the last of them may be one that could not be launched alone, either."""
+        group = TaskGroup(f"group-of-{specs[0].task_id}")
+        for spec in specs:
+            yield replace(spec, task_group=group, restart=None)
 
     def _restack(self, offer: Offer) -> Reserve | Unreserve:
         for part in offer.resources:
@@ -601,6 +615,8 @@ class Liar(Greedy):
             Launch((TaskSpec(TaskId("a/b"), command=("x",), resources=cpu),)),
             Launch((TaskSpec(TaskId("with-image"), command=("x",), image="none such", resources=cpu),)),
             Launch(()),
+            Launch((replace(good, task_group=TaskGroup("")),)),
+            Launch((replace(good, task_group=TaskGroup("g", (good.task_id, TaskId("nobody")))),)),
             Reserve(offer.agent_id, ResourceRequest({"cpus": 1}), "not/my/role"),
             Reserve(AgentId("nobody"), ResourceRequest({"cpus": 1}), offer.role),
             Reserve(offer.agent_id, ResourceRequest({"cpus": -5}), offer.role),

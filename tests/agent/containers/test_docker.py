@@ -18,7 +18,7 @@ from bursar.agent.containers.device_access import EngineDevices
 from bursar.agent.containers.docker import DockerRuntime
 from bursar.agent.containers.docker_engine import DockerEngine, EngineFacts
 from bursar.agent.containers.logs import LogStream, read_logs
-from bursar.agent.containers.runtime import Decoration, LaunchFailed, RuntimeUnavailable
+from bursar.agent.containers.runtime import Decoration, LaunchFailed, NetworkId, RuntimeUnavailable
 from bursar.agent.containers.simulated import SimulatedProgram
 from bursar.core.ids import AgentId
 from bursar.core.memory.tasks import plan_task
@@ -402,3 +402,48 @@ async def test_devices_named_by_cdi_are_in_the_container_and_no_others(bench: An
             await runtime.start(absent)
     finally:
         specification.unlink()
+
+
+async def test_tasks_of_a_group_share_a_network_whoever_of_them_has_ended(bench: Any, client: Any) -> None:
+    runtime = await bench.open()
+    network_id = NetworkId(f"{bench.agent_id}-net")
+    serve = "echo hello > page; exec httpd -f -p 127.0.0.1:8080 -h ."
+    fetch = "until wget -q -O - http://127.0.0.1:8080/page; do sleep 0.05; done"
+    first = bench.spec("first", bench.script("true", NOTHING), network_id=network_id)
+    served = bench.spec("server", bench.script(serve, NOTHING), network_id=network_id)
+    asking = bench.spec("asking", bench.script(fetch, NOTHING), network_id=network_id)
+    await bench.run(runtime, first)
+    await asyncio.gather(runtime.start(served), runtime.start(asking))
+    end = await bench.exit_of(asking.container_id)
+    assert end.exit_code == 0
+    await runtime.remove(asking.container_id)
+    assert bench.output(asking) == "hello\n"
+    holder = client.containers.get(network_id)
+    assert client.containers.get(served.container_id).attrs["HostConfig"]["NetworkMode"] == f"container:{holder.id}"
+    assert set(runtime.running()) == {served.container_id}
+
+    # Another life finds it, and keeps it for as long as somebody needs it.
+    await runtime.close()
+    again = await bench.open()
+    found = {one.container_id: one.exit is None for one in await again.recover()}
+    assert found == {served.container_id: True, first.container_id: False}
+    assert client.containers.get(network_id).id == holder.id
+    await again.kill(served.container_id, 0)
+    await bench.exit_of(served.container_id)
+    await again.close()
+    last = await bench.open()
+    await last.recover()
+    with pytest.raises(docker.errors.NotFound):
+        client.containers.get(network_id)
+    await last.release_network(network_id)
+
+
+async def test_the_last_of_a_group_takes_its_network_along(bench: Any, client: Any) -> None:
+    runtime = await bench.open()
+    network_id = NetworkId(f"{bench.agent_id}-net")
+    spec = bench.spec("only", bench.script("cat /proc/net/dev", NOTHING), network_id=network_id)
+    assert (await bench.run(runtime, spec)).exit_code == 0
+    await runtime.release_network(network_id)
+    await runtime.release_network(network_id)
+    with pytest.raises(docker.errors.NotFound):
+        client.containers.get(network_id)

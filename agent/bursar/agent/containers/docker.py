@@ -35,6 +35,7 @@ from bursar.agent.containers.docker_engine import (
 )
 from bursar.agent.containers.docker_events import EventThread
 from bursar.agent.containers.docker_logs import LogPump
+from bursar.agent.containers.docker_network import ensure_holder, release_holder, sweep_holders
 from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, Witness, judge
 from bursar.agent.containers.limits import give_to_user
 from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES
@@ -46,6 +47,7 @@ from bursar.agent.containers.runtime import (
     ExitCallback,
     ImageMissing,
     LaunchFailed,
+    NetworkId,
     RecoveredContainer,
     RuntimeUnavailable,
 )
@@ -186,6 +188,7 @@ class DockerRuntime:
                 recovered.append(RecoveredContainer(seen.container_id, seen.exit))
         # One may have ended between the listing and our watching.
         await self._look_again([found.container_id for found in recovered if found.exit is None])
+        await self._call(sweep_holders, self._engine)
         return recovered
 
     async def start(self, spec: ContainerSpec) -> None:
@@ -232,8 +235,9 @@ class DockerRuntime:
     def _create_and_start(self, spec: ContainerSpec) -> ContainerExit | None:
         """In a thread."""
         give_to_user(spec)
+        network_mode = ensure_holder(self._engine, spec.network_id) if spec.network_id else ""
         try:
-            self._engine.create(spec)
+            self._engine.create(spec, network_mode)
         except FileExistsError:
             taken = self._engine.inspect(spec.container_id)
             if taken is not None and taken.agent_id != self._engine.agent_id:
@@ -244,7 +248,7 @@ class DockerRuntime:
             if taken is not None and taken.phase is not Phase.CREATED:
                 return taken.exit  # an earlier life of this agent started it: never twice
             self._engine.remove(spec.container_id, force=True)
-            self._engine.create(spec)
+            self._engine.create(spec, network_mode)
         try:
             end = self._engine.start(spec.container_id)
         except LaunchFailed as error:
@@ -350,6 +354,10 @@ class DockerRuntime:
         except ENGINE_ERRORS as error:
             # It is found again, by its label, when the engine is back and the agent asks what there is.
             log.warning("container %s cannot be removed now: %s", container_id, root_cause(error))
+
+    async def release_network(self, network_id: NetworkId) -> None:
+        """Remove the container that held it."""
+        await self._call(release_holder, self._engine, network_id)
 
     async def prepare_logs(self, container_id: ContainerId) -> None:
         """Copy the outputs to the sandbox from now on, beginning with what was printed before."""

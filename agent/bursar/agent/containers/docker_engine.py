@@ -153,10 +153,10 @@ class DockerEngine:
         found: dict[str, Any] = self._api.stats(str(container_id), stream=False, one_shot=True)
         return found
 
-    def create(self, spec: ContainerSpec) -> None:
-        """Make a container. Raises ImageNotFound (docker's), LaunchFailed, FileExistsError for a name that is taken."""
+    def create(self, spec: ContainerSpec, network_mode: str = "") -> None:
+        """Make a container, in a network of its own unless `network_mode` says otherwise. Raises ImageNotFound (docker's), LaunchFailed, FileExistsError for a name that is taken."""
         try:
-            self._api.create_container_from_config(self._config(spec), str(spec.container_id))
+            self._api.create_container_from_config(self._config(spec, network_mode), str(spec.container_id))
         except docker.errors.ImageNotFound:
             raise
         except docker.errors.APIError as error:
@@ -265,7 +265,7 @@ class DockerEngine:
         """See whether the engine answers. Raises DockerException too."""
         self._api.ping()
 
-    def _config(self, spec: ContainerSpec) -> dict[str, Any]:
+    def _config(self, spec: ContainerSpec, network_mode: str) -> dict[str, Any]:
         mounts = [Mount(CONTAINER_SANDBOX, os.fspath(spec.sandbox.absolute()), type="bind")]
         for extra in (*spec.decoration.mounts, *spec.volumes):
             mounts.append(Mount(extra.target, extra.source, type="bind", read_only=extra.read_only))
@@ -281,7 +281,7 @@ class DockerEngine:
         requests_, nodes = access(spec.decoration, self.facts.devices)
         host_config = self._api.create_host_config(
             init=True,
-            network_mode=self.network_mode,
+            network_mode=network_mode or self.network_mode,
             mounts=mounts,
             cpu_shares=min(max(spec.cpus_milli * 1024 // 1000, _MIN_CPU_SHARES), _MAX_CPU_SHARES),
             log_config=LogConfig(

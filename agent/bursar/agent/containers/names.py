@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 
-from bursar.agent.containers.runtime import ContainerId
+from bursar.agent.containers.runtime import ContainerId, NetworkId
 from bursar.core.ids import AgentId, FrameworkId, TaskId
+from bursar.core.task_groups import TaskGroup
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -19,6 +20,13 @@ def container_id_for(agent_id: AgentId, framework_id: FrameworkId, task_id: Task
     digest = hashlib.sha256(f"{agent_id}\0{framework_id}\0{task_id}".encode("utf-8", "surrogatepass")).hexdigest()
     parts = (_readable(agent_id, 8), _readable(framework_id, 16), _readable(task_id, 32))
     return ContainerId("-".join(("bursar", *filter(None, parts), digest[:16])))
+
+
+def network_id_for(agent_id: AgentId, framework_id: FrameworkId, group: TaskGroup) -> NetworkId:
+    """`bursar-<agent>-net-<group>-<digest>`, as safe and as unique as a container's: task ids are never used twice."""
+    parts = (agent_id, framework_id, group.name, *group.task_ids)
+    digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+    return NetworkId("-".join(("bursar", _readable(agent_id, 8), "net", _readable(group.name, 32), digest[:16])))
 
 
 def _readable(text: str, length: int) -> str:

@@ -33,6 +33,7 @@ from bursar.agent.containers.runtime import (
     ContainerSpec,
     ExitCallback,
     LaunchFailed,
+    NetworkId,
     RecoveredContainer,
     RuntimeUnavailable,
 )
@@ -244,6 +245,9 @@ class ProcessRuntime:
                 except OSError as error:
                     log.warning("cannot tidy %s: %s", file.path, error)
         path.unlink(missing_ok=True)
+
+    async def release_network(self, network_id: NetworkId) -> None:
+        """Nothing to do: processes share the machine's."""
 
     async def prepare_logs(self, container_id: ContainerId) -> None:
         """Nothing to do: tasks write into their sandbox."""

@@ -21,6 +21,8 @@ from bursar.core.tasks import StatusReason
 
 ContainerId = NewType("ContainerId", str)
 """`bursar-<agent>-<framework>-<task>` made safe for an engine: unique on the host, the same after a restart of the agent."""
+NetworkId = NewType("NetworkId", str)
+"""Names what the tasks of one group share: unique on the host, the same after a restart of the agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class ContainerSpec:
     cpuset: str = ""
     #: Resolved and permitted.
     volumes: tuple[Mount, ...] = ()
+    #: Its network is that of all containers with the same id; empty: it has one of its own.
+    network_id: NetworkId = NetworkId("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,9 @@ class ContainerRuntime(Protocol):
 
     async def remove(self, container_id: ContainerId) -> None:
         """Remove what is left of an ended container, logs saved in the sandbox (`stdout`, `stderr`). Idempotent."""
+
+    async def release_network(self, network_id: NetworkId) -> None:
+        """Remove what held the network that containers shared; none of them is left. Idempotent."""
 
     async def prepare_logs(self, container_id: ContainerId) -> None:
         """Make the outputs of a running container appear in its sandbox from now on, if they do not anyway."""

@@ -22,6 +22,7 @@ from bursar.agent.containers.runtime import (
     ExitCallback,
     ImageMissing,
     LaunchFailed,
+    NetworkId,
     RecoveredContainer,
     RuntimeUnavailable,
 )
@@ -95,6 +96,8 @@ class SimulatedEngine:
         #: Images that are not on this machine, and those of them that can be pulled.
         self.missing_images: set[str] = set()
         self.registry: set[str] = set()
+        #: What containers share.
+        self.networks: set[NetworkId] = set()
         #: False: every call fails, as with a stopped daemon.
         self.is_up = True
 
@@ -119,6 +122,8 @@ class SimulatedEngine:
         if spec.container_id in self._containers:
             raise LaunchFailed(StatusReason.LAUNCH_FAILED, f"{spec.container_id} was started already")
         program = self._behaviour(spec)
+        if spec.network_id:
+            self.networks.add(spec.network_id)
         container = self._containers[spec.container_id] = _Container(spec, program)
         for file, data in zip(log_files(spec.sandbox), (program.stdout, program.stderr), strict=True):
             with file.path.open("ab") as output:
@@ -230,6 +235,10 @@ class SimulatedRuntime:
         container = self._engine._containers.get(container_id)
         if container is not None and container.exit is not None:
             del self._engine._containers[container_id]
+
+    async def release_network(self, network_id: NetworkId) -> None:
+        """As the interface says."""
+        self._engine.networks.discard(network_id)
 
     async def prepare_logs(self, container_id: ContainerId) -> None:
         """Outputs are in the sandbox from the start."""

@@ -68,10 +68,15 @@ class AgentJudge(Judge):
         for effect in effects:
             if isinstance(effect, StartContainer):
                 self._judged("a task is begun on healthy devices only")
+                key = TaskKey(effect.task.framework_id, effect.task.spec.task_id)
+                again = machine.books.state.tasks[key].relaunching
                 for uuid in effect.task.device_uuids:
                     record = machine.books.state.health.get(uuid)
                     require(
-                        record is None or record.shown is DeviceCondition.HEALTHY,
+                        record is None
+                        or record.shown is DeviceCondition.HEALTHY
+                        # Who has it already goes on, in another run, too.
+                        or (again and (record.shown is DeviceCondition.SUSPECT or bool(record.order))),
                         f"{agent_id} begins {effect.task.spec.task_id} on {uuid}, which is {record.shown.name if record else ''}",
                     )
 

@@ -7,6 +7,7 @@ from collections import Counter
 from bursar.simulation.checkers.agents import AgentJudge
 from bursar.simulation.checkers.durability import DurabilityJudge
 from bursar.simulation.checkers.frameworks import FrameworkJudge
+from bursar.simulation.checkers.groups import GroupJudge
 from bursar.simulation.checkers.master import MasterJudge
 
 
@@ -20,3 +21,4 @@ class Checkers:
         self.durability = DurabilityJudge(self.verdicts)
         self.agents = AgentJudge(self.verdicts)
         self.frameworks = FrameworkJudge(self.verdicts)
+        self.groups = GroupJudge(self.verdicts)

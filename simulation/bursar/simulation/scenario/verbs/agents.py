@@ -21,6 +21,7 @@ from bursar.core.resources import (
     add_holdings,
     to_reserved,
 )
+from bursar.core.task_groups import TASK_GROUPS
 from bursar.core.text import parse_amount, parse_attributes, parse_resources
 from bursar.simulation.scenario.stage import Stage
 from bursar.simulation.scenario.verbs.grammar import Action, Names, verb
@@ -119,6 +120,7 @@ def _agent_add(words: Words, names: Names) -> Action:
         attributes=machine.attributes,
         resources=resources,
         devices=devices,
+        capabilities=(TASK_GROUPS,),
     )
 
     def act(stage: Stage) -> None:
