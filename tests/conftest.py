@@ -1,12 +1,30 @@
-"""What all tests share: how a missing engine is treated."""
+"""What all tests share: how a missing engine is treated, and how the work is dealt out to several processes."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+#: Tests of these modules share nothing, and each takes seconds, so they are dealt out one by one.
+#: Of all others, which may share what is made for a module, a module stays together.
+DEALT_SINGLY = frozenset(
+    [
+        "tests/cli/test_cluster.py",
+        "tests/cli/test_commands.py",
+        "tests/cli/test_run.py",
+        "tests/e2e/test_bad_clients.py",
+        "tests/e2e/test_daemons.py",
+        "tests/e2e/test_dev.py",
+        "tests/e2e/test_gangs.py",
+        "tests/e2e/test_restarts.py",
+        "tests/e2e/test_sessions.py",
+    ]
+)
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +47,34 @@ def hear_signals() -> None:
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two to four processes for the whole run; none for a part of it, which is over sooner without, and for what is measured."""
+    option = config.option
+    tests = Path(__file__).parent
+    whole = any(tests.is_relative_to(Path(argument).resolve()) for argument in config.args)
+    if (
+        not whole
+        or option.keyword
+        or option.markexpr != "not benchmark"
+        or option.collectonly
+        or option.capture == "no"
+    ):
+        return 0
+    processors = len(os.sched_getaffinity(0))
+    return min(processors, 4) if processors > 1 else 0
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal out modules, and those of `DEALT_SINGLY` test by test."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Dealer(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return nodeid if module in DEALT_SINGLY else module
+
+    return Dealer(config, log)

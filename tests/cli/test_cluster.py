@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import textwrap
 from collections.abc import AsyncIterator
@@ -15,18 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 import bursar.sdk
 from bursar.sdk import OperatorClient
 from bursar.v1.operator_service_pb2 import AGENT_STATE_ACTIVE
 
 UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Cluster:

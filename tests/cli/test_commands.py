@@ -408,7 +408,7 @@ async def test_no_master_within_ten_seconds(bursar: Any, unused_tcp_port: int) -
     begin = time.monotonic()
     done = await bursar("agent", "ls", "--master", f"127.0.0.1:{unused_tcp_port}")
     assert done.code == 4 and done.stdout == "" and "no master answers" in done.stderr and "hint: " in done.stderr
-    assert 8 < time.monotonic() - begin < 15
+    assert 8 < time.monotonic() - begin < 20
 
 
 async def test_a_master_that_comes_late_is_waited_for(answers: Any, bursar: Any) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from ports import free_port
 
 from bursar.cli.local import remove_remains
 from bursar.sdk import OperatorClient
@@ -49,13 +49,6 @@ def until(condition: Callable[[], T], why: str = "", timeout_s: float = TIMEOUT_
             return value
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {why or condition} (last: {value!r})"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """A port that nobody has at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -62,10 +62,12 @@ def test_a_cluster_in_the_foreground(programs: Any, temporary: Path, number: int
     begin = time.monotonic()
     first = programs.start("sh", "-c", found[2].replace("bursar", programs.program("bursar"), 1))
     assert first.until_stdout("\n").startswith("GPU-")
-    assert time.monotonic() - begin < 6, "3 s on a machine of one's own"
+    took = time.monotonic() - begin
     assert first.finish().code == 0
     bursar = (programs.program("bursar"), "--master", found[1])
+    begin = time.monotonic()
     assert len(programs.run(*bursar, "agent", "ls", "-o", "name").names) == 3
+    assert took < 3 + 4 * (time.monotonic() - begin), "a look at the agents says how fast this machine is now"
     stubborn = programs.start(
         *bursar, "run", "--", "sh", "-c", "trap '' TERM; echo up; sleep 1000 & while :; do sleep 1; done"
     )
@@ -184,12 +186,8 @@ class Containers:
     def __init__(self, client: Any, temporary: Path) -> None:
         self._client = client
         self._temporary = temporary
-        self._images_before = self._images()
-
-    def _images(self) -> set[str]:
-        return {
-            tag for one in self._client.images.list() for tag in one.tags if tag.startswith(("bursar-demo-", "busybox"))
-        }
+        #: What the names of their images begin with: other tests may have demos at the same time.
+        self._prefixes: list[str] = []
 
     def names(self) -> list[str]:
         """Of containers whose sandbox lies in the temporary directory, ended ones included."""
@@ -197,12 +195,15 @@ class Containers:
         return [one["Names"][0] for one in found if one["Labels"]["bursar.sandbox"].startswith(str(self._temporary))]
 
     def images(self) -> set[str]:
-        """Demos' images that were not there before."""
-        return self._images() - self._images_before
+        """Of these demos; one that was pulled bears the demo's name, too."""
+        tags = {tag for one in self._client.api.images() for tag in one["RepoTags"] or ()}
+        return {tag for tag in tags if tag.startswith(tuple(self._prefixes))}
 
     def demo(self, programs: Any) -> Any:
         """A demo that may choose."""
-        return start_demo(programs, self._temporary, "")
+        demo = start_demo(programs, self._temporary, "")
+        self._prefixes.append(f"bursar-demo-{demo.pid}-")
+        return demo
 
 
 @pytest.fixture

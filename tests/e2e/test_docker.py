@@ -30,7 +30,9 @@ def containers(agent_id: str) -> list[Any]:
 
     client = docker.from_env(timeout=20)
     try:
-        return list(client.containers.list(all=True, filters={"label": f"bursar.agent_id={agent_id}"}))
+        return list(
+            client.containers.list(all=True, filters={"label": f"bursar.agent_id={agent_id}"}, ignore_removed=True)
+        )
     finally:
         client.close()
 

@@ -48,7 +48,9 @@ def machine(
     if request.param == "docker":
         agent_id = bare_cluster.agent("node")["agent_id"]
         engine = request.getfixturevalue("engine")
-        for container in engine.containers.list(all=True, filters={"label": f"bursar.agent_id={agent_id}"}):
+        for container in engine.containers.list(
+            all=True, filters={"label": f"bursar.agent_id={agent_id}"}, ignore_removed=True
+        ):
             container.remove(force=True)
 
 

@@ -68,7 +68,9 @@ def place(request: pytest.FixtureRequest, bare_cluster: Any, require: Callable[[
     yield Place(bare_cluster, request.param, task["agent_id"], run, task["task_id"])
     if made is not None:
         engine = request.getfixturevalue("engine")
-        for container in engine.containers.list(all=True, filters={"label": f"bursar.agent_id={task['agent_id']}"}):
+        for container in engine.containers.list(
+            all=True, filters={"label": f"bursar.agent_id={task['agent_id']}"}, ignore_removed=True
+        ):
             container.remove(force=True)
         made.undo()
 

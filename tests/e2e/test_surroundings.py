@@ -42,7 +42,9 @@ def allowing(bare_cluster: Any, image: str, tmp_path: Path) -> Iterator[Any]:
     agent_id = bare_cluster.agent("node-docker")["agent_id"]
     yield bare_cluster
     client = docker.from_env(timeout=20)
-    for container in client.containers.list(all=True, filters={"label": f"bursar.agent_id={agent_id}"}):
+    for container in client.containers.list(
+        all=True, filters={"label": f"bursar.agent_id={agent_id}"}, ignore_removed=True
+    ):
         container.remove(force=True)
     client.close()
 

@@ -296,7 +296,8 @@ def _remove_containers(directory: Path) -> None:
         import docker
 
         client = docker.from_env(timeout=10)
-        containers = client.containers.list(all=True, filters={"label": _LABEL_SANDBOX})
+        # Others end theirs meanwhile: one that has gone since it was listed is none of ours.
+        containers = client.containers.list(all=True, filters={"label": _LABEL_SANDBOX}, ignore_removed=True)
         for container in containers:
             if container.labels.get(_LABEL_SANDBOX, "").startswith(str(directory)):
                 container.remove(force=True)

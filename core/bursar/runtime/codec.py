@@ -19,7 +19,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 from google.protobuf.message import Message
 
 from bursar.core.ids import DeviceUuid
-from bursar.core.messages import agent, framework, offers, operator
+from bursar.core.messages import framework, offers
 from bursar.core.resources import (
     GPUS,
     PortRange,
@@ -62,13 +62,18 @@ _MODULES = (
     sessions_pb2,
 )
 
-#: Messages that wrap one of several: field name by dataclass.
-_WRAPPERS: dict[str, Any] = {
-    "FrameworkCall": framework.FrameworkCall,
-    "FrameworkEvent": framework.FrameworkEvent,
-    "AgentMessage": agent.AgentMessage,
-    "MasterMessage": agent.MasterMessage,
-}
+
+def _members(wrapper: str) -> tuple[type, ...]:
+    """The dataclasses of the messages that wrap one of several.
+
+    What agents and operators say is imported when it is first wanted: a client of the command line has no use for it, and
+    a hundred dataclasses are a fifth of the time in which `bursar` starts.
+    """
+    if wrapper in ("FrameworkCall", "FrameworkEvent"):
+        return get_args(getattr(framework, wrapper))
+    from bursar.core.messages import agent
+
+    return get_args(getattr(agent, wrapper))
 
 
 @functools.cache
@@ -353,7 +358,7 @@ def _wrapper_fields(wrapper: str) -> tuple[dict[type, str], dict[str, type]]:
     descriptor = message_class(wrapper).DESCRIPTOR
     fields: Any = descriptor.oneofs[0].fields
     by_message = {field.message_type.name: field.name for field in fields}
-    by_type = {member: by_message[member.__name__] for member in get_args(_WRAPPERS[wrapper])}
+    by_type = {member: by_message[member.__name__] for member in _members(wrapper)}
     return by_type, {name: member for member, name in by_type.items()}
 
 
@@ -378,4 +383,6 @@ def unwrap(wrapper: str, message: Any) -> Any | None:
 
 def operator_types(method: str) -> tuple[type, type]:
     """The core request and response of a method of OperatorService."""
+    from bursar.core.messages import operator
+
     return getattr(operator, f"{method}Request"), getattr(operator, f"{method}Response")

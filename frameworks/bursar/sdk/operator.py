@@ -8,19 +8,21 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 import grpc.aio
 
 from bursar.core.errors import BursarError, ErrorReason
-from bursar.core.messages.operator import Quota
 from bursar.core.resources import ResourceRequest
 from bursar.runtime.client import MasterUnreachable, connect, to_bursar_error, unreachable
 from bursar.runtime.codec import encode, encode_request
 from bursar.sdk.session import masters
 from bursar.sdk.task_session import TaskSession
 from bursar.v1 import agent_service_pb2, operator_service_pb2, operator_service_pb2_grpc, rules_pb2, sessions_pb2
+
+if TYPE_CHECKING:
+    from bursar.core.messages.operator import Quota
 
 #: Between two attempts.
 _RETRY_S = 0.1

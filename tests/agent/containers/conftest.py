@@ -166,7 +166,9 @@ def docker_agent(docker_image: str) -> Iterator[AgentId]:
     agent_id = AgentId(f"test-{uuid.uuid4().hex}")
     yield agent_id
     client = docker.from_env(timeout=60)
-    for container in client.containers.list(all=True, filters={"label": f"bursar.agent_id={agent_id}"}):
+    for container in client.containers.list(
+        all=True, filters={"label": f"bursar.agent_id={agent_id}"}, ignore_removed=True
+    ):
         container.remove(force=True)
     client.close()
 

@@ -23,7 +23,7 @@ S = TaskState
 def no_container_left(docker_image: str) -> Iterator[None]:
     yield
     client = docker.from_env()
-    for container in client.containers.list(all=True, filters={"ancestor": docker_image}):
+    for container in client.containers.list(all=True, filters={"ancestor": docker_image}, ignore_removed=True):
         container.remove(force=True)
     client.close()
 
