@@ -36,6 +36,7 @@ from bursar.agent.events import (
     MasterConnected,
     MasterDisconnected,
     MasterMessageReceived,
+    SandboxOverfilled,
 )
 from bursar.agent.machine import AgentConfig, AgentMachine
 from bursar.agent.state import AgentState, Record, TaskSaved
@@ -70,6 +71,7 @@ from bursar.core.messages.agent import (
 )
 from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.resources import ReservedResources, Resources
+from bursar.core.service_ports import ServicePort
 from bursar.core.tasks import AssignedTask, EnvironmentVariable, StatusReason, TaskSpec, TaskState, TaskStatus
 
 AGENT = AgentId("a1")
@@ -1137,3 +1139,40 @@ def test_sessions_are_opened_with_what_runs_alone() -> None:
     agent.exit("t", 0)
     error = ask("t").error
     assert error is not None and "has ended" in error.message
+
+
+# --- disks and ports ---
+
+
+def test_who_fills_its_sandbox_is_ended_once_and_has_failed() -> None:
+    agent = Agent().ready()
+    assigned = task("t")
+    parts = (ReservedResources((), Resources({"cpus": 1000, "disk": 1 << 20})),)
+    agent.run(replace(assigned, resources=parts))
+    effects = agent.step(SandboxOverfilled(container("t")))
+    assert [kill.container_id for kill in of(effects, KillContainer)] == [container("t")]
+    (status,) = statuses(effects)
+    assert (status.state, status.reason) == (S.KILLING, R.DISK_LIMIT)
+    assert of(agent.step(SandboxOverfilled(container("t"))), KillContainer) == [], "a second look changes nothing"
+    (end,) = statuses(agent.step(ContainerExited(container("t"), ContainerExit(143, R.COMMAND_EXITED))))
+    assert (end.state, end.reason) == (S.FAILED, R.DISK_LIMIT) and "1MiB of disk that it asked for" in end.message
+    agent.step(SandboxOverfilled(container("t")))
+    agent.step(SandboxOverfilled(container("never")))
+
+
+def with_port(name: str, port: int) -> AssignedTask:
+    assigned = task(name)
+    services = (ServicePort("web", 80, host_port=port),)
+    request = replace(assigned.spec.resources, port_count=1)
+    return replace(assigned, spec=replace(assigned.spec, service_ports=services, resources=request))
+
+
+def test_a_port_that_a_live_task_has_is_given_to_no_other() -> None:
+    agent = Agent().ready()
+    agent.run(with_port("s", 31000))
+    (refusal,) = statuses(agent.launch(with_port("t", 31000)))
+    assert (refusal.state, refusal.reason) == (S.DROPPED, R.AGENT_REFUSED)
+    assert "port 31000 (web) is still 'web' of task s" in refusal.message
+    agent.run(with_port("u", 31001))
+    agent.step(ContainerExited(container("s"), ContainerExit(0, R.COMMAND_EXITED)))
+    assert of(agent.launch(with_port("v", 31000)), StartContainer)

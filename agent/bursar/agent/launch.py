@@ -22,6 +22,7 @@ from bursar.agent.devices.bindings import DeviceBindings
 from bursar.agent.devices.driver import ContainerDecorator
 from bursar.agent.effects import StartContainer
 from bursar.agent.pinning import DEVICES_FILE, devices_file_content, task_environment
+from bursar.agent.service_ports import check_free, port_variables
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
 from bursar.core.resources import CPUS, MEM, sum_resources
@@ -78,6 +79,7 @@ class Launcher:
             Step("files", self._fetch_files),
             Step("devices", self._add_devices),
             Step("claim", self._claim_devices, self._free_devices),
+            Step("ports", self._check_ports),
             Step("container", self._start_container),
         ]
 
@@ -157,6 +159,12 @@ class Launcher:
         if self._bindings and draft.real:
             self._bindings.unbind(draft.effect.container_id)
 
+    async def _check_ports(self, draft: Draft) -> None:
+        """Where the engine connects them it is the engine that refuses."""
+        services = draft.effect.task.spec.service_ports
+        if services and not self._runtime.own_network:
+            await asyncio.to_thread(check_free, services)
+
     async def _start_container(self, draft: Draft) -> None:
         await self._runtime.start(self._spec(draft))
         if self._bindings and draft.real:
@@ -185,6 +193,7 @@ class Launcher:
                 agent_environment=os.environ,
                 decoration=draft.decoration.environment,
                 pinning=draft.decoration.pinning,
+                ports=port_variables(task.spec.service_ports, self._runtime.own_network),
             )
             | planned,
             sandbox=draft.sandbox,
@@ -197,4 +206,5 @@ class Launcher:
             settings=task.spec.container or ContainerSettings(),
             volumes=draft.volumes,
             network_id=effect.network_id,
+            service_ports=task.spec.service_ports,
         )

@@ -31,9 +31,11 @@ from bursar.agent.tasks import (
     launch_problem,
     lost_device,
     never_seen,
+    ports_problem,
 )
 from bursar.core.ids import DeviceUuid
 from bursar.core.messages.agent import DesiredState, KillTask, RestartTask
+from bursar.core.service_ports import ServicePort
 from bursar.core.tasks import DEFAULT_KILL_GRACE_MS, AssignedTask, StatusReason, TaskState
 
 
@@ -127,11 +129,23 @@ class Lives:
             held=self._books.held,
         )
         container_id = container_of(self._books.info.agent_id, TaskKey(task.framework_id, task.spec.task_id))
+        if problem is None and task.spec.service_ports:
+            problem = ports_problem(task, self._ports_in_use())
         if problem is None and container_id in self._books.orphans:
             return Verdict(TaskState.DROPPED, StatusReason.AGENT_REFUSED, f"container {container_id} still runs")
         if problem is None and task.spec.task_group is not None:
             return incomplete(task.spec.task_group, fresh)
         return problem
+
+    def _ports_in_use(self) -> Iterable[tuple[TaskKey, Sequence[ServicePort]]]:
+        """The service ports of everything that has a container, or will."""
+        books = self._books
+        for key, record in books.state.tasks.items():
+            if not record.state.is_terminal or container_of(books.info.agent_id, key) in books.orphans:
+                yield key, record.task.spec.service_ports
+        for key, finished in books.state.finished.items() if books.orphans else ():
+            if container_of(books.info.agent_id, key) in books.orphans:
+                yield key, finished.status.service_ports
 
     def _start(self, key: TaskKey) -> None:
         """Its launch is recorded: from now on it has its devices."""

@@ -67,12 +67,13 @@ def task_environment(
     agent_environment: Mapping[str, str],
     decoration: Mapping[str, str] | None = None,
     pinning: Mapping[str, str] | None = None,
+    ports: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Everything that stands in the environment of a task, and nothing else of the agent's.
 
     `agent_environment` is read for `PATH` and `LANG` only, and only for a `process` task; a container has those of its
-    image. The user's own variables win over these and over `decoration`, never over PINNING_VARIABLES and `pinning`, which is what
-    the drivers say of devices that are not chosen by CUDA's variables.
+    image. The user's own variables win over these and over `decoration`, never over PINNING_VARIABLES, `ports` and `pinning`, which is
+    what the drivers say of devices that are not chosen by CUDA's variables.
     """
     seen = sandbox_as_seen(runtime, sandbox)
     result: dict[str, str] = {}
@@ -84,6 +85,7 @@ def task_environment(
     result.update((variable.name, variable.value) for variable in variables if variable.name not in PINNING_VARIABLES)
     result.update(visible_devices([visible_id(device) for device in granted if is_gpu(device)]))
     result.update(pinning or {})
+    result.update(ports or {})
     result["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     result["BURSAR_TASK_ID"] = task_id
     result["BURSAR_SANDBOX"] = seen

@@ -85,7 +85,9 @@ class Reporting:
             running_at_ms = self._books.now.wall_ms
             record = replace(record, run_began_ms=running_at_ms)
         status = self.status(record.key, verdict, str(record.next_update), record.task.device_uuids)
-        status = replace(status, healthy=record.healthy, check=record.check)
+        status = replace(
+            status, healthy=record.healthy, check=record.check, service_ports=record.task.spec.service_ports
+        )
         self._books.persist(
             TaskSaved(
                 replace(
@@ -230,5 +232,5 @@ def _estimate_bytes(record: TaskRecord) -> int:
     characters += sum(len(variable.name) + len(variable.value) for variable in spec.environment)
     characters += sum(len(name) + len(value) for name, value in spec.labels.items())
     characters += sum(len(status.message) for status in record.unacknowledged)
-    devices = len(record.task.device_uuids) * (1 + len(record.unacknowledged))
+    devices = (len(record.task.device_uuids) + len(spec.service_ports)) * (1 + len(record.unacknowledged))
     return 1024 + 4 * characters + 64 * devices + 300 * len(record.unacknowledged)

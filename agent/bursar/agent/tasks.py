@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from bursar.core.lives import CheckStatus
 from bursar.core.memory.pools import format_bytes
 from bursar.core.messages.agent import KillTask
 from bursar.core.resources import DISK, sum_resources
+from bursar.core.service_ports import ServicePort
 from bursar.core.surroundings import process_problem
 from bursar.core.tasks import (
     DEFAULT_KILL_GRACE_MS,
@@ -152,6 +153,21 @@ def launch_problem(
             "the task has no image and this agent no default one; name an image, or start the agent with --default-image",
         )
     return devices_problem(task, devices, held)
+
+
+def ports_problem(task: AssignedTask, others: Iterable[tuple[TaskKey, Sequence[ServicePort]]]) -> Verdict | None:
+    """Say which task whose container is not gone has a host port of a task, or nothing: the master's books and ours may differ."""
+    wanted = {one.host_port: one for one in task.spec.service_ports}
+    for key, services in others:
+        for one in services:
+            if one.host_port in wanted:
+                return Verdict(
+                    TaskState.DROPPED,
+                    StatusReason.AGENT_REFUSED,
+                    f"port {one.host_port} ({wanted[one.host_port].name}) is still {one.name!r} of task {key.task_id};"
+                    " launch the task again",
+                )
+    return None
 
 
 def devices_problem(

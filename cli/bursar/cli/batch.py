@@ -13,13 +13,14 @@ from typing import Any, TextIO
 import click
 
 from bursar.cli import output as out
+from bursar.cli.asked import asked_options
 from bursar.cli.options import (
     DURATION_MS,
     capabilities_for,
     master_address,
     master_option,
+    of_gpus,
     output_option,
-    task_options,
 )
 from bursar.cli.problems import REFUSED, exit_code, say, say_error
 from bursar.cli.progress import Progress, progress_of
@@ -80,7 +81,7 @@ LISTED = 20
 )
 @click.option("--same", default="", metavar="ATTRIBUTE", help="With --gang: on agents that share it, such as rack.")
 @click.option("--nvlink", is_flag=True, help="With --gang: the GPUs of each job are linked by NVLink.")
-@task_options
+@asked_options
 @output_option
 @master_option
 def batch(
@@ -105,9 +106,10 @@ def batch(
     capabilities: tuple[str, ...],
     constraints: tuple[str, ...],
     command: tuple[str, ...],
+    asked: dict[str, Any],
     output: str,
 ) -> int:
-    r"""Run many jobs: a command --count times, or for each line of a --file.
+    """Run many jobs: a command --count times, or for each line of a --file.
 
     {index} (from 0), {count} and {line} are replaced in the command and in the values of --env. Says on stderr how far it is and what
     failed, and prints a summary at the end. Interrupt ends all tasks; twice leaves at once. Outputs of tasks: bursar task logs.
@@ -121,7 +123,7 @@ def batch(
     Examples: bursar batch --count 8 --gpus 1 -- python train.py --fold {index}
               bursar batch --file rates.txt --retries 2 -- python train.py --lr {line}
               bursar batch --gang --count 8 --gpus 8 --same rack -- python train.py --rank {index}
-    """
+    """  # noqa: D301
     jobs = _jobs(command, count, file, env, image)
     if not gang:
         for option, given in (("--wait", wait_ms is not None), ("--same", same), ("--nvlink", nvlink)):
@@ -134,7 +136,7 @@ def batch(
         options: dict[str, Any] = {
             "name": title,
             "role": role,
-            "capabilities": capabilities_for(capabilities, gpus),
+            "capabilities": capabilities_for(capabilities, gpus or of_gpus(asked["custom"])),
             "constraints": constraints,
             "image": image,
             "cpus": cpus,
@@ -144,6 +146,7 @@ def batch(
             "retries": retries,
             "pause_s": backoff_ms / 1000,
             "max_losses": max_losses,
+            "asked": asked,
         }
         framework: Batch
         if gang:

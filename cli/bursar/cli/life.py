@@ -1,4 +1,4 @@
-"""What `bursar run` says about the life of its task: how long it may run, how it is ended, how it is looked after."""
+"""What `bursar run` and `bursar batch` say about the life of its task: how long it may run, how it is ended, how it is looked after."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class Life:
     health_check: HealthCheck | None
     restart: RestartPolicy | None
 
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of `Task`."""
+        return {name: getattr(self, name) for name in Life.__slots__}
+
 
 def life_options(command: F) -> F:
     """The options, given to the command as one argument `life`."""
@@ -46,7 +50,7 @@ def life_options(command: F) -> F:
         failures: int | None,
         grace_ms: int | None,
         restart: RestartPolicy | None,
-        backoff_ms: int | None,
+        restart_backoff_ms: int | None,
         **rest: Any,
     ) -> Any:
         numbers: dict[str, Any] = {"delay_ms": delay_ms, "interval_ms": interval_ms, "timeout_ms": timeout_ms}
@@ -59,10 +63,10 @@ def life_options(command: F) -> F:
                 "--check-* says how to look, but there is nothing to look at: give --health or --check, too"
             )
         health_check = None if health is None else HealthCheck(replace(health, **numbers), failures, grace_ms)
-        if backoff_ms is not None:
+        if restart_backoff_ms is not None:
             if restart is None:
                 raise click.UsageError("--restart-backoff is about restarts: give --restart, too")
-            restart = replace(restart, backoff_ms=backoff_ms)
+            restart = replace(restart, backoff_ms=restart_backoff_ms)
         life = Life(max_run_ms, kill_grace_ms, check and replace(check, **numbers), health_check, restart)
         return command(*args, life=life, **rest)
 
@@ -99,7 +103,7 @@ def life_options(command: F) -> F:
         ),
         click.option(
             "--restart-backoff",
-            "backoff_ms",
+            "restart_backoff_ms",
             type=DURATION_MS,
             help="Before the first restart; doubled each time, up to 5m.  [1s]",
         ),

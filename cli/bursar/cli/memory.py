@@ -45,7 +45,7 @@ def memory() -> None:
 )
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def explain(file: str, runtime: str, output: str) -> None:
-    r"""Show what the memory settings in FILE come to, byte for byte, and where each size comes from; - is stdin.
+    """Show what the memory settings in FILE come to, byte for byte, and where each size comes from; - is stdin.
 
     FILE is YAML (or JSON) with the sections task, agent and gpu, each with mem (the whole) and memory (the pools):
 
@@ -57,7 +57,7 @@ def explain(file: str, runtime: str, output: str) -> None:
       gpu: {mem: 80GiB, processes: 2}
 
     Nothing is asked of a cluster: the agent and the master do the same arithmetic. Exit code 2 where the settings do not fit together.
-    """
+    """  # noqa: D301
     sections = _read(file)
     name = "stdin" if file == "-" else Path(file).name
     plans: dict[str, tuple[MemoryPlan, dict[str, str]]] = {}

@@ -9,22 +9,20 @@ import asyncio
 import os
 import signal
 from pathlib import PurePosixPath
+from typing import Any
 
 import click
 
-from bursar.cli.life import Life, life_options
+from bursar.cli.asked import asked_options
 from bursar.cli.options import (
     DURATION_MS,
-    OTHER_DEVICES,
     capabilities_for,
     master_address,
     master_option,
     of_gpus,
-    task_options,
 )
 from bursar.cli.problems import BROKEN_PIPE, NOT_RUN, WAIT_PASSED, say
 from bursar.cli.streams import OutputClosed, StandardStreams
-from bursar.cli.surroundings import Surroundings, surroundings_options
 from bursar.core.errors import BursarError, ErrorReason, InvalidText
 from bursar.core.text import format_duration
 from bursar.frameworks.run import RunOnce, describe_end, exit_code
@@ -57,15 +55,7 @@ MEET_S = 2.0
     "--wait", "wait_ms", type=DURATION_MS, help="Give up with exit code 124 if it is not started by then, such as 30s."
 )
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr where the task runs.")
-@click.option(
-    "--devices",
-    type=OTHER_DEVICES,
-    default="",
-    help="Devices of other kinds than gpus, such as 'fpgas:1;mig-1g.10gb:2'.",
-)
-@task_options
-@surroundings_options
-@life_options
+@asked_options
 @master_option
 def run(
     role: str,
@@ -80,10 +70,8 @@ def run(
     constraints: tuple[str, ...],
     wait_ms: int | None,
     verbose: bool,
-    devices: dict[str, int],
     command: tuple[str, ...],
-    surroundings: Surroundings,
-    life: Life,
+    asked: dict[str, Any],
 ) -> int:
     """Run one command on the cluster and wait for its end.
 
@@ -107,17 +95,7 @@ def run(
             mem,
             gpus,
             memory=memory,
-            custom=devices,
-            container=surroundings.container,
-            volumes=surroundings.volumes,
-            secrets=surroundings.secrets,
-            fetch=surroundings.fetch,
-            disk=surroundings.disk or 0,
-            max_run_ms=life.max_run_ms,
-            kill_grace_ms=life.kill_grace_ms,
-            check=life.check,
-            health_check=life.health_check,
-            restart=life.restart,
+            **asked,
         )
     except InvalidText as error:
         raise click.UsageError(str(error)) from None
@@ -125,7 +103,7 @@ def run(
         task,
         name=title,
         role=role,
-        capabilities=capabilities_for(capabilities, gpus or of_gpus(devices)),
+        capabilities=capabilities_for(capabilities, gpus or of_gpus(asked["custom"])),
         constraints=constraints,
     )
     code = asyncio.run(_Run(framework, master_address(), wait_ms, verbose).main())

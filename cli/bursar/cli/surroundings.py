@@ -1,4 +1,4 @@
-"""What `bursar run` says about the container of its task: limits, a user, volumes, secrets."""
+"""What `bursar run` and `bursar batch` say about a task's container: limits, a user, volumes, secrets, files, ports."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 from bursar.cli.options import TextType
 from bursar.core.fetching import parse_fetch
 from bursar.core.resources import DISK, MEM
+from bursar.core.service_ports import PRESETS, parse_service_port
 from bursar.core.surroundings import ContainerSettings, parse_volume
 from bursar.core.text import parse_amount
 
@@ -22,6 +23,9 @@ _BYTES = TextType("bytes", lambda text: parse_amount(MEM, text))
 _FETCH = TextType("uri", lambda text: (parse_fetch(text), text)[1])
 _DISK = TextType("bytes", lambda text: text and (parse_amount(DISK, text), text)[1])
 _VOLUME = TextType("volume", lambda text: (parse_volume(text), text)[1])
+
+
+_PORT = TextType("port", lambda text: (parse_service_port(text), text)[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,18 @@ class Surroundings:
     secrets: dict[str, str]
     fetch: tuple[str, ...] = ()
     disk: str = ""
+    service_ports: tuple[str, ...] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of `Task`."""
+        return {
+            "container": self.container,
+            "volumes": self.volumes,
+            "secrets": self.secrets,
+            "fetch": self.fetch,
+            "disk": self.disk or 0,
+            "service_ports": self.service_ports,
+        }
 
 
 def _read_secrets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -77,11 +93,14 @@ def surroundings_options(command: F) -> F:
         secrets: dict[str, str],
         fetch: tuple[str, ...],
         disk: str,
+        service_ports: tuple[str, ...],
         **rest: Any,
     ) -> Any:
         settings = ContainerSettings(shm, pids, io_read, io_write, user, drop_capabilities)
         container = None if settings == ContainerSettings() else settings
-        return command(*args, surroundings=Surroundings(container, volumes, secrets, fetch, disk), **rest)
+        return command(
+            *args, surroundings=Surroundings(container, volumes, secrets, fetch, disk, service_ports), **rest
+        )
 
     options = [
         click.option("--shm", type=_BYTES, default=0, help="Size of /dev/shm, a part of --mem.  [64MiB]"),
@@ -120,6 +139,14 @@ def surroundings_options(command: F) -> F:
             multiple=True,
             metavar="[PATH=]URI[#sha256=HEX]",
             help="Bring this file into the sandbox first: http, https, or file from the agent's volume roots; repeatable.",
+        ),
+        click.option(
+            "--port",
+            "service_ports",
+            type=_PORT,
+            multiple=True,
+            metavar="NAME[:PORT][@HOST_PORT]",
+            help=f"Let others reach it: {', '.join(PRESETS)}, or web:8080; it listens on $BURSAR_PORT_WEB; repeatable.",
         ),
     ]
     result: Any = gathered

@@ -33,6 +33,7 @@ LISTING = out.Listing(
         "REASON": lambda task: out.state(task, "reason").lower().replace("unspecified", ""),
         "MESSAGE": lambda task: task.message,
         "HEALTHY": lambda task: ("yes" if task.healthy else "no") if task.HasField("healthy") else "",
+        "SERVICES": lambda task: "\n".join(f"{one.name}: {one.reach}" for one in task.services),
         "CHECK": lambda task: str(decode(CheckStatus, task.check)) if task.HasField("check") else "",
         "COMMAND": lambda task: " ".join(task.spec.command),
         "IMAGE": lambda task: task.spec.image,

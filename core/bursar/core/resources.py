@@ -81,6 +81,22 @@ def intersect_ports(left: Ports, right: Ports) -> Ports:
     return subtract_ports(left, subtract_ports(left, right))
 
 
+def count_ports(ports: Ports) -> int:
+    """How many ports there are in some ranges."""
+    return sum(len(span) for span in ports)
+
+
+def first_ports(ports: Ports, count: int) -> Ports:
+    """The `count` lowest; all where there are fewer."""
+    taken: list[PortRange] = []
+    for span in ports:
+        if count <= 0:
+            break
+        taken.append(span if len(span) <= count else PortRange(span.first, span.first + count - 1))
+        count -= len(span)
+    return tuple(taken)
+
+
 @dataclass(frozen=True, slots=True)
 class Resources:
     """An amount of concrete resources; immutable, compared by value.
@@ -221,12 +237,23 @@ class ResourceRequest:
     gpus: int = 0
     #: These very devices, in the order in which they were named.
     devices: tuple[DeviceUuid, ...] = ()
+    #: So many ports beside the named ones, whichever.
+    port_count: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.scalars or self.ports or self.gpus or self.devices)
+        return bool(self.scalars or self.ports or self.gpus or self.devices or self.port_count)
 
     def __hash__(self) -> int:
-        return hash((frozenset(self.scalars.items()), self.ports, self.gpus, self.devices))
+        return hash((frozenset(self.scalars.items()), self.ports, self.gpus, self.devices, self.port_count))
+
+    def pick_ports(self, available: Ports) -> Ports | None:
+        """The named ports and the lowest others; None where they are not there."""
+        if not self.port_count:
+            return None if subtract_ports(self.ports, available) else self.ports
+        others = first_ports(subtract_ports(available, self.ports), self.port_count)
+        if subtract_ports(self.ports, available) or count_ports(others) < self.port_count:
+            return None
+        return normalize_ports((*self.ports, *others))
 
     @property
     def gpu_count(self) -> int:
@@ -245,7 +272,7 @@ class ResourceRequest:
             return False
         if self.devices and not resources.devices.issuperset(self.devices):
             return False
-        return not self.ports or not subtract_ports(self.ports, resources.ports)
+        return not (self.ports or self.port_count) or self.pick_ports(resources.ports) is not None
 
 
 class ReservationType(IntEnum):

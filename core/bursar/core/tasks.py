@@ -23,6 +23,7 @@ from bursar.core.memory.pools import MemoryPlan, format_bytes
 from bursar.core.memory.profiles import runtime_environment
 from bursar.core.memory.tasks import MemorySettings, plan_task, with_container, with_shm
 from bursar.core.resources import MEM, ReservedResources, ResourceRequest
+from bursar.core.service_ports import ServicePort, service_ports_problem
 from bursar.core.surroundings import ContainerSettings, Volume, settings_problem, volumes_problem
 from bursar.core.task_groups import TaskGroup, group_problem
 
@@ -120,6 +121,7 @@ class StatusReason(IntEnum):
     DEVICE_CORDONED = 36
     REVOKED = 45
     GROUP_MEMBER_ENDED = 50
+    PORT_IN_USE = 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ class TaskSpec:
     restart: RestartPolicy | None = None
     fetch: tuple[Fetch, ...] = ()
     task_group: TaskGroup | None = None
+    service_ports: tuple[ServicePort, ...] = ()
 
     def without_secrets(self) -> TaskSpec:
         """The same with the values of secret variables empty: for everybody but the task."""
@@ -202,6 +205,7 @@ class TaskStatus:
     device_uuids: tuple[DeviceUuid, ...] = ()
     healthy: bool | None = None
     check: CheckStatus | None = None
+    service_ports: tuple[ServicePort, ...] = ()
 
 
 #: Set by the agent for every task; a user's own values for these names are dropped.
@@ -258,7 +262,7 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
             return "resources", "GPUs are whole: use the field gpus"
     if request.gpus < 0:
         return "resources.gpus", "an amount must not be negative"
-    if not (request.gpu_count or request.ports or any(request.scalars.values())):
+    if not (request.gpu_count or request.ports or request.port_count or any(request.scalars.values())):
         return "resources", "a task must ask for some resources"
     if spec.kill_grace_ms is not None and spec.kill_grace_ms < 0:
         return "kill_grace_ms", "must not be negative"
@@ -277,6 +281,13 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
     if spec.fetch and (problem_at := fetches_problem(spec.fetch)):
         return problem_at
     if spec.task_group is not None and (problem_at := group_problem(spec.task_group, spec.task_id, spec.restart)):
+        return problem_at
+    if spec.task_group is not None and spec.service_ports:
+        return (
+            "service_ports",
+            "the network that the tasks of a group share has no ports outside: launch it by itself, or leave them out",
+        )
+    if problem_at := service_ports_problem(spec.service_ports, request.ports, request.port_count):
         return problem_at
     return _memory_problem(spec)
 

@@ -24,6 +24,7 @@ from bursar.core.resources import (
     Ports,
     ResourceRequest,
     Resources,
+    count_ports,
     normalize_ports,
     subtract_ports,
 )
@@ -131,10 +132,10 @@ def parse_ports(text: str) -> Ports:
     return merged
 
 
-def parse_resources(text: str) -> list[ResourceText]:
+def parse_resources(text: str, *, port_counts: bool = False) -> list[ResourceText]:
     """Read a resources text, item by item and in order. Raises InvalidText.
 
-    One kind may stand several times for different holders, never twice for one.
+    One kind may stand several times for different holders, never twice for one. With `port_counts`, `ports:2` is an amount of them.
     """
     items: list[ResourceText] = []
     seen: set[tuple[str, str | None]] = set()
@@ -143,10 +144,13 @@ def parse_resources(text: str) -> list[ResourceText]:
         if not colon:
             raise InvalidText(f"resources: {part!r} has no value", "write name:value, such as cpus:8")
         kind, holder = _parse_head(head)
-        if (kind, holder) in seen:
+        counted = port_counts and kind == PORTS and _PORT.fullmatch(value.strip()) is not None
+        if (kind, holder) in seen and not counted:
             raise InvalidText(f"resources: {head.strip()} is there twice", "name each kind once per role")
         seen.add((kind, holder))
-        if kind == PORTS:
+        if counted:
+            items.append(ResourceText(kind, holder, int(value)))
+        elif kind == PORTS:
             items.append(ResourceText(kind, holder, 0, parse_ports(value)))
         else:
             items.append(ResourceText(kind, holder, parse_amount(kind, value)))
@@ -157,19 +161,19 @@ def parse_request(text: str) -> ResourceRequest:
     """Read a resources text without roles as a request. Raises InvalidText, also where nothing is asked for."""
     scalars: dict[str, int] = {}
     ports: Ports = ()
-    gpus = 0
-    for item in parse_resources(text):
+    gpus = port_count = 0
+    for item in parse_resources(text, port_counts=True):
         if item.holder is not None:
             raise InvalidText(
                 f"resources: {item.kind}({item.holder}) names a role", "give the role separately, as --role"
             )
         if item.kind == PORTS:
-            ports = item.ports
+            ports, port_count = item.ports or ports, port_count + item.amount
         elif item.kind == GPUS:
             gpus = item.amount // MILLI
         elif item.amount:
             scalars[item.kind] = item.amount
-    request = ResourceRequest(scalars, ports, gpus)
+    request = ResourceRequest(scalars, ports, gpus, port_count=port_count)
     if not request:
         raise InvalidText(
             f"resources: {text!r} asks for nothing", "name at least one amount above zero, such as gpus:1"
@@ -312,7 +316,8 @@ def format_amounts(amounts: Mapping[str, int]) -> str:
 
 def format_request(request: ResourceRequest) -> str:
     """As `parse_request` reads it."""
-    return _format(request.scalars, request.gpu_count, request.ports, None)
+    text = _format(request.scalars, request.gpu_count, request.ports, None)
+    return ";".join(filter(None, (text, f"ports:{request.port_count}"))) if request.port_count else text
 
 
 def format_shortfall(request: ResourceRequest, resources: Resources) -> str:
@@ -329,6 +334,9 @@ def format_shortfall(request: ResourceRequest, resources: Resources) -> str:
             missing.append(f"{kind}: {format_amount(kind, amount)} wanted, {format_amount(kind, there)} there")
     if lacking := subtract_ports(request.ports, resources.ports):
         missing.append(f"ports not there: {format_ports(lacking)}")
+    others = count_ports(subtract_ports(resources.ports, request.ports))
+    if others < request.port_count:
+        missing.append(f"ports: {request.port_count} wanted, {others} there")
     return "; ".join(missing)
 
 

@@ -154,13 +154,16 @@ def encode_request(value: ResourceRequest) -> Any:
         ports=_encode_ports(value.ports),
         gpus=value.gpus,
         device_uuids=list(value.devices),
+        port_count=value.port_count,
     )
 
 
 def decode_request(message: Any) -> ResourceRequest:
     """Resources asked for; negative amounts are kept, so that the master can refuse them by name."""
     devices = tuple(DeviceUuid(uuid) for uuid in message.device_uuids)
-    return ResourceRequest(_decode_amounts(message, True), _decode_ports(message.ports), message.gpus, devices)
+    return ResourceRequest(
+        _decode_amounts(message, True), _decode_ports(message.ports), message.gpus, devices, message.port_count
+    )
 
 
 def _encode_reservation(value: Reservation) -> Any:

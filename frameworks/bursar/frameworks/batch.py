@@ -11,6 +11,7 @@ import asyncio
 import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bursar.sdk import Amount, Framework, InvalidText, Offer, Status, Task, TaskState, Want
 
@@ -87,12 +88,14 @@ class Batch(Framework):
         on_end: Callable[[Ended], None] = lambda ended: None,
         on_again: Callable[[int, Status, float], None] = lambda index, status, pause_s: None,
         later: Callable[[float, Callable[[], None]], object] | None = None,
+        asked: Mapping[str, Any] | None = None,
     ) -> None:
         """Raises InvalidText.
 
         `parallel`: at most so many at once. `retries`: how often a job whose command failed is run again, the first time `pause_s` later,
         then twice as long, up to five minutes. `max_losses`: how often it may be lost beside. `on_end` hears of each end for good,
         `on_again` of each that is not. `later` calls a function after so many seconds; the event loop does, where none is given.
+        `asked`: further arguments of every `Task`.
         """
         self.name, self.role, self.capabilities = name, role, frozenset(capabilities)
         self.constraints = tuple(constraints)
@@ -104,7 +107,18 @@ class Batch(Framework):
         self.ended: list[Ended] = []
         self.retried = self.relaunched = 0
         for index, job in enumerate(jobs):
-            task = Task(job.command, f"{name}-{index}", image, job.env, cpus, mem, gpus, memory=memory, data=index)
+            task = Task(
+                job.command,
+                f"{name}-{index}",
+                image,
+                job.env,
+                cpus,
+                mem,
+                gpus,
+                memory=memory,
+                data=index,
+                **asked or {},
+            )
             self._todo.append((index, task))
         self.count = len(self._todo)
         self._progress = [_Progress() for _ in range(self.count)]

@@ -150,7 +150,8 @@ class Offer:
                 del scalars[kind]
                 pool = devices_of_kind(self._left.devices, kind) - devices
                 devices |= frozenset(sorted(pool)[: amount // MILLI])
-        self._left = self._left - Resources(scalars, wanted.ports, devices)
+        ports = wanted.pick_ports(self._left.ports) or ()
+        self._left = self._left - Resources(scalars, ports, devices)
         self._counted_gpus += wanted.gpu_count - len(gpus_among(frozenset(wanted.devices)))
 
     def _fits(self, wanted: ResourceRequest) -> bool:

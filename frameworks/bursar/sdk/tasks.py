@@ -12,7 +12,8 @@ from bursar.core.ids import AgentId, TaskId
 from bursar.core.lives import Check, CheckStatus, HealthCheck, RestartPolicy
 from bursar.core.memory.tasks import plan_task
 from bursar.core.memory.text import parse_memory, parse_memory_text
-from bursar.core.resources import MEM, ResourceRequest
+from bursar.core.resources import MEM, ResourceRequest, normalize_ports
+from bursar.core.service_ports import ServicePort, parse_service_port, ports_of
 from bursar.core.surroundings import ContainerSettings, Volume, parse_volume
 from bursar.core.tasks import EnvironmentVariable, StatusReason, TaskSpec, TaskState, TaskStatus, spec_problem
 from bursar.sdk.amounts import Amount, exact, request
@@ -29,6 +30,7 @@ _NOT_THE_COMMANDS_FAULT = frozenset(
         StatusReason.INVALID_OFFERS,
         StatusReason.GANG_MEMBER_LOST,
         StatusReason.DEVICE_LOST,
+        StatusReason.PORT_IN_USE,
     }
 )
 _LOST_STATES = frozenset({TaskState.DROPPED, TaskState.GONE, TaskState.GONE_BY_OPERATOR, TaskState.UNKNOWN})
@@ -62,6 +64,8 @@ class Status:
     healthy: bool | None = None
     #: What its check found last.
     check: CheckStatus | None = None
+    #: With the host ports that it got.
+    service_ports: tuple[ServicePort, ...] = ()
 
     @property
     def terminal(self) -> bool:
@@ -90,6 +94,7 @@ class Status:
             str(status.agent_id),
             status.healthy,
             status.check,
+            status.service_ports,
         )
 
     @classmethod
@@ -146,6 +151,9 @@ class Task:
     health_check: HealthCheck | None = None
     #: Files brought into the sandbox before it starts: `[PATH=]URI[#sha256=HEX]`, by http, https, or file from the agent's volume roots.
     fetch: Sequence[str] = ()
+    #: At which others reach it: `jupyter`, `ssh`, … or `web:8080`; `web:8080@31000` for that very port of the machine. The task listens
+    #: on `$BURSAR_PORT_NAME`; `services` says where it is reached, from its first status on.
+    service_ports: Sequence[str] = ()
     #: The author's own; Bursar does not look at it.
     data: Any = None
     #: Unique among all tasks that the framework ever had; made by the SDK, anew for each launch, where it is left empty.
@@ -168,6 +176,13 @@ class Task:
             # The size of the container is what its pools come to.
             mem_bytes = exact(MEM, DEFAULT_MEM) if self._memory.is_empty else plan_task(self._memory)["container"]
             self.request = replace(self.request, scalars={**self.request.scalars, MEM: mem_bytes})
+        self._service_ports = tuple(parse_service_port(text) for text in self.service_ports)
+        named, others = ports_of(self._service_ports)
+        self.request = replace(
+            self.request,
+            ports=normalize_ports((*self.request.ports, *named)),
+            port_count=self.request.port_count + others,
+        )
         #: The volumes, read.
         self.parsed_volumes: tuple[Volume, ...] = tuple(parse_volume(text) for text in self.volumes)
         self._fetch = tuple(parse_fetch(text) for text in self.fetch)
@@ -176,6 +191,11 @@ class Task:
             raise InvalidText(
                 f"task {self.name or self.id or '(unnamed)'}: {problem[0]}: {problem[1]}", "correct the task"
             )
+
+    @property
+    def services(self) -> dict[str, str]:
+        """How its service ports are reached, by name: `http://HOST:PORT`, `ssh -p PORT HOST`, `HOST:PORT`; empty before its first status."""
+        return {one.name: one.reach(self.hostname or self.agent_id) for one in self.status.service_ports}
 
     def prepare(self, fresh_id: str) -> TaskSpec:
         """For the session: the specification to launch, under a fresh id unless the author chose one."""
@@ -207,4 +227,5 @@ class Task:
             health_check=self.health_check,
             restart=self.restart,
             fetch=self._fetch,
+            service_ports=self._service_ports,
         )

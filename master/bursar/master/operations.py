@@ -28,6 +28,7 @@ from bursar.core.resources import (
     to_holding,
     to_reserved,
 )
+from bursar.core.service_ports import unasked_port, with_host_ports
 from bursar.core.surroundings import process_problem
 from bursar.core.tasks import AssignedTask, TaskSpec, spec_problem
 from bursar.core.text import format_shortfall
@@ -38,6 +39,7 @@ from bursar.master.allocator.held_back import is_loose, loose_amounts
 from bursar.master.bundles import Gang, bundles_among, end_bundles, whole_bundles
 from bursar.master.ledger import TaskKey, without_views
 from bursar.master.offers import damp, damp_all, end_offers, refuse_until_ms
+from bursar.master.ports import whose_port
 from bursar.master.quotas import accept_problem
 from bursar.master.records import CallDone, TaskRecorded
 from bursar.master.state import Cluster, Framework, OutstandingOffer, Task, Turn
@@ -235,6 +237,15 @@ def _plan_launch(
             return error
         part = carve(remaining[agent_id], spec.resources, cluster.agents[agent_id].devices)
         if part is None:
+            launched = [step for step in (*plan.steps, *steps) if isinstance(step, _Start)]
+            here = {step.spec.task_id: step.holding for step in launched if step.agent_id == agent_id}
+            if taken := whose_port(cluster, spec, agent_id, remaining[agent_id], here):
+                return ErrorDetail(
+                    ErrorReason.TASK_INVALID,
+                    taken,
+                    "name another host port, or none: then any of the offer is taken",
+                    f"{field_path}.service_ports",
+                )
             there = holding_total(remaining[agent_id])
             missing = format_shortfall(spec.resources, there) or "the devices asked for"
             return ErrorDetail(
@@ -244,6 +255,10 @@ def _plan_launch(
                 f"{field_path}.resources",
             )
         remaining[agent_id] = without_views(subtract_holdings(remaining[agent_id], part), part)
+        if spec.service_ports:
+            granted = holding_total(part).ports
+            services = with_host_ports(spec.service_ports, spec.resources.ports, granted)
+            spec = replace(spec, service_ports=services)
         steps.append(_Start(agent_id, spec, part, operation_id))
         ids.add(spec.task_id)
     if error := group_refusal(cluster, specs, tuple(step.agent_id for step in steps), plan.groups, path):
@@ -265,7 +280,7 @@ def _task_problem(
     ids: set[str],
     path: str,
 ) -> ErrorDetail | None:
-    if problem := spec_problem(spec):
+    if problem := unasked_port(spec.service_ports, spec.resources.ports) or spec_problem(spec):
         where, what = problem
         return ErrorDetail(ErrorReason.TASK_INVALID, what, "correct the task", f"{path}.{where}")
     if agent_id not in remaining:

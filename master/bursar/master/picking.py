@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from bursar.core.device_names import gpus_among
 from bursar.core.devices import Device, pick_connected
 from bursar.core.ids import AgentId, DeviceUuid
-from bursar.core.resources import BYTE_KINDS, MILLI, ResourceRequest, Resources, Stack, subtract_ports
+from bursar.core.resources import BYTE_KINDS, MILLI, ResourceRequest, Resources, Stack
 from bursar.master.allocator.gangs import cliques_of
 
 #: Into so many parts at most a request without GPUs is dealt.
@@ -85,7 +85,8 @@ class _Deal:
             return most if most == parts and resources.devices.issuperset(request.devices) else 0
         if request.gpus:
             most = min(most, resources.gpus * parts // request.gpus)
-        if request.ports and (most < parts or subtract_ports(request.ports, resources.ports)):
+        has_ports = request.ports or request.port_count
+        if has_ports and (most < parts or request.pick_ports(resources.ports) is None):
             return 0
         return most
 
@@ -105,7 +106,7 @@ def choose(spots: Sequence[Spot], request: ResourceRequest) -> list[Choice] | Sh
 
 
 def _parts(request: ResourceRequest) -> int:
-    if request.devices or request.ports:
+    if request.devices or request.ports or request.port_count:
         return 1
     if request.gpus:
         return request.gpus

@@ -34,6 +34,7 @@ from bursar.core.resources import (
     Resources,
     Stack,
     add_holdings,
+    count_ports,
     holding_total,
     intersect_ports,
     subtract_holdings,
@@ -647,6 +648,9 @@ def _missing(pool: Resources, request: ResourceRequest) -> dict[str, int]:
         missing["gpus"] = len(set(request.devices) - pool.devices)
     if request.ports:
         missing["ports"] = Resources(ports=subtract_ports(request.ports, pool.ports)).amount("ports")
+    if request.port_count:
+        others = count_ports(subtract_ports(pool.ports, request.ports))
+        missing["ports"] = missing.get("ports", 0) + request.port_count - others
     return {kind: amount for kind, amount in missing.items() if amount > 0}
 
 
@@ -658,6 +662,6 @@ def _brings(part: Resources, missing: dict[str, int], request: ResourceRequest) 
         if kind == "gpus":
             there = len(part.devices.intersection(request.devices)) if request.devices else part.gpus
         elif kind == "ports":
-            there = Resources(ports=intersect_ports(request.ports, part.ports)).amount(kind)
+            there = part.amount(kind) if request.port_count else count_ports(intersect_ports(request.ports, part.ports))
         score += min(there, amount) * 1_000_000 // amount if there else 0
     return score

@@ -133,6 +133,6 @@ def _excludes(rule: CompiledRule, framework: Framework, role: str) -> bool:
 
 
 def _needs(request: ResourceRequest, kinds: frozenset[str]) -> bool:
-    if GPUS in kinds and request.gpu_count or PORTS in kinds and request.ports:
+    if GPUS in kinds and request.gpu_count or PORTS in kinds and (request.ports or request.port_count):
         return True
     return not kinds.isdisjoint(request.scalars)

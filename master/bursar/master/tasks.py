@@ -133,6 +133,7 @@ def master_status(
         f"{MASTER_UPDATE_PREFIX}{cluster.term}-{task.master_updates}",
         turn.now.wall_ms,
         device_uuids=task.assigned.device_uuids,
+        service_ports=task.assigned.spec.service_ports,
     )
     apply_status(cluster, turn, task, status)
     retry = ("retry", task.key.framework_id)
@@ -341,7 +342,12 @@ def _forget(cluster: Cluster, turn: Turn, key: TaskKey) -> None:
 
 def _reconciliation(turn: Turn, task: Task) -> TaskStatus:
     status = task.status or TaskStatus(
-        task.key.task_id, task.key.framework_id, task.agent_id, task.state, device_uuids=task.assigned.device_uuids
+        task.key.task_id,
+        task.key.framework_id,
+        task.agent_id,
+        task.state,
+        device_uuids=task.assigned.device_uuids,
+        service_ports=task.assigned.spec.service_ports,
     )
     return replace(
         status,

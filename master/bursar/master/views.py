@@ -16,10 +16,11 @@ from bursar.core.messages.operator import (
     OfferView,
     Page,
     ReservationView,
+    ServiceView,
     TaskView,
 )
 from bursar.core.resources import Resources, holding_total, sum_resources, to_reserved
-from bursar.core.tasks import StatusReason
+from bursar.core.tasks import StatusReason, TaskSpec
 from bursar.core.text import format_resources
 from bursar.master.hoarding import history_of
 from bursar.master.ledger import Books, TaskKey
@@ -175,7 +176,14 @@ def task_view(cluster: Cluster, task: Task) -> TaskView:
         None if status is None else status.check,
         task.assigned.revocable,
         task.preempt_at_ms,
+        service_views(task.assigned.spec, cluster.agents[task.agent_id].info.hostname),
     )
+
+
+def service_views(spec: TaskSpec, hostname: str) -> tuple[ServiceView, ...]:
+    """Where others reach a task."""
+    address = f"[{hostname}]" if ":" in hostname else hostname
+    return tuple(ServiceView(one.name, f"{address}:{one.host_port}", one.reach(hostname)) for one in spec.service_ports)
 
 
 def device_views(cluster: Cluster, agent: Agent) -> list[DeviceView]:

@@ -54,6 +54,7 @@ class SimulatedContainer:
     network_id: NetworkId = NetworkId("")
     group: tuple[TaskId, ...] = ()
     grace_ms: int = DEFAULT_KILL_GRACE_MS
+    host_ports: tuple[int, ...] = ()
     exit: ContainerExit | None = None
     dying: bool = False
 
@@ -112,6 +113,7 @@ class SimulatedContainers:
             effect.network_id,
             task.spec.task_group.task_ids if task.spec.task_group else (),
             DEFAULT_KILL_GRACE_MS if task.spec.kill_grace_ms is None else task.spec.kill_grace_ms,
+            tuple(one.host_port for one in task.spec.service_ports),
         )
         self._starting[effect.container_id] = container
         self._timeline.after(self._random.randint(0, self.faults.start_ms), self._begin, container)

@@ -7,7 +7,10 @@ from dataclasses import replace
 from bursar.agent.devices.health import Remedy
 from bursar.core.devices import Device, DeviceHealth, DeviceLink
 from bursar.core.ids import AgentId, DeviceUuid
-from bursar.core.resources import Reservation, ReservationType, ReservedResources, Resources
+from bursar.core.resources import PortRange, Reservation, ReservationType, ReservedResources, Resources
+
+#: Of every machine: few, so that they run out.
+PORTS = (PortRange(31000, 31003),)
 
 
 class SimulatedGpus:
@@ -66,13 +69,13 @@ class SimulatedGpus:
         )
         there = {device.uuid for device in devices}
         if self._static is None:
-            return devices, (ReservedResources((), Resources(self._scalars, (), frozenset(there))),)
+            return devices, (ReservedResources((), Resources(self._scalars, PORTS, frozenset(there))),)
         role, count = self._static
         kept = frozenset(device.uuid for device in self._all[:count]) & there
         part = {kind: amount // 4 for kind, amount in self._scalars.items()}
         rest = {kind: amount - part[kind] for kind, amount in self._scalars.items()}
         stack = (Reservation(ReservationType.STATIC, role),)
         return devices, (
-            ReservedResources((), Resources(rest, (), frozenset(there) - kept)),
+            ReservedResources((), Resources(rest, PORTS, frozenset(there) - kept)),
             ReservedResources(stack, Resources(part, (), kept)),
         )

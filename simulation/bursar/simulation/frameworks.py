@@ -61,7 +61,8 @@ from bursar.core.messages.offers import (
     Shape,
     Unreserve,
 )
-from bursar.core.resources import ReservationType, ReservedResources, ResourceRequest, Resources, sum_resources
+from bursar.core.resources import Ports, ReservationType, ReservedResources, ResourceRequest, Resources, sum_resources
+from bursar.core.service_ports import ServicePort, ports_of
 from bursar.core.task_groups import TaskGroup
 from bursar.core.tasks import TaskSpec, TaskState, TaskStatus
 from bursar.simulation.containers import program
@@ -359,15 +360,17 @@ class Greedy(RawFramework):
             scalars = {"cpus": max(1, cpus // (tasks * random.choice((1, 1, 2, 4))))}
             if mem and random.random() < 0.8:
                 scalars["mem"] = max(1, mem // (tasks * random.choice((1, 2, 8))))
+            services = self._services(total.ports)
             names: tuple[Any, ...] = ()
             if share and tasks == 1 and random.random() < 0.2:
                 names = tuple(sorted(total.devices))
             spec = self.task(
-                ResourceRequest(scalars, (), 0 if names else share, names),
+                ResourceRequest(scalars, ports_of(services)[0], 0 if names else share, names, ports_of(services)[1]),
                 offer.agent_id,
                 run_ms=random.choice(self.run_ms),
                 exit_code=random.choice((0, 0, 0, 1, 137)),
             )
+            spec = replace(spec, service_ports=services)
             operations.append(Launch((spec,)))
         if (
             random.random() < 0.3
@@ -384,7 +387,16 @@ class Greedy(RawFramework):
         """Tasks of a group; the last of them may be one that could not be launched alone, either."""
         group = TaskGroup(f"group-of-{specs[0].task_id}")
         for spec in specs:
-            yield replace(spec, task_group=group, restart=None)
+            yield replace(spec, task_group=group, restart=None, service_ports=())
+
+    def _services(self, ports: Ports) -> tuple[ServicePort, ...]:
+        """One or two service ports now and then: any, or one of the offered by number – the same for two tasks of a call, at times."""
+        random = self.random
+        if not ports or random.random() < 0.6:
+            return ()
+        named = random.choice((0, 0, ports[0].first))
+        services = (ServicePort("web", 80, host_port=named), ServicePort("ssh", 22))
+        return services[: random.choice((1, 1, 2))]
 
     def _restack(self, offer: Offer) -> Reserve | Unreserve:
         for part in offer.resources:

@@ -54,6 +54,7 @@ from bursar.agent.containers.runtime import (
 from bursar.agent.containers.sessions import Session, SessionRefused
 from bursar.agent.containers.thread_session import ThreadSession
 from bursar.agent.containers.usage import stats_work
+from bursar.agent.service_ports import engine_conflict
 from bursar.core.ids import AgentId
 from bursar.core.lives import Check, CheckStatus
 from bursar.core.memory.pools import MemoryPlan
@@ -114,6 +115,7 @@ class DockerRuntime:
         engine_patience_s: float = 10.0,
         base_url: str | None = None,
     ) -> None:
+        self.own_network = network_mode != "host"
         starts = _STARTS_PER_CORE * (os.cpu_count() or 1)
         self._engine = DockerEngine(
             agent_id, "", network_mode, log_limit_bytes, base_url, starts + _CALLS + _PULLS + _CHECKS + 8
@@ -254,6 +256,8 @@ class DockerRuntime:
         except LaunchFailed as error:
             with contextlib.suppress(*ENGINE_ERRORS):
                 self._engine.remove(spec.container_id, force=True)
+            if conflict := engine_conflict(error.message, spec.service_ports):
+                raise conflict from error
             if "setting rlimit" in error.message and self._engine.facts.raises_memlock:
                 self._engine.facts.raises_memlock = False
                 log.warning("this engine may not raise the limit of locked memory: pinned memory is advisory here")

@@ -278,6 +278,7 @@ class DockerEngine:
             limits["cpu_quota"] = max(spec.cpus_milli * _CPU_PERIOD_US // 1000, _MIN_CPU_QUOTA_US)
         if spec.cpuset:
             limits["cpuset_cpus"] = spec.cpuset
+        published = _published(spec, self.network_mode)
         requests_, nodes = access(spec.decoration, self.facts.devices)
         host_config = self._api.create_host_config(
             init=True,
@@ -290,6 +291,7 @@ class DockerEngine:
             ),
             device_requests=requests_,
             devices=nodes,
+            port_bindings=published,
             **limits,
         )
         labels = {
@@ -312,6 +314,7 @@ class DockerEngine:
             labels=labels,
             host_config=host_config,
             stop_signal="SIGTERM",
+            ports=[(one.container_port, str(one.protocol)) for one in spec.service_ports] if published else None,
         )
         return config
 
@@ -345,6 +348,18 @@ class DockerEngine:
         if error and (shell := _shell_code(error)) is not None:
             code = shell
         return ContainerExit(code, StatusReason.COMMAND_EXITED, error or f"exited with code {code}")
+
+
+def _published(spec: ContainerSpec, network_mode: str) -> dict[str, int]:
+    """Port inside → port of the host; empty on the host's network, where the task listens there itself. Raises LaunchFailed."""
+    if network_mode == "none" and spec.service_ports:
+        raise LaunchFailed(
+            StatusReason.LAUNCH_FAILED,
+            f"containers have no network here, so nobody could reach {spec.service_ports[0].name!r}; leave the service ports out",
+        )
+    if network_mode == "host":
+        return {}
+    return {f"{one.container_port}/{one.protocol}": one.host_port for one in spec.service_ports}
 
 
 def words_of(error: Exception) -> str:

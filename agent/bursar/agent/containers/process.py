@@ -79,6 +79,7 @@ class ProcessRuntime:
     """
 
     name = "process"
+    own_network = False
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from bursar.core.ids import FrameworkId, TaskId
 from bursar.core.lives import Check, CheckStatus
 from bursar.core.memory.pools import MemoryPlan
 from bursar.core.messages.sessions import SessionStart
+from bursar.core.service_ports import ServicePort
 from bursar.core.surroundings import ContainerSettings
 from bursar.core.tasks import StatusReason
 
@@ -81,6 +82,8 @@ class ContainerSpec:
     volumes: tuple[Mount, ...] = ()
     #: Its network is that of all containers with the same id; empty: it has one of its own.
     network_id: NetworkId = NetworkId("")
+    #: Every one with its host port.
+    service_ports: tuple[ServicePort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class LaunchFailed(Exception):
 
     def __init__(self, reason: StatusReason, message: str) -> None:
         super().__init__(message)
-        #: LAUNCH_FAILED, IMAGE_NOT_FOUND or ENGINE_LOST.
+        #: LAUNCH_FAILED, IMAGE_NOT_FOUND, PORT_IN_USE, … or ENGINE_LOST.
         self.reason = reason
         self.message = message
 
@@ -132,6 +135,8 @@ class ContainerRuntime(Protocol):
 
     #: `docker`, `process` or `simulated`.
     name: str
+    #: Whether tasks have a network of their own, so that the engine connects their service ports.
+    own_network: bool
 
     async def open(self, on_exit: ExitCallback) -> None:
         """Connect and begin to watch. Raises RuntimeUnavailable."""

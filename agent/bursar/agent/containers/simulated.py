@@ -176,6 +176,7 @@ class SimulatedRuntime:
     """One agent's connection to an engine."""
 
     name = "simulated"
+    own_network = False
 
     def __init__(self, engine: SimulatedEngine) -> None:
         self._engine = engine

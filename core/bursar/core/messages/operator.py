@@ -186,6 +186,16 @@ class TaskView:
     check: CheckStatus | None = None
     revocable: bool = False
     preempt_at_ms: int = 0
+    services: tuple[ServiceView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceView:
+    """One service port, as others reach it."""
+
+    name: str
+    address: str
+    reach: str
 
 
 @dataclass(frozen=True, slots=True)

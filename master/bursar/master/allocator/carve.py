@@ -5,6 +5,7 @@ operator reserves.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from bursar.core.device_names import devices_of_kind, gpus_among, parent_of, views_hidden_by
 from bursar.core.devices import Device, pick_connected
@@ -16,6 +17,8 @@ from bursar.core.resources import (
     ResourceRequest,
     Resources,
     Stack,
+    count_ports,
+    first_ports,
     holding_total,
     intersect_ports,
     subtract_ports,
@@ -66,6 +69,14 @@ def carve(
                 wanted = subtract_ports(wanted, common)
         if wanted:
             return None
+    if missing := request.port_count * count:
+        for stack in stacks:
+            found = first_ports(subtract_ports(available[stack].ports, request.ports), missing)
+            if found:
+                take(stack, Resources(ports=found))
+                missing -= count_ports(found)
+        if missing:
+            return None
     picked = _pick_devices(available, stacks, request, devices, count)
     if picked is None:
         return None
@@ -93,8 +104,14 @@ def _carve_one(
             others |= of_kind
         elif wanted > 0:
             scalars[kind] = wanted
-    if request.ports and (count > 1 or subtract_ports(request.ports, part.ports)):
+    ports = request.ports
+    if ports and (count > 1 or subtract_ports(ports, part.ports)):
         return None
+    if request.port_count:
+        chosen = replace(request, port_count=request.port_count * count).pick_ports(part.ports)
+        if chosen is None:
+            return None
+        ports = chosen
     picked: frozenset[DeviceUuid] = frozenset()
     if request.devices:
         picked = frozenset(request.devices)
@@ -109,9 +126,9 @@ def _carve_one(
         picked = frozenset(pick_connected(gpus, wanted, devices))
     if others:
         picked |= others
-    if scalars == part.scalars and request.ports == part.ports and picked == part.devices:
+    if scalars == part.scalars and ports == part.ports and picked == part.devices:
         return part
-    return Resources(scalars, request.ports, picked)
+    return Resources(scalars, ports, picked)
 
 
 def _pick_devices(
@@ -187,4 +204,6 @@ def fitting_count(available: Holding, request: ResourceRequest, limit: int) -> i
         fits = min(fits, 1 if total.devices.issuperset(request.devices) else 0)
     if request.ports:
         fits = min(fits, 0 if subtract_ports(request.ports, total.ports) else 1)
+    if request.port_count:
+        fits = min(fits, count_ports(subtract_ports(total.ports, request.ports)) // request.port_count)
     return fits

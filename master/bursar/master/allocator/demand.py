@@ -68,6 +68,6 @@ def shape_of_task(demand: Demand, wanted: list[int], role: str, request: Resourc
     for index in candidates:
         shape = demand.shapes[index].resources
         within = all(shape.scalars.get(kind, 0) >= amount for kind, amount in request.scalars.items())
-        if within and shape.gpu_count >= request.gpu_count:
+        if within and shape.gpu_count >= request.gpu_count and shape.port_count >= request.port_count:
             return index
     return None

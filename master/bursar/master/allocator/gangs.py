@@ -22,7 +22,16 @@ from typing import NamedTuple
 from bursar.core.devices import Device
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.gangs import GangGroup
-from bursar.core.resources import GPUS, MILLI, Ports, ResourceRequest, Resources, subtract_ports
+from bursar.core.resources import (
+    GPUS,
+    MILLI,
+    Ports,
+    ResourceRequest,
+    Resources,
+    count_ports,
+    first_ports,
+    subtract_ports,
+)
 from bursar.core.text import format_amounts
 
 Cliques = tuple[frozenset[DeviceUuid], ...]
@@ -109,6 +118,8 @@ def fits(room: Room, request: ResourceRequest) -> int:
         least = min(least, room.gpus // gpus if room.parts is None else sum(part // gpus for part in room.parts))
     if request.ports:
         least = min(least, 0 if subtract_ports(request.ports, room.ports) else 1)
+    if request.port_count:
+        least = min(least, count_ports(subtract_ports(room.ports, request.ports)) // request.port_count)
     return least
 
 
@@ -127,8 +138,7 @@ def take(room: Room, request: ResourceRequest, count: int) -> Room:
             sizes[index] -= request.gpus
             sizes.sort()
         parts = tuple(sizes)
-    ports = subtract_ports(room.ports, request.ports) if request.ports else room.ports
-    return Room(scalars, room.gpus - request.gpus * count, parts, ports)
+    return Room(scalars, room.gpus - request.gpus * count, parts, _ports_left(room.ports, request, count))
 
 
 def lacking(room: Room, request: ResourceRequest) -> int:
@@ -427,8 +437,16 @@ def _less(room: Room, request: ResourceRequest, count: int) -> Room:
                 sizes[index] = max(0, sizes[index] - request.gpus)
                 sizes.sort()
         parts = tuple(sizes)
-    ports = subtract_ports(room.ports, request.ports) if request.ports else room.ports
+    ports = _ports_left(room.ports, request, count)
     return Room(scalars, max(0, room.gpus - request.gpus * count), parts, ports)
+
+
+def _ports_left(ports: Ports, request: ResourceRequest, count: int) -> Ports:
+    if request.ports:
+        ports = subtract_ports(ports, request.ports)
+    if request.port_count:
+        ports = subtract_ports(ports, first_ports(ports, request.port_count * count))
+    return ports
 
 
 def pick_clique(

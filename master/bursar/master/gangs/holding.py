@@ -9,7 +9,18 @@ from bursar.core.devices import Device, pick_connected
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.gangs import GangGroup
 from bursar.core.messages.operator import RefusalReason
-from bursar.core.resources import EMPTY, MILLI, Resources, Stack, holding_contains, holding_total, intersect_ports
+from bursar.core.resources import (
+    EMPTY,
+    MILLI,
+    Resources,
+    Stack,
+    count_ports,
+    first_ports,
+    holding_contains,
+    holding_total,
+    intersect_ports,
+    subtract_ports,
+)
 from bursar.master.allocator.carve import pick_of_kind
 from bursar.master.allocator.gangs import Cliques, HoldPlan, Room, pick_clique, plan_hold
 from bursar.master.bundles import Gang
@@ -85,6 +96,11 @@ def _part_to_hold(cluster: Cluster, gang: Gang, agent: Agent, plan: HoldPlan) ->
             for stack in stacks:
                 if common := intersect_ports(group.resources.ports, available[stack].ports):
                     take(stack, Resources(ports=common))
+        for stack in stacks if (wanted := group.resources.port_count * count) else ():
+            free = subtract_ports(available[stack].ports, result.get(stack, EMPTY).ports)
+            if found := first_ports(free, wanted):
+                take(stack, Resources(ports=found))
+                wanted -= count_ports(found)
     for kind, amount in needed.items():
         for stack in stacks:
             there = min(amount, available[stack].scalars.get(kind, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bursar.core.ids import OfferId
 from bursar.core.messages.framework import Offers
@@ -10,7 +11,6 @@ from bursar.core.messages.gangs import Bundle, BundleMember
 from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import (
-    ResourceRequest,
     Resources,
     Stack,
     add_holdings,
@@ -112,7 +112,7 @@ def _carve(
                     uuids = tuple(pick_clique(holding_total(rest).devices, cliques, agent.devices, request.gpus))
                 except ValueError:
                     return None
-                named = ResourceRequest(request.scalars, request.ports, devices=uuids)
+                named = replace(request, gpus=0, devices=uuids)
                 part = carve(rest, named, agent.devices)
                 if part is None:
                     return None

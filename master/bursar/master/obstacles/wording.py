@@ -14,6 +14,7 @@ from bursar.core.resources import (
     ResourceRequest,
     Resources,
     Stack,
+    count_ports,
     subtract_ports,
 )
 from bursar.core.text import format_amount
@@ -32,16 +33,17 @@ def amounts_of(request: ResourceRequest) -> list[tuple[str, int]]:
     """What is asked for, kind by kind, in integer units; the scarcest kind of thing first."""
     amounts = [(GPUS, request.gpu_count * MILLI)] if request.gpu_count else []
     amounts += sorted(request.scalars.items())
-    if request.ports:
-        amounts.append((PORTS, sum(len(span) for span in request.ports)))
+    if request.ports or request.port_count:
+        amounts.append((PORTS, count_ports(request.ports) + request.port_count))
     return amounts
 
 
 def how_much(request: ResourceRequest, kind: str, resources: Resources) -> int:
     """How much of a kind is there, of what would do."""
     if kind == PORTS:
-        asked = sum(len(span) for span in request.ports)
-        return asked - sum(len(span) for span in subtract_ports(request.ports, resources.ports))
+        named = count_ports(request.ports) - count_ports(subtract_ports(request.ports, resources.ports))
+        others = count_ports(subtract_ports(resources.ports, request.ports))
+        return named + min(request.port_count, others)
     if kind == GPUS and request.devices:
         return MILLI * len(resources.devices.intersection(request.devices))
     return resources.amount(kind)

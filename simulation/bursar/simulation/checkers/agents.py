@@ -30,6 +30,7 @@ class AgentJudge(Judge):
         #: The last container of each task.
         self._runs: dict[Key, SimulatedContainer] = {}
         self._seen_generations: dict[AgentId, Generation] = {}
+        self._ports: dict[tuple[AgentId, int], SimulatedContainer] = {}
 
     def container_began(self, agent_id: AgentId, container: SimulatedContainer) -> None:
         """No GPU in two live containers, no task started twice."""
@@ -51,6 +52,14 @@ class AgentJudge(Judge):
                     f" {container.framework_id}/{container.task_id} on {agent_id}"
                 )
             self._live[uuid] = (agent_id, container)
+        for port in container.host_ports:
+            self._judged("one container per host port")
+            holder = self._ports.get((agent_id, port))
+            require(
+                holder is None or not holder.live,
+                f"port {port} of {agent_id} is in two live containers: of {holder and holder.task_id} and of {container.task_id}",
+            )
+            self._ports[agent_id, port] = container
 
     def container_removed(self, agent_id: AgentId, container: SimulatedContainer) -> None:
         """Only what has ended is removed."""
