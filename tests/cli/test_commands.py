@@ -21,6 +21,7 @@ from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import Offer
 from bursar.core.messages.rules import Rule, RuleAction, RuleAudit, RuleMode, RuleVerdict, RuleView
 from bursar.core.resources import Reservation, ReservationType, ReservedResources, Resources
+from bursar.core.task_groups import TaskGroup
 from bursar.core.tasks import StatusReason, TaskSpec, TaskState
 
 GPU = "GPU-11111111-1111-1111-1111-111111111111"
@@ -336,6 +337,18 @@ async def test_an_empty_list(answers: Any, bursar: Any) -> None:
         "TASKS",
         "RUNTIME",
     ]
+
+
+async def test_tasks_of_a_group_show_it(answers: Any, bursar: Any) -> None:
+    group = TaskGroup("pair", ("task-1", "task-2"))  # type: ignore[arg-type]
+    grouped = dataclasses.replace(TASK, spec=dataclasses.replace(TASK.spec, task_group=group))
+    answers.operator["ListTasks"] = lambda r: op.ListTasksResponse((grouped, TASK))
+    answers.operator["GetTask"] = lambda r: op.GetTaskResponse(grouped)
+    listed = (await bursar("task", "ls")).stdout
+    assert "GROUP" in listed and "pair" in listed
+    assert "pair (with task-2)" in (await bursar("task", "show", "t")).stdout
+    answers.operator["ListTasks"] = lambda r: op.ListTasksResponse((TASK,))
+    assert "GROUP" not in (await bursar("task", "ls")).stdout
 
 
 async def test_names_of_others_do_not_reach_the_terminal_raw(answers: Any, bursar: Any) -> None:

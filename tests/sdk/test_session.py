@@ -32,7 +32,19 @@ from bursar.core.messages.framework import (
     UpdateFramework,
 )
 from bursar.core.tasks import TaskState
-from bursar.sdk import BursarError, Framework, FrameworkSession, InvalidText, MasterUnreachable, Offer, Status, Task
+from bursar.sdk import (
+    BursarError,
+    Framework,
+    FrameworkSession,
+    InvalidText,
+    MasterUnreachable,
+    Offer,
+    RestartMode,
+    RestartPolicy,
+    Status,
+    Task,
+    TaskGroup,
+)
 
 
 class Sweep(Framework):
@@ -140,6 +152,41 @@ async def test_an_offer_shrinks_while_tasks_are_yielded(master: Any) -> None:
     assert seen[0] == (4.0, 2, "cpus:4;mem:8GiB;gpus:2", "node-1", {"rack": "r1", "generation": 3.5}, 2)
     assert seen[1] == (1.5, 1, False, True, False)
     assert [len(operation.operation.tasks) for operation in accept.operations] == [1]
+
+
+async def test_a_group_is_one_launch(master: Any) -> None:
+    class Pairs(Framework):
+        def on_offer(self, offer: Offer) -> Any:
+            small, large = Task("true", cpus=3), Task("true", cpus=2)
+            assert not offer.fits(TaskGroup([small, large]))
+            yield Task("alone", cpus="0.5")
+            group = TaskGroup([Task("a", cpus=1), Task("b", cpus=2, gpus=1)], "pair")
+            assert offer.fits(group)
+            yield group
+            assert offer.cpus == 0.5
+
+    async with running(Pairs(), master):
+        accept = (await master.until(lambda: master.said(Accept)))[0]
+    alone, pair = accept.operations
+    assert len(alone.operation.tasks) == 1 and alone.operation.tasks[0].task_group is None
+    a, b = pair.operation.tasks
+    assert a.task_group == b.task_group and a.task_group.name == "pair"
+    assert a.task_group.task_ids == (a.task_id, b.task_id)
+
+
+async def test_a_group_that_does_not_fit_is_the_authors_error(master: Any) -> None:
+    class Wrong(Framework):
+        def on_offer(self, offer: Offer) -> list[TaskGroup]:
+            return [TaskGroup([Task("true", cpus=3), Task("true", cpus=3)])]
+
+    with pytest.raises(BursarError, match=r"2 tasks of group.*offer.fits\(group\)"):
+        await asyncio.wait_for(FrameworkSession(Wrong(), master.address).run(), 10)
+
+
+@pytest.mark.parametrize("tasks", [[], [Task("true", restart=RestartPolicy(RestartMode.ALWAYS))], [Task("true")] * 2])
+def test_groups_that_cannot_be(tasks: list[Task]) -> None:
+    with pytest.raises(InvalidText):
+        TaskGroup(tasks)
 
 
 async def test_a_task_that_does_not_fit_is_the_authors_error(master: Any) -> None:

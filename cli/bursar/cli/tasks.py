@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from typing import Any
 
 import click
 
@@ -41,6 +43,7 @@ LISTING = out.Listing(
         "DEVICES": lambda task: "\n".join(
             sorted(uuid for part in task.resources for uuid in part.resources.device_uuids)
         ),
+        "GROUP": lambda task: _group(task),
         "AGENT": lambda task: task.agent_id,
         "LABELS": lambda task: out.labels(task.spec.labels),
         "REVOCABLE": lambda task: "yes" if task.revocable else "",
@@ -49,6 +52,13 @@ LISTING = out.Listing(
         "ENDED": lambda task: out.moment(task.ended_at_ms),
     },
 )
+
+
+def _group(task: Any) -> str:
+    """The name of its task group, and who else is in it."""
+    group = task.spec.task_group
+    others = [task_id for task_id in group.task_ids if task_id != task.spec.task_id]
+    return f"{group.name} (with {', '.join(others)})" if others else group.name
 
 
 @click.group()
@@ -63,7 +73,10 @@ def task() -> None:
 @master_option
 def list_tasks(ended: bool, framework: str, output: str) -> None:
     """List tasks."""
-    out.print_list(ask(lambda client: client.tasks(framework, ended=ended)), LISTING, output)
+    tasks = ask(lambda client: client.tasks(framework, ended=ended))
+    grouped = {"GROUP": lambda task: task.spec.task_group.name or "-"}
+    columns = LISTING.columns | (grouped if any(task.spec.HasField("task_group") for task in tasks) else {})
+    out.print_list(tasks, replace(LISTING, columns=columns), output)
 
 
 @task.command("show")

@@ -44,7 +44,7 @@ from bursar.sdk.offers import Bundle, Offer, Place
 from bursar.sdk.operator import LogReader, OperatorClient
 from bursar.sdk.session import FrameworkSession, run
 from bursar.sdk.task_session import TaskSession
-from bursar.sdk.tasks import Status, Task
+from bursar.sdk.tasks import Status, Task, TaskGroup
 
 __all__ = [
     "GPU_RESOURCES",
@@ -73,6 +73,7 @@ __all__ = [
     "Status",
     "StatusReason",
     "Task",
+    "TaskGroup",
     "TaskSession",
     "TaskState",
     "TcpCheck",

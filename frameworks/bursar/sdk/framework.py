@@ -15,7 +15,7 @@ from bursar.core.roles import DEFAULT_ROLE, role_problem
 from bursar.core.text import parse_minimum
 from bursar.sdk.amounts import Amount, request_from
 from bursar.sdk.offers import Bundle, Offer
-from bursar.sdk.tasks import Status, Task
+from bursar.sdk.tasks import Status, Task, TaskGroup
 
 if TYPE_CHECKING:
     from bursar.sdk.session import FrameworkSession
@@ -76,8 +76,8 @@ class Framework:
         """
         return None
 
-    def on_offer(self, offer: Offer) -> Iterable[Task] | None:
-        """Return or yield the tasks to launch on an offer; what is left of it is declined."""
+    def on_offer(self, offer: Offer) -> Iterable[Task | TaskGroup] | None:
+        """Return or yield the tasks and task groups to launch on an offer; what is left of it is declined."""
         return None
 
     def on_bundle(self, bundle: Bundle) -> Iterable[Task] | None:

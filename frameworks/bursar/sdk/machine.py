@@ -58,6 +58,7 @@ from bursar.core.messages.offers import (
     Shape,
 )
 from bursar.core.resources import ResourceRequest
+from bursar.core.task_groups import TaskGroup
 from bursar.core.tasks import TaskSpec, TaskState, TaskStatus
 from bursar.sdk import effects, events
 from bursar.sdk.effects import Effect
@@ -177,8 +178,8 @@ class SessionMachine:
         self._gangs: dict[str, tuple[RequestGang, int]] = {}
         self._bundles: dict[str, Bundle] = {}
         self._descriptions: dict[AgentId, AgentDescription] = {}
-        #: call id → operation id → task.
-        self._pending: dict[str, dict[str, TaskId]] = {}
+        #: call id → task → the operation that launches it.
+        self._pending: dict[str, dict[TaskId, str]] = {}
         self._calls = 0
         #: The update that waits for its answer; one at a time, the next one then says everything that came meanwhile.
         self._updating: UpdateFramework | None = None
@@ -273,7 +274,7 @@ class SessionMachine:
         assert self.phase is Phase.SUBSCRIBED or not self._offers, "offers without a subscription"
         assert self.phase is Phase.SUBSCRIBED or not self._bundles, "bundles without a subscription"
         for call_id, operations in self._pending.items():
-            for task_id in operations.values():
+            for task_id in operations:
                 assert self.tasks[task_id].call_id == call_id, f"{task_id} is not of call {call_id}"
         for task_id, task in self.tasks.items():
             assert task.call_id is None or task.call_id in self._pending, f"{task_id} waits for an unknown call"
@@ -518,9 +519,7 @@ class SessionMachine:
         if task.call_id is None:
             return
         operations = self._pending[task.call_id]
-        for operation_id, other in list(operations.items()):
-            if other == task_id:
-                del operations[operation_id]
+        operations.pop(task_id, None)
         if not operations:
             del self._pending[task.call_id]
         task.call_id = None
@@ -578,17 +577,21 @@ class SessionMachine:
                 self._out.append(effects.DeliverGangEnded(gang_id, error))
 
     def _accept(self, offers: tuple[Offer, ...], tasks: tuple[TaskSpec, ...], refuse_ms: int | None) -> None:
-        """One operation per task, so that a refusal names the one to blame."""
+        """One operation per task, so that a refusal names the one to blame; one for the tasks of a group."""
         self._calls += 1
         call_id = f"{self.info.incarnation}-{self._calls}"
-        operations = []
+        launches: dict[str, tuple[TaskSpec, ...]] = {}
+        groups: dict[TaskGroup, str] = {}
         for index, spec in enumerate(tasks):
             operation_id = f"{call_id}-{index}"
-            operations.append(Operation(operation_id, Launch((spec,))))
-            self._pending.setdefault(call_id, {})[operation_id] = spec.task_id
+            if spec.task_group is not None:
+                operation_id = groups.setdefault(spec.task_group, operation_id)
+            launches[operation_id] = (*launches.get(operation_id, ()), spec)
+            self._pending.setdefault(call_id, {})[spec.task_id] = operation_id
             self._ended.pop(spec.task_id, None)
             self.tasks[spec.task_id] = TrackedTask(TaskState.UNSPECIFIED, call_id)
         ids = tuple(offer.offer_id for offer in offers)
+        operations = (Operation(operation_id, Launch(specs)) for operation_id, specs in launches.items())
         self._send(Accept(call_id, ids, tuple(operations), Filters(refuse_ms)))
 
     def _on_result(self, result: CallResult) -> None:
@@ -600,7 +603,7 @@ class SessionMachine:
             return
         errors = {item.operation_id: item.error for item in result.operations if item.error is not None}
         launched = []
-        for operation_id, task_id in operations.items():
+        for task_id, operation_id in operations.items():
             error = NEVER_SENT if result.unknown else errors.get(operation_id) or result.error
             if error is not None:
                 self.tasks.pop(task_id, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from bursar.core.resources import CPUS, MEM, MILLI, ResourceRequest, Resources, 
 from bursar.core.surroundings import process_problem
 from bursar.core.text import format_resources, format_shortfall
 from bursar.sdk.amounts import Amount, request
-from bursar.sdk.tasks import Task
+from bursar.sdk.tasks import Task, TaskGroup
 
 
 class Bundle:
@@ -101,7 +102,7 @@ class Offer:
 
     def fits(
         self,
-        task: Task | ResourceRequest | None = None,
+        task: Task | TaskGroup | ResourceRequest | None = None,
         *,
         cpus: Amount = 0,
         mem: Amount = 0,
@@ -109,11 +110,18 @@ class Offer:
         disk: Amount = 0,
         **custom: Amount,
     ) -> bool:
-        """Say whether what is left is enough for a task, or for these amounts. A task's image must be runnable there too.
+        """Say whether what is left is enough for a task or a group, or for these amounts. A task's image must be runnable there too.
 
         Raises InvalidText.
         """
         wanted = request(cpus, mem, gpus, disk, custom=custom)
+        if isinstance(task, TaskGroup):
+            rest = copy.copy(self)
+            for member in task.tasks:
+                if not rest.fits(member):
+                    return False
+                rest.take(member)
+            return True
         if isinstance(task, Task):
             return self.image_problem(task) == "" and self._fits(task.request)
         return self._fits(task if task is not None else wanted)

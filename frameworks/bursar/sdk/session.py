@@ -48,7 +48,7 @@ from bursar.sdk.framework import (
 )
 from bursar.sdk.machine import SessionMachine
 from bursar.sdk.offers import Bundle, Offer
-from bursar.sdk.tasks import Status, Task
+from bursar.sdk.tasks import Status, Task, TaskGroup
 from bursar.v1 import framework_service_pb2, framework_service_pb2_grpc
 
 log = logging.getLogger("bursar.sdk")
@@ -346,8 +346,11 @@ class FrameworkSession:
         """Ask the author; what is yielded is taken from the offer before the author goes on."""
         specs: list[TaskSpec] = []
         if not self._stopping:
-            for task in self.framework.on_offer(offer) or ():
-                specs.append(self._take(offer, task))
+            for item in self.framework.on_offer(offer) or ():
+                if isinstance(item, TaskGroup):
+                    specs += self._take_group(offer, item)
+                else:
+                    specs.append(self._take(offer, item))
         return events.OfferAnswer(OfferId(offer.id), tuple(specs))
 
     def _answer_bundle(self, bundle: Bundle) -> tuple[TaskSpec, ...]:
@@ -368,6 +371,17 @@ class FrameworkSession:
                 spec = replace(spec, resources=named)
             specs.append(spec)
         return tuple(specs)
+
+    def _take_group(self, offer: Offer, group: TaskGroup) -> tuple[TaskSpec, ...]:
+        if not offer.fits(group):
+            raise BursarError(
+                ErrorDetail(
+                    ErrorReason.TASK_INVALID,
+                    f"the {len(group.tasks)} tasks of group {group.name or '(unnamed)'} do not fit what is left of offer {offer.id}",
+                    "ask offer.fits(group) before yielding it",
+                )
+            )
+        return group.join([self._take(offer, task) for task in group.tasks])
 
     def _take(self, offer: Offer, task: Task) -> TaskSpec:
         if task.id in self._tasks:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bursar.core import task_groups as messages
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.fetching import parse_fetch
 from bursar.core.ids import AgentId, TaskId
-from bursar.core.lives import Check, CheckStatus, HealthCheck, RestartPolicy
+from bursar.core.lives import Check, CheckStatus, HealthCheck, RestartMode, RestartPolicy
 from bursar.core.memory.tasks import plan_task
 from bursar.core.memory.text import parse_memory, parse_memory_text
 from bursar.core.resources import MEM, ResourceRequest, normalize_ports
@@ -229,3 +230,32 @@ class Task:
             fetch=self._fetch,
             service_ports=self._service_ports,
         )
+
+
+class TaskGroup:
+    """Tasks to yield as one: on one agent, launched together or not at all, in one network, ended together.
+
+    Where one fails or is killed, the others are killed (`StatusReason.GROUP_MEMBER_ENDED`). None has a restart policy.
+    Raises InvalidText where that cannot be.
+    """
+
+    def __init__(self, tasks: Iterable[Task], name: str = "") -> None:
+        self.tasks = tuple(tasks)
+        #: Shown to people; the id of the first task where empty.
+        self.name = name
+        if not self.tasks:
+            raise InvalidText("a task group needs a task", "give it at least one")
+        if len(set(map(id, self.tasks))) < len(self.tasks):
+            raise InvalidText("a task is twice in its group", "make a Task for each of its members")
+        for task in self.tasks:
+            if task.restart is not None and task.restart.mode is not RestartMode.UNSPECIFIED:
+                raise InvalidText(
+                    f"task {task.name or task.id or '(unnamed)'} of a group has a restart policy",
+                    "leave it out, and launch the group again",
+                )
+
+    def join(self, specs: Sequence[TaskSpec]) -> tuple[TaskSpec, ...]:
+        """For the session: what the prepared tasks become as a group."""
+        ids = tuple(spec.task_id for spec in specs)
+        group = messages.TaskGroup(self.name or ids[0], ids)
+        return tuple(replace(spec, task_group=group) for spec in specs)
