@@ -540,6 +540,9 @@ async def test_help_of_every_command(bursar: Any) -> None:
     assert {"run", "agent", "reserve", "flag", "version"} <= set(commands)
     helps = [await bursar(command, "--help") for command in commands]
     assert all(done.code == 0 and "Usage: bursar" in done.stdout for done in helps)
+    for path in (("batch",), ("memory", "explain")):
+        done = await bursar(*path, "--help")
+        assert "\\b" not in done.stdout, "the mark that keeps lines as they are"
 
 
 async def test_a_terminal_gets_short_ids_that_are_accepted(answers: Any, bursar: Any) -> None:

@@ -149,7 +149,7 @@ def test_what_predicates_mean(text: str, of_agent: bool, of_bare: bool) -> None:
         ("gpus>=-1", "'-1' is not a number", ""),
         ("gpus>=1e9", "'1e9' is not a number", ""),
         ("gpus>=nan", "'nan' is not a number", ""),
-        ("gpus>=99999999999999999", "is not a number", ""),
+        ("gpus>=99999999999999999", "is too large", "at most"),
         ("gpus=4*", "gpus is a number", "range"),
         ("mem>=64GB", "unknown unit", "GiB"),
         ("gpu.mem=lots", "unknown unit", "GiB"),
@@ -299,3 +299,7 @@ def test_predicates_about_devices_can_be_asked_of_one() -> None:
 
 def test_region_and_zone_are_attributes() -> None:
     assert (AGENT.region, AGENT.zone, BARE.region) == ("eu", "a", "")
+
+
+def test_model_is_short_for_that_of_gpus() -> None:
+    assert format_predicates(parse_predicates("model=H100,attribute.model=x")) == "gpu.model=H100,attribute.model=x"

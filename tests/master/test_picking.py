@@ -62,7 +62,10 @@ def test_all_of_it_on_the_fewest_agents_or_nothing(there: list[Spot], gpus: int,
     chosen = choose(there, request)
     if needed is None:
         assert isinstance(chosen, Shortfall)
-        assert chosen.closest.gpu_count == sum(rooms)
+        if any(rooms):
+            assert chosen.closest.gpu_count == sum(rooms)
+        else:
+            assert chosen.closest.gpu_count == max((min(gpus, len(s.usable.devices)) for s in there), default=0)
         return
     if isinstance(chosen, Shortfall):
         # Only for want of the few thousandths that do not divide evenly.
@@ -230,7 +233,7 @@ def test_all_or_nothing_with_the_closest_that_can_be(book: Any) -> None:
     refused = reserve(book, where="rack=r1,gpu.model=H100", gpus=9)
     assert refused.reason is ErrorReason.INSUFFICIENT_RESOURCES and "gpus:7" in refused.message
     refused = reserve(book, gpus=1, cpus=100)
-    assert refused.reason is ErrorReason.INSUFFICIENT_RESOURCES and "nothing of the kind" in refused.message
+    assert refused.reason is ErrorReason.INSUFFICIENT_RESOURCES and "the closest is" in refused.message
     assert framework.offers == before and len(book.records) == records
     assert not isinstance(reserve(book, where="rack=r1,gpu.model=H100", gpus=7), ErrorDetail)
     assert framework.view.tasks == 1
@@ -295,3 +298,20 @@ def test_whatever_is_picked_is_there_and_given_back_whole(new_book: Any, data: s
     assert (len(total.devices), total.scalars.get("cpus", 0)) == (gpus, 1000 * cpus)
     back = unreserve(book, gpus=gpus, cpus=cpus)
     assert sum_resources(view.resources for view in back.reservations) == total
+
+
+def test_what_no_agent_has_even_a_part_of_names_the_closest_that_one_has(book: Any) -> None:
+    """Equal parts give nothing here: one GPU with more CPUs than any agent has."""
+    cluster(book)
+    refused = reserve(book, gpus=1, cpus=100)
+    assert "cannot be had of 5 agents: the closest is cpus:8;gpus:1 (a1.host cpus:8;gpus:1)" in refused.message
+    assert refused.hint.startswith("ask for that")
+    assert not isinstance(reserve(book, gpus=1, cpus=8), ErrorDetail)
+    refused = reserve(book, where="hostname=a1*", gpus=1, cpus=100)
+    assert "the closest is gpus:1 (a1.host gpus:1)" in refused.message
+
+
+def test_an_attribute_that_no_agent_has_is_named_and_model_is_that_of_gpus(book: Any) -> None:
+    cluster(book)
+    assert reserve(book, where="rak=r1", gpus=1).hint == "no agent has the attribute rak; there are rack"
+    assert amounts(reserve(book, where="model=V100,rack=r3", gpus=2)) == {"mixed": (2, 0)}

@@ -62,7 +62,7 @@ LISTING = out.Listing(
         "TAKES": lambda framework: "\n".join(map(_taken, framework.info.offer_settings)) or "every offer",
         "SUPPRESSED": lambda framework: ",".join(framework.suppressed_roles) or "-",
         "HOSTNAME": lambda framework: framework.info.hostname,
-        "PRINCIPAL": lambda framework: framework.info.principal,
+        "PRINCIPAL": lambda framework: framework.info.principal or "-",
         "LABELS": lambda framework: out.labels(framework.info.labels),
         "SUBSCRIBED": lambda framework: out.moment(framework.subscribed_at_ms),
         "ENDS WITHOUT RETURN": lambda framework: out.moment(framework.failover_deadline_ms),

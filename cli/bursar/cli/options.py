@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -52,7 +53,26 @@ class TextType(_ParamType):
             self.fail(str(error), param, ctx)
 
 
+_LIKE_AN_EXPRESSION = re.compile(r"[*&|!()]")
+
+
+def read_role_name(text: str) -> str:
+    """What is meant by the name of a role.
+
+    One that reads like a role expression is taken as a name only in double quotes: few mean to call a role so. Raises InvalidText.
+    """
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return text[1:-1]
+    if text != DEFAULT_ROLE and (_LIKE_AN_EXPRESSION.search(text) or text[:1] in ("@", "=")):
+        raise InvalidText(
+            f"{text!r} reads like a role expression, and one role is wanted here",
+            f"""give it as --roles where there is that option; a role of that name is '"{text}"'""",
+        )
+    return text
+
+
 def _read_role(text: str) -> str:
+    text = read_role_name(text)
     if problem := role_problem(text):
         raise InvalidText(problem, "a role is a path such as eng/backend")
     return text

@@ -76,6 +76,8 @@ def set_quota(
         quotas = _read_file(path)
     elif role is None or (guarantee is None and limit is None):
         raise click.UsageError('name a --role and its --guarantee or --limit, such as --role ml --limit "gpus:8"')
+    elif not guarantee and not limit:
+        raise click.UsageError(f"amounts that are empty are no quota (bursar quota rm {role} removes what there is)")
     else:
         quotas = [Quota(role, guarantee or {}, limit or {})]
     _change(quotas, force, output)

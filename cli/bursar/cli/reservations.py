@@ -39,7 +39,7 @@ LISTING = out.Listing(
     },
     name=lambda view: view.agent_id,
     details={
-        "PRINCIPAL": lambda view: view.stack[-1].principal if view.stack else "",
+        "PRINCIPAL": lambda view: (view.stack and view.stack[-1].principal) or "-",
         "ROLES NOW": lambda view: ",".join(view.covered_roles) or "-",
         "LENT": lambda view: "while idle" if view.lend else "-",
         "ON LOAN": lambda view: out.resources(view.on_loan),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import TextType, ask, master_option, output_option
+from bursar.cli.options import TextType, ask, master_option, output_option, read_role_name
 from bursar.core.errors import InvalidText
 from bursar.core.text import format_milli, parse_milli
 
@@ -22,6 +22,7 @@ def _read_assignment(text: str) -> tuple[str, int]:
     role, equals, weight = text.rpartition("=")
     if not role or not equals:
         raise InvalidText(f"{text!r} is not ROLE=WEIGHT", "write research=2")
+    role = read_role_name(role)
     milli = parse_milli(weight, f"weight of {role}")
     if milli == 0:
         raise InvalidText(
@@ -30,6 +31,7 @@ def _read_assignment(text: str) -> tuple[str, int]:
     return role, milli
 
 
+ROLE_NAME = TextType("role", read_role_name)
 ASSIGNMENT = TextType("role=weight", _read_assignment)
 
 
@@ -60,7 +62,7 @@ def set_weights(assignments: tuple[tuple[str, int], ...], output: str) -> None:
 
 
 @weight.command("reset")
-@click.argument("roles", metavar="ROLE...", nargs=-1, required=True)
+@click.argument("roles", metavar="ROLE...", nargs=-1, required=True, type=ROLE_NAME)
 @output_option
 @master_option
 def reset_weights(roles: tuple[str, ...], output: str) -> None:

@@ -11,8 +11,8 @@ text that is accepted costs more than time in proportion to what it is held agai
 
 A selector is `hostname`; an amount – `cpus`, `mem`, `disk`, `gpus` – which is 0 where there is none; `gpu.model`, `gpu.mem`,
 `gpu.health` (`healthy`, `unhealthy`) and `gpu.driver`, which are true if they are true of *some* GPU; `gpu.count` (as `gpus`) and
-`gpu.clique`, the size of the largest set of GPUs of which each has an NVLink to every other; any other name is an attribute
-(`region` and `zone` are) or, where the agent has no such attribute, a kind of resource. `attribute.NAME` is the attribute even where
+`gpu.clique`, the size of the largest set of GPUs of which each has an NVLink to every other; `model` is short for `gpu.model`; any
+other name is an attribute (`region` and `zone` are) or, where the agent has no such attribute, a kind of resource. `attribute.NAME` is the attribute even where
 NAME means something else. Of what is absent every predicate is false but `!NAME` and `!=`, which are the negations of `NAME` and `=`.
 A number attribute is compared as a number (`gen=3.0` is `gen=3`); texts are compared exactly, and have no order.
 """
@@ -48,6 +48,8 @@ _NUMBERS = _AMOUNTS | {"gpu.mem"}
 _TEXTS = _DEVICE_TEXTS | {HOSTNAME}
 _BUILT_IN = _NUMBERS | _TEXTS
 _ATTRIBUTE = "attribute."
+#: Read as, and shown as.
+_SHORT = {"model": "gpu.model"}
 
 _SELECTOR = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 _MAX_SELECTOR_LENGTH = 63
@@ -141,6 +143,11 @@ def matches(predicate: Predicate, facts: AgentFacts) -> bool:
     test = _compile(predicate)
     found = any(map(test.holds, _find(predicate.selector, facts)))
     return found != test.negated
+
+
+def attribute_of(predicate: Predicate) -> str:
+    """The attribute, or other kind of resource, that it asks for; empty where it is about what every agent has."""
+    return "" if predicate.selector in _BUILT_IN else predicate.selector.removeprefix(_ATTRIBUTE)
 
 
 def is_about_devices(predicate: Predicate) -> bool:
@@ -237,7 +244,7 @@ def _parse_one(part: str, what: str) -> Predicate:
             f"{what}: {part!r} does not begin with a name",
             "write NAME, !NAME, NAME=VALUE or NAME>=NUMBER, such as gpus>=4",
         )
-    selector = match[0]
+    selector = _SHORT.get(match[0], match[0])
     _check_selector(selector, what)
     rest = rest[match.end() :].lstrip()
     if not rest:

@@ -33,6 +33,7 @@ from bursar.core.roles import role_problem
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _NUMBER = re.compile(r"([0-9]{1,16})(?:\.([0-9]{1,3}))?")
+_LONG_NUMBER = re.compile(r"0*[1-9][0-9]{16,}(?:\.[0-9]{1,3})?")
 _KIND = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 #: Inside, a backslash takes the next character as it is.
 _QUOTED_ROLE = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -75,6 +76,8 @@ def parse_milli(text: str, what: str) -> int:
     Raises InvalidText for signs, exponents, `nan`, `inf`, more than three places, or more than 2^53 after scaling.
     """
     match = _NUMBER.fullmatch(text.strip())
+    if not match and _LONG_NUMBER.fullmatch(text.strip()):
+        raise InvalidText(f"{what}: {text.strip()[:20]}… is too large", f"at most {MAX_AMOUNT // MILLI}")
     if not match:
         raise InvalidText(
             f"{what}: {text.strip()!r} is not a number",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from bursar.core.device_names import gpus_among
 from bursar.core.devices import Device, pick_connected
 from bursar.core.ids import AgentId, DeviceUuid
-from bursar.core.resources import BYTE_KINDS, MILLI, ResourceRequest, Resources, Stack
+from bursar.core.resources import BYTE_KINDS, MILLI, ResourceRequest, Resources, Stack, count_ports, intersect_ports, subtract_ports
 from bursar.master.allocator.gangs import cliques_of
 
 #: Into so many parts at most a request without GPUs is dealt.
@@ -52,7 +52,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """Nothing can be chosen. `closest`: how much of it would be possible, dealt out as it would be; empty where nothing is."""
+    """Nothing can be chosen.
+
+    `closest`: how much of it would be possible, dealt out as it would be; where not even one part is, what one agent has of it;
+    empty where none has anything of it. `spots`: where that much, or more, is.
+    """
 
     closest: ResourceRequest
     spots: tuple[tuple[Spot, ResourceRequest], ...]
@@ -248,5 +252,35 @@ def _shortfall(spots: Sequence[Spot], rooms: Mapping[int, int], deal: _Deal) -> 
     without_tasks = sum(deal.most(spot.usable + spot.held) for spot in spots)
     if deal.parts == 1:
         without_tasks = max((deal.most(spot.usable + spot.held) for spot in spots), default=0)
-    closest = deal.share(before) if before else ResourceRequest()
-    return Shortfall(closest, tuple(parts), without_tasks >= deal.parts)
+    in_use = without_tasks >= deal.parts
+    if before:
+        return Shortfall(deal.share(before), tuple(parts), in_use)
+    capped = [(spot, _cap(spot, deal.request)) for spot in spots]
+    best = max(capped, key=lambda part: (_fulfilled(part[1], deal.request), -part[0].order), default=None)
+    if best is None or not best[1]:
+        return Shortfall(ResourceRequest(), (), in_use)
+    return Shortfall(best[1], (best,), in_use)
+
+
+def _cap(spot: Spot, request: ResourceRequest) -> ResourceRequest:
+    """What there is of a request in one spot, kind by kind."""
+    usable = spot.usable
+    scalars = {kind: some for kind, amount in request.scalars.items() if (some := min(amount, usable.amount(kind)))}
+    devices = tuple(uuid for uuid in request.devices if uuid in usable.devices)
+    gpus = len(devices) if request.devices else min(request.gpus, usable.gpus)
+    ports = intersect_ports(request.ports, usable.ports)
+    others = min(request.port_count, count_ports(subtract_ports(usable.ports, request.ports)))
+    return ResourceRequest(scalars, ports, gpus, devices, others)
+
+
+def _fulfilled(capped: ResourceRequest, request: ResourceRequest) -> tuple[int, int, int]:
+    """More is closer: GPUs first; then kinds that are there in full; then thousandths of all kinds."""
+    pairs = [(capped.scalars.get(kind, 0), amount) for kind, amount in request.scalars.items()]
+    wanted_ports = count_ports(request.ports) + request.port_count
+    if wanted_ports:
+        pairs.append((count_ports(capped.ports) + capped.port_count, wanted_ports))
+    return (
+        capped.gpus,
+        sum(some >= wanted for some, wanted in pairs),
+        sum(some * MILLI // wanted for some, wanted in pairs),
+    )

@@ -19,6 +19,7 @@ from bursar.core.messages.operator import (
 from bursar.core.predicates import (
     AgentFacts,
     Predicate,
+    attribute_of,
     is_about_devices,
     matches,
     matches_device,
@@ -280,11 +281,26 @@ def _find_agents(cluster: Cluster, name: str, where: str) -> _Found | ErrorDetai
         return ErrorDetail(
             ErrorReason.INSUFFICIENT_RESOURCES,
             f"no agent matches {where!r}: of {of} agent{'s' if of > 1 else ''}, {counts}",
-            "loosen the predicates; see `bursar agent show` and `bursar gpu ls`",
+            _missing_attributes(agents, predicates)
+            or "loosen the predicates; see `bursar agent show` and `bursar gpu ls`",
             "where",
         )
     text = f" where {where}" if where else ""
     return _Found(tuple(matching), tuple(filter(is_about_devices, predicates)), bool(name), text)
+
+
+def _missing_attributes(agents: Sequence[Agent], predicates: Iterable[Predicate]) -> str:
+    """What to do about attributes that no agent has; empty where there are none such."""
+    there = {
+        name
+        for agent in agents
+        for name in (*agent.info.attributes, *sum_resources(part.resources for part in agent.info.resources).amounts())
+    }
+    missing = [name for predicate in predicates if (name := attribute_of(predicate)) and name not in there]
+    if not missing:
+        return ""
+    known = ", ".join(sorted({name for agent in agents for name in agent.info.attributes})[: _MAX_SHOWN * 2])
+    return f"no agent has the attribute {missing[0]}; " + (f"there are {known}" if known else "there are none at all")
 
 
 def _is_true(cluster: Cluster, agent: Agent, predicate: Predicate) -> bool:
@@ -365,7 +381,8 @@ def _shortfall_problem(
         return ErrorDetail(
             reason,
             f"{says}: the closest is {format_request(short.closest)} ({', '.join(shown)}{more}){in_use}",
-            "ask for that, or loosen --where",
+            "ask for that"
+            + (", or loosen --where" if found.that_match else "; see `bursar agent ls` and `bursar reservation ls`"),
             "resources",
         )
     return ErrorDetail(
