@@ -1,15 +1,21 @@
 """Launches through a real master: its program, SQLite and gRPC, an SDK framework, and an agent that only says what an agent would say.
 
 Beside it, in turns, the same conversation with the master's machine alone: nothing is encoded, sent or stored. What lies between the two is
-the price of gRPC, of the codec and of the registry; encoding and decoding the same messages is measured by itself.
+the price of gRPC, of the codec and of the registry; encoding and decoding the same messages is measured by itself. So is gRPC: one round
+goes through a proxy that records every message, and a server that does nothing else plays the master's part of it, byte for byte.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import pickle
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -35,6 +41,11 @@ from bursar.runtime.rpc import CLIENT_OPTIONS
 from bursar.sdk import Framework, FrameworkSession, Offer, Status, Task
 from bursar.sdk import TaskState as State
 from bursar.v1 import agent_service_pb2, agent_service_pb2_grpc
+
+_spec = importlib.util.spec_from_file_location("bursar_tests_bare_grpc", Path(__file__).with_name("bare_grpc.py"))
+assert _spec is not None and _spec.loader is not None
+bare_grpc = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(bare_grpc)
 
 pytestmark = pytest.mark.benchmark
 
@@ -158,14 +169,17 @@ class OneByOne(Framework):
                 self.stop()
 
 
-async def through_grpc(cluster: LocalCluster, framework: Framework, agents: int, at_once: int) -> float:
+async def through_grpc(
+    cluster: LocalCluster, framework: Framework, agents: int, at_once: int, address: str = ""
+) -> float:
     """Run a framework to its end; return the processor seconds that the master took for it."""
-    quick = [QuickAgent(cluster.address, f"agent-{n}", at_once) for n in range(agents)]
+    address = address or cluster.address
+    quick = [QuickAgent(address, f"agent-{n}", at_once) for n in range(agents)]
     jobs = [asyncio.create_task(agent.run()) for agent in quick]
     await asyncio.gather(*(agent.registered.wait() for agent in quick))
     master = psutil.Process(next(process.pid for name, process in cluster._processes if name == "master"))
     before = master.cpu_times()
-    await asyncio.wait_for(FrameworkSession(framework, cluster.address).run(), 300)
+    await asyncio.wait_for(FrameworkSession(framework, address).run(), 300)
     after = master.cpu_times()
     for job in jobs:
         job.cancel()
@@ -251,15 +265,58 @@ def codec_seconds(said: list[tuple[str, Any]]) -> float:
     return time.process_time() - begun
 
 
+async def record(cluster: LocalCluster, agents: int, at_once: int) -> list[Any]:
+    """What is said on each stream while tasks are launched."""
+    server = grpc.aio.server(options=bare_grpc.OPTIONS)
+    async with grpc.aio.insecure_channel(cluster.address, options=CLIENT_OPTIONS) as channel:
+        recorder = bare_grpc.Recorder(channel)
+        server.add_generic_rpc_handlers((recorder,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            await through_grpc(cluster, Rush(TASKS), agents, at_once, f"127.0.0.1:{port}")
+        finally:
+            await server.stop(None)
+    return recorder.conversations
+
+
+class BareServer:
+    """A process that says what the master said, and nothing else."""
+
+    def __init__(self, conversations: list[Any], folder: Path) -> None:
+        self.conversations = conversations
+        file = folder / "conversations"
+        file.write_bytes(pickle.dumps(conversations))
+        self._process = subprocess.Popen(
+            [sys.executable, bare_grpc.__file__, str(file)], stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        self._address = f"127.0.0.1:{self._process.stdout.readline().strip()}"
+
+    def seconds(self) -> float:
+        """Processor seconds of one time through all conversations."""
+        process = psutil.Process(self._process.pid)
+        before = process.cpu_times()
+        asyncio.run(asyncio.wait_for(bare_grpc.talk(self._address, self.conversations), 300))
+        after = process.cpu_times()
+        return after.user + after.system - before.user - before.system
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 def median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
 @pytest.mark.parametrize(("agents", "at_once"), [(1, 4), (1, 64), (16, 16)])
-def test_launches(figures: Any, start_cluster: Any, agents: int, at_once: int) -> None:
+def test_launches(figures: Any, start_cluster: Any, agents: int, at_once: int, tmp_path: Path) -> None:
     cluster = start_cluster(None)
     asyncio.run(through_grpc(cluster, Rush(50), agents, at_once))
-    rates, master, machine, codec, messages = [], [], [], [], 0
+    bare = BareServer(asyncio.run(record(cluster, agents, at_once)), tmp_path)
+    bare.seconds()
+    rates, master, machine, codec, alone_grpc, messages = [], [], [], [], [], 0
     for _ in range(ROUNDS):
         framework = Rush(TASKS)
         master.append(1000 * asyncio.run(through_grpc(cluster, framework, agents, at_once)) / TASKS)
@@ -267,7 +324,9 @@ def test_launches(figures: Any, start_cluster: Any, agents: int, at_once: int) -
         alone = Alone(agents, at_once, TASKS)
         machine.append(1000 * alone.run() / TASKS)
         codec.append(1000 * codec_seconds(alone.said) / TASKS)
+        alone_grpc.append(1000 * bare.seconds() / TASKS)
         messages = len(alone.said)
+    bare.stop()
     figures.add(
         "launches",
         agents=agents,
@@ -276,7 +335,10 @@ def test_launches(figures: Any, start_cluster: Any, agents: int, at_once: int) -
         master_cpu_ms=median(master),
         machine_ms=median(machine),
         codec_ms=median(codec),
-        rest_share=1 - (median(machine) + median(codec)) / median(master),
+        grpc_ms=median(alone_grpc),
+        grpc_share=median(alone_grpc) / median(master),
+        rest_share=1 - (median(machine) + median(codec) + median(alone_grpc)) / median(master),
+        sent_per_task=sum(map(len, bare.conversations)) / TASKS,
         messages_per_task=messages / TASKS,
     )
 

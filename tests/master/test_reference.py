@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from bursar.core.errors import ErrorDetail
 from bursar.core.messages.agent import DevicesChanged
 from bursar.core.messages.framework import OfferSettings
-from bursar.core.messages.offers import Shape
+from bursar.core.messages.offers import Operation, Reserve, Shape, Unreserve
 from bursar.core.messages.operator import (
     AddRuleRequest,
     Quota,
@@ -35,14 +35,17 @@ from bursar.core.messages.operator import (
     UnreserveResourcesRequest,
 )
 from bursar.core.messages.rules import Rule, RuleAction, RuleMode
-from bursar.core.resources import Holding, ReservedResources, Resources, to_holding
+from bursar.core.resources import Holding, Reservation, ReservationType, ReservedResources, Resources, to_holding
 from bursar.core.role_expressions import parse_role_expression
 from bursar.core.tasks import TaskState
 from bursar.core.text import format_amount, format_duration, format_request, format_resources
 
 _NAME = "bursar_tests_reference"
 if _NAME not in sys.modules:
-    _spec = importlib.util.spec_from_file_location(_NAME, Path(__file__).with_name("reference.py"))
+    _folder = Path(__file__).with_name("reference")
+    _spec = importlib.util.spec_from_file_location(
+        _NAME, _folder / "__init__.py", submodule_search_locations=[str(_folder)]
+    )
     assert _spec is not None and _spec.loader is not None
     sys.modules[_NAME] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules[_NAME])
@@ -290,31 +293,45 @@ class Duet:
         self,
         framework_id: str,
         offers: Sequence[Any],
-        launches: Sequence[tuple[str, Any]],
+        wanted: Sequence[Any],
         refuse_ms: int | None = None,
     ) -> None:
-        """Launch (agent, request) each, one operation for each."""
+        """One operation for each: launch (agent, request); or reserve, or unreserve, in the reference's words."""
         peer = self.book.frameworks[framework_id]
-        named = []
-        for agent_id, request in launches:
+        steps = []
+        for one in wanted:
             self.names += 1
-            named.append((f"t{self.names}", agent_id, request))
-        what = ", ".join(f"{task} ({format_request(request)}) on {agent}" for task, agent, request in named)
-        words = f"{framework_id} accepts {self.listed(offers)} to launch {what or 'nothing'}"
-        with self.doing(words + for_so_long(refuse_ms)):
-            operations = [
-                self.book.launch(
-                    self.book.spec(task_id, resources=request, agent_id=agent_id), operation_id=f"op-{task_id}"
-                )
-                for task_id, agent_id, request in named
-            ]
+            steps.append(reference.Launch(f"t{self.names}", *one) if isinstance(one, tuple) else one)
+        words = ", ".join(map(operation_text, steps)) or "to do nothing"
+        with self.doing(f"{framework_id} accepts {self.listed(offers)} {words}" + for_so_long(refuse_ms)):
+            operations = [self.operation(step, f"op-{index}") for index, step in enumerate(steps)]
             result = peer.accept([self.ids[offer] for offer in offers], *operations, refuse_ms=refuse_ms)
-            tasks = self.model.accepted(framework_id, offers, named, refuse_ms)
+            tasks = self.model.accepted(framework_id, offers, steps, refuse_ms)
             assert (result.error is None) == (tasks is not None), result.error or "accepted, but it does not fit"
             for task in tasks or ():
                 report = self.book.agents[task.agent_id].tasks[framework_id, task.task_id]
                 held = to_holding(report.task.resources)
                 assert held == task.holding, f"{task.task_id} holds {text(held)} instead of {text(task.holding)}"
+            self.compare_buckets({step.agent_id for step in steps})
+
+    def operation(self, step: Any, operation_id: str) -> Any:
+        if isinstance(step, reference.Launch):
+            spec = self.book.spec(step.task_id, resources=step.request, agent_id=step.agent_id)
+            return self.book.launch(spec, operation_id=operation_id)
+        if isinstance(step, reference.Reserve):
+            level = step.level
+            made = Reserve(step.agent_id, step.request, level.holder, dict(level.labels), step.onto)
+            return Operation(operation_id, made)
+        return Operation(operation_id, Unreserve(step.agent_id, ReservedResources(step.stack, step.resources)))
+
+    def compare_buckets(self, agent_ids: Iterable[str]) -> None:
+        """What is kept for whom, of agents that are there."""
+        for agent_id in agent_ids:
+            real = {
+                stack: part for stack, part in self.book.machine.cluster.ledger.books[agent_id].total.items() if part
+            }
+            mine = {stack: part for stack, part in self.model.agents[agent_id].buckets.items() if part}
+            assert real == mine, f"{agent_id} keeps {text(real)} instead of {text(mine)}"
 
     # --- operators ---
 
@@ -335,6 +352,7 @@ class Duet:
         verb = "unreserves" if undo else "reserves"
         from_there = f" from what is reserved to {source}" if source else ""
         role, roles = (holder, "") if meaning is None else ("", holder)
+        request_labels = tuple(sorted(labels.items()))
         with self.doing(f"an operator {verb} {format_request(request)} on {agent_id} for {holder}{from_there}"):
             asked: Any = ReserveResourcesRequest("", agent_id, role, request, labels, roles=roles, source=source)
             if undo:
@@ -351,8 +369,22 @@ class Duet:
                 self.history[-1] += f", {text({stack: resources})}"
                 if meaning is not None and not undo:
                     self.model.meanings[stack[-1].holder] = meaning
-                move = (stack, stack[:-1]) if undo else (stack[:-1], stack)
+                move = (stack, stack[:-1]) if undo else (self.came_from(agent_id, stack, resources), stack)
+                if source:
+                    level = Reservation(ReservationType.DYNAMIC, stack[-1].holder, stack[-1].principal, request_labels)
+                    wanted = self.model.re_reserved(move[0], level)
+                    assert wanted == stack, f"{text({stack: resources})} instead of {wanted}"
                 self.model.moved(agent_id, *move, resources)
+
+    def came_from(self, agent_id: str, target: Any, resources: Resources) -> Any:
+        """The bucket that has less now, by so much."""
+        real = self.book.machine.cluster.ledger.books[agent_id].total
+        (source,) = [
+            stack
+            for stack, before in self.model.agents[agent_id].buckets.items()
+            if before != real.get(stack, Resources()) == before.minus_saturating(resources)
+        ]
+        return source
 
     def set_group(self, name: str, members: Sequence[str], meaning: Any) -> None:
         """`meaning`: whom they cover, as the reference understands them."""
@@ -450,6 +482,15 @@ class Duet:
 
     def listed(self, offers: Iterable[Any]) -> str:
         return " and ".join(f"[{offer.role} @ {offer.agent_id}: {text(offer.holding)}]" for offer in offers)
+
+
+def operation_text(step: Any) -> str:
+    if isinstance(step, reference.Launch):
+        return f"to launch {step.task_id} ({format_request(step.request)}) on {step.agent_id}"
+    if isinstance(step, reference.Reserve):
+        onto = f" onto {'>'.join(level.holder for level in step.onto)}" if step.onto else ""
+        return f"to reserve {format_request(step.request)} of {step.agent_id} to {step.level.holder}{onto}"
+    return f"to unreserve {text({step.stack: step.resources})} of {step.agent_id}"
 
 
 def text(holding: Holding) -> str:
@@ -775,6 +816,28 @@ class SideBySide(RuleBasedStateMachine):
         ]
         self.duet.accept(name, offers, chosen, refuse_ms)
 
+    @precondition(lambda self: self.offered())
+    @rule(data=st.data(), refuse_ms=st.sampled_from([None, 0, 100_000]), labels=st.sampled_from([(), (("p", "x"),)]))
+    def framework_reserves(self, data: st.DataObject, refuse_ms: int | None, labels: Any) -> None:
+        """Inside an accept, with or without a launch after it; now and then what may not be."""
+        name, offers = self.some_offers(data)
+        steps: list[Any] = []
+        for _ in range(data.draw(st.integers(1, 2))):
+            offer = data.draw(st.sampled_from(offers))
+            stack = data.draw(st.sampled_from(sorted(offer.holding)))
+            part = reference.take({stack: offer.holding[stack]}, self.a_part(data), {}) if stack else None
+            if stack and data.draw(st.booleans()):
+                undone = part[stack] if part and not part[stack].devices else offer.holding[stack]
+                steps.append(reference.Unreserve(offer.agent_id, stack, undone))
+            else:
+                holder = data.draw(st.sampled_from([offer.role, offer.role, offer.role, "a/b"]))
+                principal = self.duet.book.machine.cluster.frameworks[name].info.principal
+                level = Reservation(ReservationType.DYNAMIC, holder, principal, labels)
+                steps.append(reference.Reserve(offer.agent_id, stack, level, self.a_part(data)))
+        if data.draw(st.booleans()):
+            steps.append((data.draw(st.sampled_from(offers)).agent_id, self.a_part(data)))
+        self.duet.accept(name, offers, steps, refuse_ms)
+
     @precondition(lambda self: self.agents())
     @rule(data=st.data(), undo=st.booleans(), label=st.sampled_from(["", "x"]))
     def reserve(self, data: st.DataObject, undo: bool, label: str) -> None:
@@ -787,6 +850,19 @@ class SideBySide(RuleBasedStateMachine):
         self.duet.reserve(
             name, holder, self.a_part(data), undo=undo, meaning=EXPRESSIONS[known[0]] if known else None, **labels
         )
+
+    @precondition(lambda self: any(stack for name in self.agents() for stack in self.model.agents[name].buckets))
+    @rule(data=st.data(), label=st.sampled_from(["", "", "x"]))
+    def re_reserve(self, data: st.DataObject, label: str) -> None:
+        """From one holder to another: what does not refine it is popped first."""
+        name, stack = data.draw(
+            st.sampled_from(
+                [(name, stack) for name in self.agents() for stack in self.model.agents[name].buckets if stack]
+            )
+        )
+        holder = data.draw(st.sampled_from([role for role in self.ROLES if role != "*"]))
+        labels = {"project": label} if label else {}
+        self.duet.reserve(name, holder, self.a_part(data), source=stack[-1].holder, **labels)
 
     @precondition(lambda self: any(stack for name in self.agents() for stack in self.model.agents[name].buckets))
     @rule(data=st.data())
