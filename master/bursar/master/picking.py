@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 from bursar.core.device_names import gpus_among
 from bursar.core.devices import Device, pick_connected
 from bursar.core.ids import AgentId, DeviceUuid
-from bursar.core.resources import BYTE_KINDS, MILLI, ResourceRequest, Resources, Stack, count_ports, intersect_ports, subtract_ports
+from bursar.core.resources import (
+    BYTE_KINDS,
+    MILLI,
+    ResourceRequest,
+    Resources,
+    Stack,
+    count_ports,
+    intersect_ports,
+    subtract_ports,
+)
 from bursar.master.allocator.gangs import cliques_of
 
 #: Into so many parts at most a request without GPUs is dealt.
