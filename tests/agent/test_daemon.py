@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import urllib.request
 from pathlib import Path
@@ -342,3 +343,35 @@ async def test_a_gpu_that_fails_is_told_of_with_its_task_and_comes_back(
     await scripted_master.until(lambda: conditions()[:1] == [DeviceCondition.HEALTHY])
     scripted_master.desire(launch=(task("w", "true", devices=(bad,)),))
     await scripted_master.until_status("w", S.FINISHED)
+
+
+async def test_a_gpu_with_a_process_left_on_it_is_not_given_on_before_that_has_gone(
+    scripted_master: Any, agent: Any
+) -> None:
+    flags = ("--runtime", "process", "--devices", "simulated:2", "--device-release-timeout", "6s")
+    await agent.start("--master", scripted_master.address, *flags, "--device-cool-down", "100ms")
+    (one, other) = (device.uuid for device in (await registered(scripted_master)).devices)
+    scripted_master.desire(launch=(task("t", "sleep", "100", devices=(one,)),))
+    await scripted_master.until_status("t", S.RUNNING)
+    orders = agent.work_dir / "simulated-faults"
+    orders.write_text(f"0 process {os.getpid()}\n1 process {os.getpid()}\n")
+
+    def told() -> list[tuple[DeviceCondition, str]]:
+        heard = [message for message in scripted_master.heard if isinstance(message, DevicesChanged)]
+        return [(device.condition, device.health_reason) for device in heard[-1].devices] if heard else []
+
+    scripted_master.desire(kill=(KillTask(FrameworkId("f"), TaskId("t"), StatusReason.KILLED_BY_FRAMEWORK, 0),))
+    await scripted_master.until_status("t", S.KILLED)
+    await scripted_master.until(lambda: [condition for condition, _ in told()] == [DeviceCondition.BUSY] * 2)
+    assert f"process {os.getpid()} (" in told()[0][1] and "of task t is still there" in told()[0][1]
+    assert "of no task uses it" in told()[1][1]
+    scripted_master.desire(launch=(task("u", "true", devices=(one,)),))
+    assert "is busy: process" in (await scripted_master.until_status("u", S.DROPPED)).message
+    await scripted_master.until(lambda: told()[0][0] is DeviceCondition.CORDONED)
+    orders.write_text("")
+    await scripted_master.until(lambda: {condition for condition, _ in told()} <= WELL)
+    scripted_master.desire(launch=(task("v", "true", devices=(one, other)),))
+    await scripted_master.until_status("v", S.FINISHED)
+
+
+WELL = {DeviceCondition.UNSPECIFIED, DeviceCondition.HEALTHY}

@@ -317,3 +317,14 @@ def test_a_restack_into_a_bucket_in_excess_pays_for_the_excess_first() -> None:
     ledger.restack(AGENT, DYNAMIC, UNRESERVED, Resources({"cpus": 1}))
     assert ledger.books[AGENT].free == {DYNAMIC: Resources({"cpus": 1})}
     ledger.check()
+
+
+def test_what_comes_back_beside_withheld_devices_is_a_value_that_nobody_can_change() -> None:
+    one, two = DeviceUuid("GPU-1"), DeviceUuid("GPU-2")
+    ledger = Ledger(Books())
+    ledger.add_agent(AgentId("a"), {UNRESERVED: Resources(devices=frozenset({one, two}))}, counted=True, present=True)
+    key = TaskKey(FrameworkId("f"), TaskId("t"))
+    ledger.allocate(AgentId("a"), key, Client("*", FrameworkId("f")), {UNRESERVED: Resources(devices=frozenset({one}))})
+    ledger.set_withheld(AgentId("a"), {two: "ill"})
+    ledger.release_task(key)
+    assert isinstance(ledger.books[AgentId("a")].free[UNRESERVED].devices, frozenset)

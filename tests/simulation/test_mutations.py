@@ -14,7 +14,7 @@ import bursar.master.agents as master_agents
 import bursar.master.frameworks as master_frameworks
 import bursar.master.offers as master_offers
 import bursar.master.tasks as master_tasks
-from bursar.agent import lives, task_groups
+from bursar.agent import leaving, lives, task_groups
 from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
 from bursar.agent.effects import StartContainer
 from bursar.agent.events import ContainerExited
@@ -247,7 +247,7 @@ def test_two_ends_of_one_task(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_own_checks")
 def test_a_cycle_without_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decision, "cut_to_quota", lambda *_: None)
-    assert "its limit is" in fails(faults=replace(LIVELY, operator_acts_per_minute=400))
+    assert "its limit is" in fails(faults=replace(LIVELY, operator_acts_per_minute=400), seeds=10)
 
 
 @pytest.mark.usefixtures("without_own_checks")
@@ -260,3 +260,8 @@ def test_a_group_whose_members_go_on_alone(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_network_that_is_let_go_of_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_groups.TaskGroups, "_live", lambda *_: [])
     assert "lets go of" in fails(steps=6_000)
+
+
+def test_a_device_given_on_while_a_process_is_left_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving.Leaving, "depart", lambda self, container_id, devices, whose, then: then())
+    assert "still uses" in fails(faults=replace(LIVELY, lingering_chance=0.5))

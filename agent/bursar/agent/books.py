@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from bursar.agent.containers.runtime import ContainerId
 from bursar.agent.devices.health import HealthRules
+from bursar.agent.devices.users import Busy, DeviceUser
 from bursar.agent.effects import AgentEffect, KillContainer, Log, SendToMaster
 from bursar.agent.state import AgentState, Record
 from bursar.agent.tasks import TaskKey
@@ -16,12 +18,14 @@ from bursar.core.messages.agent import AgentInfo, AgentMessage, Repair
 from bursar.core.task_groups import TaskGroup
 from bursar.core.tasks import AssignedTask, TaskStatus
 
+#: A task's device that is used for longer than this after its end is cordoned.
+DEFAULT_RELEASE_TIMEOUT_MS = 120_000
 #: After a kill's grace, before the runtime is asked again.
 KILL_RETRY_MS = 10_000
 #: Repairs that wait for a master to be told; of more, the newest.
 MAX_REPAIRS = 100
 
-#: What a deadline is about: `register`, `ping`, `prune`, `digest`; `updates`, `run_time`, `restart`, `check` and `health_check` of a task; `kill` of a container; the health of a `device`.
+#: What a deadline is about: `register`, `ping`, `prune`, `digest`; `updates`, `run_time`, `restart`, `check` and `health_check` of a task; `kill` of a container; `leave` of a container that ended; the health of a `device`; `users` of one.
 Due = tuple[str, TaskKey | str]
 
 
@@ -41,6 +45,11 @@ class AgentConfig:
     sandbox_age_ms: int = 7 * 86_400_000
     #: How patient it is with ill devices.
     health: HealthRules = HealthRules()
+    #: Whether some driver can say who uses its devices, and who used them when the agent began.
+    tells_users: bool = False
+    users: Mapping[DeviceUuid, tuple[DeviceUser, ...] | None] = field(default_factory=dict)
+    #: A task's device that is still used after so long is cordoned.
+    release_timeout_ms: int = DEFAULT_RELEASE_TIMEOUT_MS
 
 
 class Books:
@@ -60,6 +69,8 @@ class Books:
         self.live: dict[ContainerId, TaskKey] = {}
         self.orphans: dict[ContainerId, tuple[DeviceUuid, ...]] = {}
         self.held: dict[DeviceUuid, ContainerId] = {}
+        #: Devices that no running container has, and that somebody uses.
+        self.busy: dict[DeviceUuid, Busy] = {}
         #: Containers whose start was asked for and not answered.
         self.starting: set[ContainerId] = set()
         #: What was repaired and no master was told yet; soft: the log has it, too.

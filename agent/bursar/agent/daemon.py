@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from bursar.agent.books import DEFAULT_RELEASE_TIMEOUT_MS
 from bursar.agent.checkpoint import Checkpoint
 from bursar.agent.compare import Comparison
 from bursar.agent.containers.fetcher import DEFAULT_CACHE_BYTES, Fetcher
@@ -29,14 +30,15 @@ from bursar.agent.containers.sessions import Session, SessionRefused
 from bursar.agent.containers.volumes import VolumeRules
 from bursar.agent.devices.bindings import DeviceBindings
 from bursar.agent.devices.driver import (
-    DeviceDriver,
     DriverUnavailable,
     HealthWatcher,
     health_watchers,
 )
-from bursar.agent.devices.health import HealthRules, Remedy
+from bursar.agent.devices.health import HealthRules
+from bursar.agent.devices.source import DeviceSource, with_containers
 from bursar.agent.disk import Ballast, commit_patiently
 from bursar.agent.effects import (
+    AskWhoUses,
     CheckContainer,
     CloseConnection,
     KillContainer,
@@ -60,6 +62,7 @@ from bursar.agent.events import (
     DeviceProbed,
     DevicesDiscovered,
     DevicesSignalled,
+    DeviceUsersTold,
     ImageMissed,
     ImagePulled,
     SandboxOverfilled,
@@ -69,19 +72,18 @@ from bursar.agent.logs_service import LogSender
 from bursar.agent.machine import AgentConfig, AgentMachine
 from bursar.agent.master_client import MasterClient
 from bursar.agent.metrics import AgentMetrics
-from bursar.agent.resources import HostResources, ResolvedResources, resolve_resources
+from bursar.agent.resources import ResolvedResources
 from bursar.agent.scratch import LOOK_S, bytes_below
 from bursar.agent.sessions_service import SessionServer
 from bursar.agent.tasks import TaskKey, container_of
 from bursar.agent.usage import UsageMeter
 from bursar.agent.watchdog import notify
 from bursar.agent.work_dir import WorkDir
-from bursar.core.devices import Device, DeviceHealth
-from bursar.core.errors import BursarError, InvalidText
+from bursar.core.errors import BursarError
 from bursar.core.ids import DeviceUuid
 from bursar.core.lives import CheckStatus
 from bursar.core.messages.agent import AgentInfo
-from bursar.core.resources import DISK, ReservedResources, sum_resources
+from bursar.core.resources import DISK, sum_resources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState
 from bursar.runtime.driver import Driver
 from bursar.runtime.telemetry import logger
@@ -109,58 +111,6 @@ class _Container:
     earlier: asyncio.Task[None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceSource:
-    """Finds devices, and what the agent offers with them."""
-
-    driver: DeviceDriver
-    #: Value of --resources.
-    declared: str
-    host: HostResources
-
-    def discover(self) -> tuple[Device, ...]:
-        """Every device there is; none where the driver has nothing. Blocks."""
-        return self.driver.discover()
-
-    def remedies(self) -> dict[DeviceUuid, Remedy]:
-        """What drivers say must be done to devices, as of the last discovery."""
-        return {uuid: remedy for one in health_watchers(self.driver) for uuid, remedy in one.remedies().items()}
-
-    def probe(self, uuid: DeviceUuid) -> str:
-        """Whether a device works again: it is there, no driver complains, and no probe fails. What is wrong, or nothing. Blocks."""
-        try:
-            device = next((device for device in self.discover() if device.uuid == uuid), None)
-        except DriverUnavailable as error:
-            return str(error)
-        if device is None:
-            return "it is not there"
-        if device.health is DeviceHealth.UNHEALTHY:
-            return device.health_reason or "its driver says that it is unhealthy"
-        return next(filter(None, (one.probe(uuid) for one in health_watchers(self.driver))), "")
-
-    def resolve(self, found: Sequence[Device], assignment: Mapping[str, Sequence[Any]]) -> ResolvedResources:
-        """What to offer. Raises InvalidText."""
-        return resolve_resources(self.declared, self.host, found, assignment)
-
-    def resolve_again(self, found: Sequence[Device], now: ResolvedResources) -> ResolvedResources:
-        """As `resolve`, while the agent runs: devices that vanished are left out instead of being an error."""
-        try:
-            return self.resolve(found, now.assignment)
-        except InvalidText:
-            there = {device.uuid: device for device in found}
-            parts = tuple(
-                ReservedResources(
-                    part.stack,
-                    type(part.resources)(
-                        part.resources.scalars, part.resources.ports, part.resources.devices & there.keys()
-                    ),
-                )
-                for part in now.resources
-            )
-            devices = tuple(there[device.uuid] for device in now.devices if device.uuid in there)
-            return ResolvedResources(parts, devices, now.assignment)
-
-
 class AgentDaemon:
     """Everything of a running agent, from its adapters to its stop."""
 
@@ -180,6 +130,7 @@ class AgentDaemon:
         health: HealthRules | None = None,
         bindings: DeviceBindings | None = None,
         fetch_cache_bytes: int = DEFAULT_CACHE_BYTES,
+        release_timeout_ms: int = DEFAULT_RELEASE_TIMEOUT_MS,
     ) -> None:
         self._work_dir = work_dir
         self._checkpoint = checkpoint
@@ -193,7 +144,15 @@ class AgentDaemon:
         fetcher = Fetcher(work_dir.fetched, rules.roots, fetch_cache_bytes)
         self._launcher = Launcher(runtime, devices.driver, rules, work_dir, self._bindings, fetcher, self._is_unwanted)
         self._log = logger()
-        self.machine = AgentMachine(AgentConfig(info, default_image, health=health or HealthRules()), checkpoint.load())
+        config = AgentConfig(
+            info,
+            default_image,
+            health=health or HealthRules(),
+            tells_users=devices.tells_users,
+            users=devices.users([device.uuid for device in info.devices]),
+            release_timeout_ms=release_timeout_ms,
+        )
+        self.machine = AgentMachine(config, checkpoint.load())
         self.driver = Driver(self.machine, commit=self._commit, perform=self._perform)
         self.client = MasterClient(masters, self.driver.post, self._log)
         self._log_sender = LogSender()
@@ -339,6 +298,19 @@ class AgentDaemon:
             problem = f"{type(error).__name__}: {error}"
         self.driver.post(DeviceProbed(uuid, problem))
 
+    async def _ask_who_uses(self, uuids: tuple[DeviceUuid, ...]) -> None:
+        """One that fails is asked again; one that hangs has not answered."""
+        try:
+            users = await asyncio.to_thread(self._devices.users, uuids)
+            if any(users.values()):
+                running = [*self.machine.books.live, *self.machine.books.orphans]
+                first = {container_id: await self._runtime.pid_of(container_id) for container_id in running}
+                users = await asyncio.to_thread(with_containers, users, first)
+        except Exception:  # noqa: BLE001 - a driver's mistake must not take the agent with it
+            self._log.exception("a device driver failed while it was asked who uses its devices")
+            return
+        self.driver.post(DeviceUsersTold(users))
+
     # --- to the adapters --------------------------------------------------------------------------------------------
 
     async def _commit(self, records: Sequence[object]) -> None:
@@ -375,6 +347,8 @@ class AgentDaemon:
                 )
             case ProbeDevice(uuid):
                 self._spawn(self._probe(uuid), self._others)
+            case AskWhoUses(uuids):
+                self._spawn(self._ask_who_uses(uuids), self._others)
             case CloseConnection(connection, reason):
                 self.client.close(connection, reason)
             case OpenLogStream():

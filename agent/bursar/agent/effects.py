@@ -113,6 +113,13 @@ class ProbeDevice:
 
 
 @dataclass(frozen=True, slots=True)
+class AskWhoUses:
+    """Find out which processes use these devices; DeviceUsersTold follows, sooner or later."""
+
+    uuids: tuple[DeviceUuid, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OpenSessionStream:
     """Open a stream for a session with a running container towards the master; or only to say why there is none."""
 
@@ -148,10 +155,12 @@ AgentEffect = (
     | Log
     | ProbeDevice
     | ReleaseNetwork
+    | AskWhoUses
 )
 
 __all__ = [
     "AgentEffect",
+    "AskWhoUses",
     "CheckContainer",
     "CloseConnection",
     "KillContainer",

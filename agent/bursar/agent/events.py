@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
 from bursar.agent.devices.health import DeviceSignal, Remedy
+from bursar.agent.devices.users import DeviceUser
 from bursar.core.devices import Device
 from bursar.core.ids import ConnectionId, DeviceUuid
 from bursar.core.lives import CheckStatus
@@ -132,6 +133,14 @@ class DeviceProbed:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceUsersTold:
+    """The answer to AskWhoUses."""
+
+    #: None: its driver cannot say, and never will.
+    users: Mapping[DeviceUuid, tuple[DeviceUser, ...] | None]
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxOverfilled:
     """A running task occupies more of its sandbox than the disk that it was granted."""
 
@@ -153,6 +162,7 @@ AgentEvent = (
     | DevicesSignalled
     | ContainersCompared
     | DeviceProbed
+    | DeviceUsersTold
     | SandboxOverfilled
     | TimePassed
     | Stalled
@@ -167,6 +177,7 @@ __all__ = [
     "ContainersCompared",
     "ContainersRecovered",
     "DeviceProbed",
+    "DeviceUsersTold",
     "DevicesDiscovered",
     "DevicesSignalled",
     "ImageMissed",

@@ -13,6 +13,7 @@ from bursar.agent.checkups import Checkups
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
 from bursar.agent.effects import PullImage, RemoveContainer, StartContainer
 from bursar.agent.events import ContainerLaunchFailed
+from bursar.agent.leaving import BUSY_PAUSE_MS, Leaving
 from bursar.agent.pinning import granted_devices
 from bursar.agent.reporting import Reporting
 from bursar.agent.restarts import may_restart, next_in_row, wants_restart, words_for
@@ -42,9 +43,10 @@ from bursar.core.tasks import DEFAULT_KILL_GRACE_MS, AssignedTask, StatusReason,
 class Lives:
     """Launches, kills, and the ends of containers."""
 
-    def __init__(self, books: Books, reporting: Reporting) -> None:
+    def __init__(self, books: Books, reporting: Reporting, leaving: Leaving) -> None:
         self._books = books
         self._reporting = reporting
+        self._leaving = leaving
         self.checkups = Checkups(books, reporting, self._kill_here)
         self.groups = TaskGroups(books, self._kill)
         for key, record in books.state.tasks.items():
@@ -172,7 +174,8 @@ class Lives:
                     key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started")
                 )
             return
-        if record.state.is_terminal:
+        container_id = container_of(self._books.info.agent_id, key)
+        if record.state.is_terminal or container_id in self._leaving:
             return
         earlier = record.kill
         if earlier is not None and grace_ms_of(record.task, kill) >= grace_ms_of(record.task, earlier):
@@ -183,7 +186,6 @@ class Lives:
         else:
             record = replace(record, kill=kill, kill_message=message[:MAX_MESSAGE_LENGTH])
             self._reporting.report(record, Verdict(TaskState.KILLING, kill.reason, record.kill_message))
-        container_id = container_of(self._books.info.agent_id, key)
         if record.waiting:
             self._end(key, Verdict(TaskState.KILLED, kill.reason, "ended as asked, between two runs"))
         elif record.pulling:
@@ -223,9 +225,9 @@ class Lives:
                     self._books.repaired(
                         "container-missing", "a task's container vanished while the agent was down", key
                     )
-                self._end(key, never_seen(record, self._books.info.boot_id))
+                self._leave(key, never_seen(record, self._books.info.boot_id), final=True)
             elif container.exit is not None:
-                self._ended(key, end_of(record, container.exit, self._books.info.boot_id))
+                self._leave(key, end_of(record, container.exit, self._books.info.boot_id))
             else:
                 self._adopt(container_id, record)
         for container_id, container in found.items():
@@ -274,7 +276,8 @@ class Lives:
     def _kill_here(self, key: TaskKey, reason: StatusReason, message: str) -> None:
         """The agent itself wants the end of a running task, and will say why when it has come."""
         record = self._books.state.tasks[key]
-        if record.state is not TaskState.RUNNING or record.waiting:
+        gone = container_of(self._books.info.agent_id, key) in self._leaving
+        if record.state is not TaskState.RUNNING or record.waiting or gone:
             return
         if reason is StatusReason.UNHEALTHY and may_restart(record):
             if not record.restart_asked:
@@ -306,10 +309,14 @@ class Lives:
         """What the engine has is not what the books have, and stays so: each is repaired, and said (B-18)."""
         for container_id in missing:
             key = self._books.live.get(container_id)
-            if key is None or self._books.state.tasks[key].state is not TaskState.RUNNING:
+            if (
+                key is None
+                or self._books.state.tasks[key].state is not TaskState.RUNNING
+                or container_id in self._leaving
+            ):
                 continue
             self._books.repaired("container-missing", "a task's container is gone, and nobody said so", key)
-            self._end(key, never_seen(self._books.state.tasks[key], self._books.info.boot_id))
+            self._leave(key, never_seen(self._books.state.tasks[key], self._books.info.boot_id), final=True)
         for container_id in strays:
             if container_id not in self._books.live and container_id not in self._books.orphans:
                 self._end_orphan(container_id)
@@ -318,7 +325,7 @@ class Lives:
         """A start has succeeded; the container may have ended already."""
         self._books.starting.discard(container_id)
         key = self._books.live.get(container_id)
-        if key is None:
+        if key is None or container_id in self._leaving:
             return
         record = self._books.state.tasks[key]
         if record.kill is not None:
@@ -389,12 +396,29 @@ class Lives:
         if key is not None:
             if exit.reason is StatusReason.ENGINE_LOST:
                 self._books.log("error", "a task is lost with the container engine", **names(key), reason=exit.message)
-            self._ended(key, end_of(self._books.state.tasks[key], exit, self._books.info.boot_id, self._books.devices))
+            self._leave(key, end_of(self._books.state.tasks[key], exit, self._books.info.boot_id, self._books.devices))
             return
+        self._books.deadlines.cancel(("kill", container_id))
+        devices = self._books.orphans.get(container_id, ())
+        self._leaving.depart(container_id, devices, container_id, lambda: self._orphan_ended(container_id))
+
+    def _orphan_ended(self, container_id: ContainerId) -> None:
         for uuid in self._books.orphans.pop(container_id, ()):
             del self._books.held[uuid]
-        self._books.deadlines.cancel(("kill", container_id))
         self._books.effects.append(RemoveContainer(container_id))
+
+    def _leave(self, key: TaskKey, verdict: Verdict, *, final: bool = False) -> None:
+        """The container of a task is no more; what follows from that follows once it is known who still uses its devices."""
+        books, record = self._books, self._books.state.tasks[key]
+        container_id = container_of(books.info.agent_id, key)
+        if container_id in self._leaving:
+            return
+        books.starting.discard(container_id)
+        books.deadlines.cancel(("kill", container_id))
+        books.deadlines.cancel(("run_time", key))
+        self.checkups.stop(key)
+        ended = self._end if final else self._ended
+        self._leaving.depart(container_id, record.task.device_uuids, key.task_id, lambda: ended(key, verdict))
 
     # --- restarts ----------------------------------------------------------------------------------------------------
 
@@ -434,6 +458,9 @@ class Lives:
         """Begin another run: its devices are looked up anew, as they may have changed (B-03)."""
         books, record = self._books, self._books.state.tasks[key]
         container_id = container_of(books.info.agent_id, key)
+        if any(uuid in books.busy for uuid in record.task.device_uuids) and not lost_device(record.task, books.devices):
+            books.deadlines.set(("restart", key), books.now.monotonic_ms + BUSY_PAUSE_MS)
+            return
         if lost := lost_device(record.task, books.devices):
             self._end(key, Verdict(TaskState.FAILED, StatusReason.DEVICE_LOST, f"it cannot be started again: {lost}"))
             return
@@ -449,7 +476,8 @@ class Lives:
         record = self._books.state.tasks.get(key)
         if record is None or record.state is not TaskState.RUNNING or record.relaunching or record.restart_asked:
             return
-        if record.task.spec.task_group is not None:
+        ended = container_of(self._books.info.agent_id, key) in self._leaving
+        if ended or record.task.spec.task_group is not None:
             return
         if record.waiting:
             self._books.deadlines.set(("restart", key), self._books.now.monotonic_ms)

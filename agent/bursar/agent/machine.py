@@ -31,6 +31,7 @@ from bursar.agent.events import (
     DeviceProbed,
     DevicesDiscovered,
     DevicesSignalled,
+    DeviceUsersTold,
     ImageMissed,
     ImagePulled,
     MasterConnected,
@@ -38,6 +39,7 @@ from bursar.agent.events import (
     MasterMessageReceived,
     SandboxOverfilled,
 )
+from bursar.agent.leaving import Leaving
 from bursar.agent.lives import Lives
 from bursar.agent.reporting import Reporting
 from bursar.agent.state import AgentState
@@ -71,8 +73,9 @@ class AgentMachine:
         self.reporting = Reporting(self.books)
         self.digests = Digests(self.books)
         self.conversation = Conversation(self.books, self.reporting, self.digests)
-        self.lives = Lives(self.books, self.reporting)
         self.ward = Ward(self.books, self.reporting)
+        self.leaving = Leaving(self.books, self.ward)
+        self.lives = Lives(self.books, self.reporting, self.leaving)
 
     # --- the protocol of machines -----------------------------------------------------------------------------------
 
@@ -112,12 +115,17 @@ class AgentMachine:
                 self.lives.compared(missing, strays)
             case DevicesDiscovered():
                 self.ward.discovered(event)
+                if books.recovered:
+                    self.leaving.look()
             case DevicesSignalled(signals):
                 self.ward.signalled(signals)
             case DeviceProbed(uuid, problem):
                 self.ward.probed(uuid, problem)
+            case DeviceUsersTold(users):
+                self.leaving.told(users)
             case ContainersRecovered(containers):
                 self.lives.recovered(containers)
+                self.leaving.begin()
                 self.ward.begin()
                 self.ward.settle()
                 if books.connection is not None:
@@ -144,6 +152,7 @@ class AgentMachine:
         self.reporting.check()
         self.lives.check()
         self.ward.check()
+        self.leaving.check()
         assert not (self.registered and self.books.connection is None)
         assert not (self.registered and not self.books.recovered)
 
@@ -229,6 +238,9 @@ class AgentMachine:
                     assert isinstance(subject, str)
                     self.books.log("warning", "a container does not end; asking again", container=subject)
                     self.books.kill_container(ContainerId(subject), 0)
+                case "leave" | "users":
+                    assert isinstance(subject, str)
+                    self.leaving.due(kind, subject)
                 case "device":
                     assert isinstance(subject, str)
                     self.ward.due(DeviceUuid(subject))

@@ -19,7 +19,7 @@ from bursar.agent.containers.process import boot_id
 from bursar.agent.containers.runtime import RuntimeUnavailable
 from bursar.agent.containers.select import runtime_for
 from bursar.agent.containers.volumes import VolumeRules, parse_volume_roots
-from bursar.agent.daemon import AgentDaemon, DeviceSource
+from bursar.agent.daemon import AgentDaemon
 from bursar.agent.devices.bindings import DeviceBindings
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.exclusive import shared_directories
@@ -27,9 +27,10 @@ from bursar.agent.devices.external import declared_with, read_external
 from bursar.agent.devices.health import HealthRules
 from bursar.agent.devices.select import driver_for
 from bursar.agent.devices.shares import ShareSetting, parse_shares
+from bursar.agent.devices.source import DeviceSource
 from bursar.agent.metrics import AgentMetrics
 from bursar.agent.resources import HostResources, discover_host
-from bursar.agent.settings import PROGRAM, load_settings
+from bursar.agent.settings import PROGRAM, load_settings, tolerated_programs
 from bursar.agent.watchdog import Watchdog, notify
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
@@ -116,6 +117,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         ),
         declared_with(settings.text("resources"), external),
         _host(work_dir.path, settings.text("memory")),
+        tolerated_programs(settings),
     )
     resolved = source.resolve(await asyncio.to_thread(_first_look, source), checkpoint.device_assignment())
     for warning in resolved.warnings:
@@ -155,6 +157,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         metrics=metrics,
         volumes=_volume_rules(settings, work_dir),
         bindings=DeviceBindings(agent_id, shared_directories()),
+        release_timeout_ms=settings.number("device-release-timeout"),
         fetch_cache_bytes=parse_amount(MEM, settings.text("fetch-cache")),
         health=HealthRules(
             cool_down_ms=settings.number("device-cool-down"), relapses=settings.number("device-relapses")

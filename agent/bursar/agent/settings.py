@@ -150,6 +150,20 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             minimum=1,
         ),
         Flag(
+            "device-release-timeout",
+            FlagType.DURATION,
+            120_000,
+            "A device is not offered while a process of an ended task uses it; after so long it is cordoned.",
+            minimum=100,
+        ),
+        Flag(
+            "tolerated-programs",
+            FlagType.LIST,
+            ("Xorg", "Xwayland", "gnome-shell", "kwin_wayland", "nvidia-cuda-mps-server"),
+            "Programs that may use GPUs beside tasks; a GPU that another one uses is not offered. *: any.",
+            metavar="NAME[,…]",
+        ),
+        Flag(
             "hang-timeout",
             FlagType.DURATION,
             60_000,
@@ -162,6 +176,11 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
 def load_settings(argv: Sequence[str], environ: Mapping[str, str], version: str) -> Settings:
     """Read all flags. Raises BursarError."""
     return load(flags(environ), argv, environ, PROGRAM, summary=SUMMARY, version=version)
+
+
+def tolerated_programs(settings: Settings) -> frozenset[str]:
+    """Programs that may use devices beside tasks, as the kernel names them: by 15 characters at most."""
+    return frozenset(name[:15] for name in settings.items("tolerated-programs"))
 
 
 def _addresses(value: FlagValue) -> str | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bursar.agent.containers.names import container_id_for
 from bursar.agent.containers.runtime import ContainerExit, ContainerId
 from bursar.agent.devices.health import is_lost
-from bursar.core.devices import Device, DeviceHealth
+from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
 from bursar.core.lives import CheckStatus
 from bursar.core.memory.pools import format_bytes
@@ -184,10 +184,11 @@ def devices_problem(
             )
         if device.health is DeviceHealth.UNHEALTHY:
             why = f": {device.health_reason}" if device.health_reason else ""
+            how = "busy" if device.condition is DeviceCondition.BUSY else "not healthy"
             return Verdict(
                 TaskState.DROPPED,
                 StatusReason.DEVICES_CHANGED,
-                f"device {uuid} is not healthy{why}; launch the task again",
+                f"device {uuid} is {how}{why}; launch the task again",
             )
         if uuid in held:
             return Verdict(

@@ -126,7 +126,7 @@ class Ward:
     def settle(self) -> None:
         """A step ends: what waited for a container may go on, and what is told of devices is as it should be."""
         for uuid, record in list(self._books.state.health.items()):
-            if record.condition is DeviceCondition.CORDONED and uuid not in self._books.held:
+            if record.condition is DeviceCondition.CORDONED and not self._is_used(uuid):
                 self._happened(uuid, Released())
         self._show()
 
@@ -147,7 +147,7 @@ class Ward:
         books = self._books
         before = self._record(uuid)
         held = uuid in books.held
-        after = step(before, event, books.now.wall_ms, held, books.info.boot_id, books.config.health)
+        after = step(before, event, books.now.wall_ms, self._is_used(uuid), books.info.boot_id, books.config.health)
         if after == before:
             return
         books.persist(DeviceHealthSaved(after))
@@ -161,6 +161,9 @@ class Ward:
         if change.notice is not None and key is not None and books.state.tasks[key].kill is None:
             record = books.state.tasks[key]
             self._reporting.report(record, Verdict(record.state, *change.notice))
+
+    def _is_used(self, uuid: DeviceUuid) -> bool:
+        return uuid in self._books.held or uuid in self._books.busy
 
     def _record(self, uuid: DeviceUuid) -> HealthRecord:
         return self._books.state.health.get(uuid) or HealthRecord(uuid)
@@ -177,7 +180,17 @@ class Ward:
     def _stamped(self) -> tuple[Device, ...]:
         """The devices as others are told; those that were never ill as their driver describes them."""
         health = self._books.state.health
-        return tuple(health[one.uuid].stamp(one) if one.uuid in health else one for one in self._described)
+        stamped = (health[one.uuid].stamp(one) if one.uuid in health else one for one in self._described)
+        if not self._books.busy:
+            return tuple(stamped)
+        return tuple(self._as_busy(one) for one in stamped)
+
+    def _as_busy(self, device: Device) -> Device:
+        """A device as well as it is, but used by somebody; what is worse than that is told instead."""
+        busy = self._books.busy.get(device.uuid)
+        if busy is None or device.health is DeviceHealth.UNHEALTHY:
+            return device
+        return replace(device, health=DeviceHealth.UNHEALTHY, condition=DeviceCondition.BUSY, health_reason=busy.reason)
 
     def _show(self) -> None:
         books = self._books

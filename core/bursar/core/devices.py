@@ -28,6 +28,7 @@ class DeviceCondition(IntEnum):
     CORDONED = 3
     RECOVERING = 4
     RETIRED = 5
+    BUSY = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -599,7 +599,8 @@ def _beyond(held: Holding, total: Holding) -> dict[Stack, Resources]:
 def _without(resources: Resources, devices: AbstractSet[DeviceUuid]) -> Resources:
     if resources.devices.isdisjoint(devices):
         return resources
-    return Resources(resources.scalars, resources.ports, resources.devices - devices)
+    # Not `-`: a view of a dictionary would make a set of it, which others could change in place.
+    return Resources(resources.scalars, resources.ports, resources.devices.difference(devices))
 
 
 def _sum(holdings: Iterable[Holding]) -> dict[Stack, Resources]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bursar.agent.devices.health import DeviceSignal, HealthRules
 from bursar.agent.effects import (
+    AskWhoUses,
     CheckContainer,
     CloseConnection,
     KillContainer,
@@ -26,6 +27,7 @@ from bursar.agent.events import (
     DeviceProbed,
     DevicesDiscovered,
     DevicesSignalled,
+    DeviceUsersTold,
     MasterConnected,
     MasterDisconnected,
     MasterMessageReceived,
@@ -58,6 +60,10 @@ HEALTH = HealthRules(
 )
 
 
+#: A device that is used longer than this after its task's end is cordoned.
+RELEASE_TIMEOUT_MS = 10_000
+
+
 class CheckpointTwin(Protocol):
     """Another checkpoint that is given the same records and must come to mean the same (the file of an agent, in a test)."""
 
@@ -80,6 +86,8 @@ class AgentNode:
         self._finished_limit = finished_limit
         self._random = world.stream_of(name)
         self._boots = 1
+        #: Whether the machine's driver can say who uses its devices.
+        self.tells_users = world.stream_of(f"{name}/driver").random() < 0.7
         #: Lives of the agent so far.
         self.lives = 0
         self.checkpoint = AgentState()
@@ -89,9 +97,10 @@ class AgentNode:
             world.timeline,
             self._random,
             world.faults,
-            on_begin=self._container_began,
+            on_begin=self._began,
             on_remove=lambda container: world.checkers.agents.container_removed(self.agent_id, container),
             on_fail=lambda container: world.checkers.groups.began(self.agent_id, container),
+            on_end=self._ended,
         )
         self._stream: Stream | None = None
         self._connection = ConnectionId(0)
@@ -124,7 +133,13 @@ class AgentNode:
             capabilities=(TASK_GROUPS,),
         )
         config = AgentConfig(
-            info, "default-image" if self._runtime == "docker" else "", self._finished_limit, health=HEALTH
+            info,
+            "default-image" if self._runtime == "docker" else "",
+            self._finished_limit,
+            health=HEALTH,
+            tells_users=self.tells_users,
+            users=self.gpus.users(self.gpus.uuids) if self.tells_users else {},
+            release_timeout_ms=RELEASE_TIMEOUT_MS,
         )
         if self.twin is not None:
             assert self.twin.load() == self.checkpoint, "the checkpoint and its copy mean different things"
@@ -156,6 +171,7 @@ class AgentNode:
         self.die()
         self._world.note(self.name, "is rebooted")
         self.containers.reboot()
+        self.gpus.desert()
         self._boots += 1
 
     def look_at_devices(self) -> None:
@@ -171,10 +187,6 @@ class AgentNode:
 
     # --- inside ---
 
-    def _container_began(self, container: SimulatedContainer) -> None:
-        self._world.checkers.agents.container_began(self.agent_id, container)
-        self._world.checkers.groups.began(self.agent_id, container)
-
     def _recover(self, process: Process) -> None:
         if process is self.process:
             process.post(ContainersRecovered(self.containers.recover()))
@@ -183,6 +195,38 @@ class AgentNode:
     def _connect(self, process: Process) -> None:
         if process is self.process and self._stream is None:
             self._stream = self._world.network.connect("agent", self.name, self)
+
+    def _began(self, container: SimulatedContainer) -> None:
+        judge = self._world.checkers.agents
+        judge.container_began(self.agent_id, container)
+        self._world.checkers.groups.began(self.agent_id, container)
+        if self.tells_users:
+            judge.container_began_on(self.agent_id, container, self.gpus.left)
+
+    def _ended(self, container: SimulatedContainer) -> None:
+        """Maybe a process of it stays on a device."""
+        world = self._world
+        for uuid in container.devices:
+            if self._random.random() < world.faults.lingering_chance:
+                pid = self.gpus.left[uuid] = self._random.randint(2, 99_999)
+                world.note(self.name, f"process {pid} of {container.task_id} stays on {uuid}")
+                world.timeline.after(self._random.randint(1, world.faults.linger_ms), self._gone, uuid, pid)
+
+    def _gone(self, uuid: DeviceUuid, pid: int) -> None:
+        for pids in (self.gpus.left, self.gpus.strangers):
+            if pids.get(uuid) == pid:
+                del pids[uuid]
+
+    def intrude(self, uuid: DeviceUuid) -> None:
+        """A process of nobody's task uses a device for a while; seen at the next look."""
+        pid = self.gpus.strangers[uuid] = self._random.randint(2, 99_999)
+        self._world.note(self.name, f"process {pid} of nobody uses {uuid}")
+        self._world.timeline.after(self._random.randint(1, self._world.faults.linger_ms), self._gone, uuid, pid)
+        self.look_at_devices()
+
+    def _asked(self, process: Process, uuids: tuple[DeviceUuid, ...]) -> None:
+        if process is self.process:
+            process.post(DeviceUsersTold(self.gpus.users(uuids)))
 
     def _probed(self, process: Process, uuid: DeviceUuid) -> None:
         if process is self.process:
@@ -275,6 +319,10 @@ class AgentNode:
                 self._world.checkers.agents.probes(self.agent_id, uuid, self.containers.live)
                 assert self.process is not None
                 self._world.timeline.after(self._random.randint(0, 500), self._probed, self.process, uuid)
+            case AskWhoUses(uuids):
+                assert self.process is not None
+                if self._random.random() >= self._world.faults.silent_driver_chance:
+                    self._world.timeline.after(self._random.randint(0, 20), self._asked, self.process, uuids)
             case RemoveSandbox() | OpenLogStream() | OpenSessionStream() | Log():
                 pass
             case _:

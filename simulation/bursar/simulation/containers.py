@@ -81,6 +81,7 @@ class SimulatedContainers:
         on_begin: Callable[[SimulatedContainer], None],
         on_remove: Callable[[SimulatedContainer], None],
         on_fail: Callable[[SimulatedContainer], None],
+        on_end: Callable[[SimulatedContainer], None] = lambda container: None,
     ) -> None:
         self._timeline = timeline
         self._random = random
@@ -89,6 +90,7 @@ class SimulatedContainers:
         self._on_begin = on_begin
         self._on_remove = on_remove
         self._on_fail = on_fail
+        self._on_end = on_end
         self.containers: dict[ContainerId, SimulatedContainer] = {}
         #: Where an agent listens.
         self.watcher: Watcher | None = None
@@ -239,6 +241,7 @@ class SimulatedContainers:
     def _end(self, container: SimulatedContainer, end: ContainerExit) -> None:
         if container.live:
             container.exit = end
+            self._on_end(container)
             self._tell(ContainerExited(container.container_id, end))
 
     def _tell(self, event: Any, watcher: Watcher | None = None) -> None:

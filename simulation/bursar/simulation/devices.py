@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from bursar.agent.devices.health import Remedy
+from bursar.agent.devices.users import DeviceUser
 from bursar.core.devices import Device, DeviceHealth, DeviceLink
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.resources import PortRange, Reservation, ReservationType, ReservedResources, Resources
@@ -35,6 +37,9 @@ class SimulatedGpus:
         self._static = static
         self._ill: set[DeviceUuid] = set()
         self._away: set[DeviceUuid] = set()
+        #: Processes that containers left behind, and those of nobody's task, by the device that they use.
+        self.left: dict[DeviceUuid, int] = {}
+        self.strangers: dict[DeviceUuid, int] = {}
 
     @property
     def uuids(self) -> list[DeviceUuid]:
@@ -53,6 +58,18 @@ class SimulatedGpus:
     def is_ill(self, uuid: DeviceUuid) -> bool:
         """Whether it would fail a probe."""
         return uuid in self._ill or uuid in self._away
+
+    def users(self, uuids: Iterable[DeviceUuid]) -> dict[DeviceUuid, tuple[DeviceUser, ...] | None]:
+        """Who uses each of these beside containers."""
+        return {
+            uuid: tuple(DeviceUser(pids[uuid], "simulated") for pids in (self.left, self.strangers) if uuid in pids)
+            for uuid in uuids
+        }
+
+    def desert(self) -> None:
+        """All processes are gone."""
+        self.left.clear()
+        self.strangers.clear()
 
     def remedies(self) -> dict[DeviceUuid, Remedy]:
         """Every look comes after whatever was to be done."""

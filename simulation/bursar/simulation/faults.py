@@ -53,6 +53,12 @@ class Faults:
     device_failures_per_minute: float = 0.0
     device_away_ms: int = 30_000
 
+    #: A container leaves a process on a device, for up to `linger_ms`; a process of nobody's task uses one; a driver does not answer.
+    lingering_chance: float = 0.0
+    linger_ms: int = 5_000
+    strangers_per_minute: float = 0.0
+    silent_driver_chance: float = 0.0
+
     #: Frameworks: killed, and back after up to `framework_down_ms`.
     framework_crashes_per_minute: float = 0.0
     framework_down_ms: int = 5_000
@@ -99,6 +105,7 @@ _DURATIONS_MS: dict[str, tuple[int, ...]] = {
     "start_ms": (0, 20, 2_000),
     "pull_ms": (100, 3_000, 60_000),
     "device_away_ms": (1_000, 30_000),
+    "linger_ms": (100, 5_000, 60_000),
     "framework_down_ms": (10, 5_000),
 }
 

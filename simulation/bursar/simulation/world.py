@@ -244,6 +244,7 @@ class World:
         self._plague(faults.stalls_per_minute, self._stall)
         self._plague(faults.container_losses_per_minute, self._lose_container)
         self._plague(faults.device_failures_per_minute, self._fail_device)
+        self._plague(faults.strangers_per_minute, self._intrude)
         self._plague(faults.framework_crashes_per_minute, self._kill_framework)
         self._plague(faults.operator_acts_per_minute, self.operator.act)
 
@@ -290,6 +291,7 @@ class World:
             agent.containers.faults = self.faults
             for uuid in agent.gpus.uuids:
                 agent.gpus.mend(uuid)
+            agent.gpus.desert()
             agent.look_at_devices()
         self.operator.lift_quotas()
 
@@ -423,6 +425,11 @@ class World:
             agent.gpus.fail(uuid, vanish)
             agent.look_at_devices()
             self.timeline.after(self._random.randint(1, self.faults.device_away_ms), self._mend_device, agent, uuid)
+
+    def _intrude(self) -> None:
+        agent = self._some_agent()
+        if agent.gpus.uuids:
+            agent.intrude(self._random.choice(agent.gpus.uuids))
 
     @staticmethod
     def _mend_device(agent: AgentNode, uuid: Any) -> None:

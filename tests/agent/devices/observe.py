@@ -14,14 +14,21 @@ import shutil
 import sys
 from typing import Any
 
-from bursar.agent.devices.driver import ContainerDecorator, DriverUnavailable, health_watchers
+from bursar.agent.devices.driver import ContainerDecorator, DriverUnavailable, health_watchers, user_tellers
 from bursar.agent.devices.select import bare_drivers
 from bursar.core.ids import AgentId
 
 
 def main(devices: str, agent_id: str, *layouts: str) -> None:
     (driver,) = bare_drivers(devices, AgentId(agent_id))
-    said: dict[str, Any] = {"name": driver.name, "discoveries": [], "heard": [], "remedies": [], "probes": []}
+    said: dict[str, Any] = {
+        "name": driver.name,
+        "discoveries": [],
+        "heard": [],
+        "remedies": [],
+        "probes": [],
+        "users": [],
+    }
     found = ()
     for layout in layouts or (None, None):
         if layout:
@@ -32,6 +39,14 @@ def main(devices: str, agent_id: str, *layouts: str) -> None:
             said["discoveries"].append({"unavailable": str(unavailable)})
         else:
             said["discoveries"].append([dataclasses.asdict(device) for device in found])
+            uuids = [device.uuid for device in found]
+            said["users"].append(
+                {
+                    uuid: [one.pid for one in who]
+                    for teller in user_tellers(driver)
+                    for uuid, who in teller.users(uuids).items()
+                }
+            )
             for watcher in health_watchers(driver):
                 heard = watcher.watch(0.05)
                 said["heard"].append(None if heard is None else [dataclasses.asdict(signal) for signal in heard])

@@ -68,3 +68,8 @@ def test_files_of_instances_are_those_that_the_kernel_names(tmp_path: Path) -> N
     assert _cap_nodes(card, (2, 0), tmp_path) == [], "both or none"
     (base / "ci0" / "access").write_text("DeviceFileMinor: 31\n")
     assert _cap_nodes(card, (2, 0), tmp_path) == ["/dev/nvidia-caps/nvidia-cap30", "/dev/nvidia-caps/nvidia-cap31"]
+
+
+def test_who_uses_an_instance_uses_no_other(observe: Any) -> None:
+    busy = CUT + "process_of MIG-22222222-0000-1111-2222-000000000000 4711 1024\nprocess 1 7 0\n"
+    assert observe("nvml", busy)["users"] == [{THREE: [], ONE: [4711], WHOLE: [7]}]

@@ -130,3 +130,9 @@ def test_the_recovery_action_says_what_must_be_done_where_the_driver_knows_it(ob
     before, after = said["probes"]
     assert set(before.values()) == {""}
     assert [bool(after[uuid]) for uuid in uuids] == [False, True, True, True]
+
+
+def test_who_uses_a_gpu_is_told_unless_the_driver_does_not_say(observe: Any, layout: str) -> None:
+    first, second = observe("nvml", layout + "process 1 4711 1024\nprocess 1 4712 1024\n", layout + "mute 0\n")["users"]
+    assert list(first.values()) == [[], [4711, 4712], [], []]
+    assert len(second) == 3

@@ -185,3 +185,15 @@ def test_one_master_that_serves_is_enough() -> None:
     findings = masters.look(["127.0.0.1:1"], 1.0)
     assert [finding.verdict for finding in findings] == [Verdict.FAIL]
     assert findings[0].found == "127.0.0.1:1: Failed to connect to remote host: Connection refused"
+
+
+def test_who_uses_a_gpu_already_is_named_unless_it_may(tmp_path: Path) -> None:
+    orders = tmp_path / "faults"
+    driver = SimulatedDevices(AgentId("a"), 2, faults=orders)
+    (fine,) = devices.users(driver.discover(), driver, frozenset())
+    assert fine.verdict is Verdict.OK
+    orders.write_text("1 process 4194305\n")
+    (finding,) = devices.users(driver.discover(), driver, frozenset())
+    assert finding.verdict is Verdict.WARN and "4194305" in finding.found and "--tolerated-programs" in finding.todo
+    (tolerated,) = devices.users(driver.discover(), driver, frozenset({"*"}))
+    assert tolerated.verdict is Verdict.OK

@@ -10,6 +10,9 @@
  *   recovery INDEX ACTION                              the recovery action; without the line: not supported
  *   xid INDEX NUMBER                                   reported once to who waits for events, when the line is new
  *   mig INDEX MOST                                     the device is cut into instances, MOST at most; without the line: not supported
+ *   process INDEX PID MEM_BYTES                        a process that uses the device
+ *   process_of UUID PID MEM_BYTES                      one that uses an instance
+ *   mute INDEX                                         the device does not say who uses it
  *   instance INDEX PLACE UUID NAME GI CI SLICES MEM_MB an instance of a device
  */
 #include <stdio.h>
@@ -17,7 +20,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, DRIVER_NOT_LOADED = 9, TIMEOUT = 10, GPU_IS_LOST = 15, UNKNOWN = 999, NOT_FOUND = 6 };
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, DRIVER_NOT_LOADED = 9, TIMEOUT = 10, GPU_IS_LOST = 15, UNKNOWN = 999, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7 };
 enum { MAX_DEVICES = 16, MAX_LINKS = 36, TO_SWITCH = -1 };
 
 typedef struct {
@@ -25,6 +28,7 @@ typedef struct {
     int has_recovery, recovery;
     int has_rows, rows_pending, rows_failed;
     int links, peer[MAX_LINKS];
+    int mute;
     int mig_most, place, card, gpu_instance, compute_instance, slices;
     unsigned long long mem;
     char uuid[96], name[96], bus[32];
@@ -43,6 +47,9 @@ static int count, init_code, initialized;
 enum { MAX_INSTANCES = 64 };
 static device_t instances[MAX_INSTANCES];
 static int instance_count;
+enum { MAX_PROCESSES = 64 };
+static struct { char uuid[96]; unsigned int pid; unsigned long long mem; } processes[MAX_PROCESSES];
+static int process_count;
 enum { MAX_XIDS = 64 };
 static int xids, xids_told, xid_device[MAX_XIDS], xid_number[MAX_XIDS];
 
@@ -56,7 +63,7 @@ static void load(void) {
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[512];
     count = 0;
-    init_code = xids = instance_count = 0;
+    init_code = xids = instance_count = process_count = 0;
     memset(devices, 0, sizeof devices);
     while (file && fgets(line, sizeof line, file)) {
         device_t d = {0};
@@ -74,6 +81,16 @@ static void load(void) {
         } else if (sscanf(line, "recovery %d %d", &a, &b) == 2 && a < count) {
             devices[a].has_recovery = 1;
             devices[a].recovery = b;
+        } else if (sscanf(line, "mute %d", &a) == 1 && a < count) {
+            devices[a].mute = 1;
+        } else if (process_count < MAX_PROCESSES && sscanf(line, "process %d %d %llu", &a, &b, &d.mem) == 3 && a < count) {
+            strcpy(processes[process_count].uuid, devices[a].uuid);
+            processes[process_count].pid = (unsigned int)b;
+            processes[process_count++].mem = d.mem;
+        } else if (process_count < MAX_PROCESSES && sscanf(line, "process_of %95s %d %llu", d.uuid, &b, &d.mem) == 3) {
+            strcpy(processes[process_count].uuid, d.uuid);
+            processes[process_count].pid = (unsigned int)b;
+            processes[process_count++].mem = d.mem;
         } else if (sscanf(line, "xid %d %d", &a, &b) == 2 && a < count && xids < MAX_XIDS) {
             xid_device[xids] = a;
             xid_number[xids++] = b;
@@ -235,6 +252,43 @@ int nvmlDeviceGetAttributes_v2(device_t *d, attributes_t *answer) {
 
 int nvmlDeviceGetGpuInstanceId(device_t *d, unsigned int *id) { *id = (unsigned int)d->gpu_instance; return SUCCESS; }
 int nvmlDeviceGetComputeInstanceId(device_t *d, unsigned int *id) { *id = (unsigned int)d->compute_instance; return SUCCESS; }
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, device_t **handle) {
+    load();
+    for (int i = 0; i < count; i++)
+        if (strcmp(devices[i].uuid, uuid) == 0) { *handle = &devices[i]; return SUCCESS; }
+    for (int i = 0; i < instance_count; i++)
+        if (strcmp(instances[i].uuid, uuid) == 0) { *handle = &instances[i]; return SUCCESS; }
+    return NOT_FOUND;
+}
+
+/* --- processes --- */
+
+typedef struct {
+    unsigned int pid;
+    unsigned long long mem;
+    unsigned int gpu_instance, compute_instance;
+} process_t;
+
+int nvmlDeviceGetComputeRunningProcesses_v3(device_t *d, unsigned int *number, process_t *answer) {
+    unsigned int found = 0, room = answer ? *number : 0;
+    load();
+    if (d->code) return d->code;
+    if (d->mute) return NOT_SUPPORTED;
+    for (int i = 0; i < process_count; i++) {
+        if (strcmp(processes[i].uuid, d->uuid) != 0) continue;
+        if (found < room) answer[found] = (process_t){processes[i].pid, processes[i].mem, ~0u, ~0u};
+        found++;
+    }
+    *number = found;
+    return found > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
+
+int nvmlDeviceGetGraphicsRunningProcesses_v3(device_t *d, unsigned int *number, process_t *answer) {
+    (void)answer;
+    *number = 0;
+    return d->mute ? NOT_SUPPORTED : d->code;
+}
 
 /* --- health --- */
 

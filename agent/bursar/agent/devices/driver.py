@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from bursar.agent.containers.runtime import Decoration
 from bursar.agent.devices.health import DeviceSignal, Remedy
+from bursar.agent.devices.users import DeviceUser
 from bursar.core.devices import Device
 from bursar.core.ids import DeviceUuid
 
@@ -65,6 +66,22 @@ def health_watchers(driver: DeviceDriver) -> Iterator[HealthWatcher]:
     for inner in getattr(driver, "inner", ()):
         yield from health_watchers(inner)
     if isinstance(driver, HealthWatcher):
+        yield driver
+
+
+@runtime_checkable
+class UserTeller(Protocol):
+    """A driver that knows which processes use its devices (F49-14). Called from worker threads."""
+
+    def users(self, uuids: Collection[DeviceUuid]) -> Mapping[DeviceUuid, tuple[DeviceUser, ...]]:
+        """Who uses each of these; devices of which it cannot say are left out. Processes by the numbers of the machine."""
+
+
+def user_tellers(driver: DeviceDriver) -> Iterator[UserTeller]:
+    """The driver, or those that it stands for (`inner`), as far as they know who uses their devices."""
+    for inner in getattr(driver, "inner", ()):
+        yield from user_tellers(inner)
+    if isinstance(driver, UserTeller):
         yield driver
 
 

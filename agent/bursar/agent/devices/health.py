@@ -148,8 +148,10 @@ class HealthRecord:
 
 
 def is_lost(device: Device) -> bool:
-    """Whether a device, as others are told of it, has failed: not only suspect, nor out of service by an order."""
-    if device.health is not DeviceHealth.UNHEALTHY or device.condition is DeviceCondition.SUSPECT:
+    """Whether a device, as others are told of it, has failed: not only suspect or busy, nor out of service by an order."""
+    if device.health is not DeviceHealth.UNHEALTHY:
+        return False
+    if device.condition in (DeviceCondition.SUSPECT, DeviceCondition.BUSY):
         return False
     return not device.health_reason.startswith(_BY_ORDER)
 

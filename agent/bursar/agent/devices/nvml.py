@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +18,11 @@ import pynvml as _pynvml
 from bursar.agent.containers.runtime import Decoration
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.health import DeviceSignal, Remedy
-from bursar.agent.devices.nvml_health import NvmlEvents, measure_gpu, recovery_of
+from bursar.agent.devices.nvml_health import NvmlEvents, measure_gpu, recovery_of, users_of
 from bursar.agent.devices.nvml_mig import like_card, nodes_of, slices_of
+from bursar.agent.devices.users import DeviceUser
 from bursar.agent.pinning import visible_devices, visible_id
-from bursar.core.device_names import parent_of
+from bursar.core.device_names import native_id, parent_of
 from bursar.core.devices import Device, DeviceHealth, DeviceLink
 from bursar.core.ids import DeviceUuid
 from bursar.core.resources import GPUS
@@ -151,6 +152,18 @@ class NvmlDevices:
     def measure(self) -> Mapping[DeviceUuid, Mapping[str, tuple[float, float | None]]]:
         """Use, memory, temperature and power of GPUs that answer (B-10)."""
         return {uuid: measure_gpu(handle) for uuid, handle in list(self._handles.items())} if self._open else {}
+
+    def users(self, uuids: Collection[DeviceUuid]) -> Mapping[DeviceUuid, tuple[DeviceUser, ...]]:
+        """Processes with a context of CUDA or graphics on a GPU, or on an instance; what the driver does not tell is left out."""
+        found: dict[DeviceUuid, tuple[DeviceUser, ...]] = {}
+        for uuid in uuids if self._open else ():
+            try:
+                slice_ = pynvml.nvmlDeviceGetHandleByUUID(native_id(uuid)) if parent_of(uuid) else None
+                handle = slice_ or self._handles[uuid]
+                found[uuid] = users_of(handle)
+            except (pynvml.NVMLError, KeyError) as error:
+                log.debug("GPU %s does not say who uses it: %s", uuid, error)
+        return found
 
     def probe(self, uuid: DeviceUuid) -> str:
         """All that can be asked without running something: the driver answers, and nothing is left to be done."""

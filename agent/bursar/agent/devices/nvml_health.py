@@ -12,6 +12,7 @@ from typing import Any
 import pynvml as _pynvml
 
 from bursar.agent.devices.health import DeviceSignal, Remedy
+from bursar.agent.devices.users import DeviceUser
 from bursar.agent.devices.xids import signal_of
 from bursar.core.ids import DeviceUuid
 
@@ -128,6 +129,15 @@ class NvmlEvents:
 
 def _address(handle: Any) -> int:
     return int(ctypes.cast(handle, ctypes.c_void_p).value or 0)
+
+
+def users_of(handle: Any) -> tuple[DeviceUser, ...]:
+    """Who has a context on a GPU, or on an instance of one. Raises NVMLError where it does not say."""
+    found: dict[int, int | None] = {}
+    for ask in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
+        for process in ask(handle):
+            found.setdefault(int(process.pid), process.usedGpuMemory)
+    return tuple(DeviceUser(pid, mem_bytes=used) for pid, used in sorted(found.items()))
 
 
 def measure_gpu(handle: Any) -> dict[str, tuple[float, float | None]]:

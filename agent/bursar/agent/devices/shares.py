@@ -10,12 +10,22 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bursar.agent.containers.runtime import Decoration
-from bursar.agent.devices.driver import ContainerDecorator, DeviceDriver, HealthWatcher, health_watchers
+from bursar.agent.devices.driver import (
+    ContainerDecorator,
+    DeviceDriver,
+    DeviceMeter,
+    HealthWatcher,
+    UserTeller,
+    device_meters,
+    health_watchers,
+    user_tellers,
+)
 from bursar.agent.devices.health import DeviceSignal, Remedy
+from bursar.agent.devices.users import DeviceUser
 from bursar.agent.pinning import visible_id
 from bursar.core.device_names import device_name, parent_of
 from bursar.core.devices import Device
@@ -69,6 +79,8 @@ class SharedDevices:
         self.may_block = bool(getattr(driver, "may_block", False))
         self._driver, self._setting = driver, setting
         self._watchers: list[HealthWatcher] = list(health_watchers(driver))
+        self._tellers: list[UserTeller] = list(user_tellers(driver))
+        self._meters: list[DeviceMeter] = list(device_meters(driver))
         self._cards: dict[DeviceUuid, Device] = {}
 
     def discover(self) -> tuple[Device, ...]:
@@ -113,6 +125,16 @@ class SharedDevices:
         """Those of the cards, for their shares as well."""
         said = {uuid: remedy for one in self._watchers for uuid, remedy in one.remedies().items()}
         return {name: remedy for uuid, remedy in said.items() for name in self._names_of(uuid)}
+
+    def users(self, uuids: Collection[DeviceUuid]) -> Mapping[DeviceUuid, tuple[DeviceUser, ...]]:
+        """Who uses the card uses each share of it, as far as anybody can tell them apart."""
+        cards = {uuid: self._card_name(uuid) for uuid in uuids}
+        said = {card: who for one in self._tellers for card, who in one.users(set(cards.values())).items()}
+        return {uuid: said[card] for uuid, card in cards.items() if card in said}
+
+    def measure(self) -> Mapping[DeviceUuid, Mapping[str, tuple[float, float | None]]]:
+        """What the cards do; of a share alone nobody knows."""
+        return {uuid: figures for one in self._meters for uuid, figures in one.measure().items()}
 
     def probe(self, uuid: DeviceUuid) -> str:
         """The card is tried."""

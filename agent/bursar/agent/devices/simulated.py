@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bursar.agent.containers.runtime import Decoration
 from bursar.agent.devices.health import DeviceSignal, Remedy
+from bursar.agent.devices.users import DeviceUser
 from bursar.agent.devices.xids import signal_of
 from bursar.agent.pinning import visible_devices
 from bursar.core.devices import Device, DeviceHealth, DeviceLink
@@ -47,7 +48,7 @@ class SimulatedDevices:
     Their uuids derive from the agent's id and the index: stable over restarts, different on every agent.
 
     Faults can be ordered in a file, one a line, and are over when the line is gone: `INDEX ill WHY` (the driver complains), `INDEX gone` (it
-    is not there any more), `INDEX xid NUMBER` (said once, when the line appears). Other lines mean nothing.
+    is not there any more), `INDEX xid NUMBER` (said once, when the line appears), `INDEX process PID` (that process uses it). Other lines mean nothing.
     """
 
     name = "simulated"
@@ -96,9 +97,24 @@ class SimulatedDevices:
         """A simulated GPU does nothing."""
         return {device.uuid: {"gpu_util": (0, 100), "mem": (0, device.mem_bytes)} for device in self.discover()}
 
+    def users(self, uuids: Collection[DeviceUuid]) -> Mapping[DeviceUuid, tuple[DeviceUser, ...]]:
+        """Those that were ordered."""
+        orders = [(self._uuid(index), text) for index, kind, text in self._orders() if kind == "process"]
+        return {
+            uuid: tuple(DeviceUser(int(pid)) for which, pid in orders if which == uuid and pid.isdecimal())
+            for uuid in uuids
+        }
+
     def probe(self, uuid: DeviceUuid) -> str:
         """It works unless an order says otherwise."""
-        return next((f"{kind} {text}".strip() for index, kind, text in self._orders() if self._uuid(index) == uuid), "")
+        return next(
+            (
+                f"{kind} {text}".strip()
+                for index, kind, text in self._orders()
+                if self._uuid(index) == uuid and kind != "process"
+            ),
+            "",
+        )
 
     def _uuid(self, index: int) -> DeviceUuid:
         return self._devices[index].uuid

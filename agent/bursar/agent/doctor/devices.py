@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bursar.agent.containers.device_access import EngineDevices, Way
-from bursar.agent.devices.driver import DeviceDriver, DriverUnavailable
+from bursar.agent.devices.driver import DeviceDriver, DriverUnavailable, user_tellers
 from bursar.agent.devices.exclusive import holder_of, shared_directories
+from bursar.agent.devices.source import DeviceSource
+from bursar.agent.devices.users import names_of
 from bursar.agent.doctor.findings import Finding, fail, ok, warn
+from bursar.agent.resources import HostResources
 from bursar.core.devices import Device, DeviceHealth
 
 _REMEDIES = {
@@ -47,6 +50,28 @@ def look(driver: DeviceDriver) -> tuple[tuple[Device, ...], list[Finding]]:
             )
         )
     return found, findings
+
+
+def users(found: Sequence[Device], driver: DeviceDriver, tolerated: frozenset[str]) -> list[Finding]:
+    """Which devices somebody uses already, who may be a task of an agent that runs."""
+    if not any(True for _ in user_tellers(driver)):
+        return []
+    source = DeviceSource(driver, "", HostResources(0, 0, 0), tolerated)
+    used = {uuid: who for uuid, who in source.users([device.uuid for device in found]).items() if who}
+    check = f"{driver.name} users"
+    if not used:
+        return [
+            ok(check, "nobody uses these devices" if source.tells_users else "whoever they are, they are tolerated")
+        ]
+    return [
+        warn(
+            check,
+            f"{uuid}: {names_of(who)}",
+            "a device is not offered while somebody who is no task uses it (all is well if that is a task)",
+            "end that program, or name it in --tolerated-programs",
+        )
+        for uuid, who in used.items()
+    ]
 
 
 def owners(found: Sequence[Device]) -> list[Finding]:

@@ -16,7 +16,7 @@ from bursar.agent.devices.shares import parse_shares
 from bursar.agent.doctor import devices, engine, machine, masters
 from bursar.agent.doctor.findings import Finding, Verdict, as_plain, as_text, count, fail, ok, warn
 from bursar.agent.resources import SYSTEM_RESERVE_MEM_BYTES, discover_host, resolve_resources
-from bursar.agent.settings import PROGRAM, flags
+from bursar.agent.settings import PROGRAM, flags, tolerated_programs
 from bursar.core.devices import Device
 from bursar.core.errors import BursarError
 from bursar.core.flags import Flag, FlagType
@@ -83,6 +83,7 @@ def _devices(settings: Settings) -> tuple[tuple[Device, ...], list[Finding]]:
         found += mine
         real += mine if driver.name != "simulated" else ()
         findings += said
+        findings += devices.users(mine, driver, tolerated_programs(settings))
         driver.close()
     return found, findings + (devices.owners(real) if real else [])
 

@@ -199,7 +199,7 @@ def once_empty(cluster: Cluster, gang: Gang, agent: Agent, rule: CompiledRule | 
     total: Holding = books.total
     if books.withheld_devices:
         total = {
-            stack: Resources(part.scalars, part.ports, part.devices - books.withheld_devices.keys())
+            stack: Resources(part.scalars, part.ports, part.devices.difference(books.withheld_devices))
             for stack, part in total.items()
         }
     available = offerable(cluster.holders, total, gang.request.role, _capabilities(cluster, gang))

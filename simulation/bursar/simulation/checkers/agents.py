@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bursar.agent.effects import StartContainer
@@ -61,6 +61,15 @@ class AgentJudge(Judge):
             )
             self._ports[agent_id, port] = container
 
+    def container_began_on(
+        self, agent_id: AgentId, container: SimulatedContainer, left: Mapping[DeviceUuid, int]
+    ) -> None:
+        """Nobody is given a device that a process of an ended task still uses (F49-14)."""
+        self._judged("no task is begun on a device that another one's process uses")
+        for uuid in container.devices:
+            who = f"process {left.get(uuid)} of an ended task"
+            require(uuid not in left, f"{agent_id} begins {container.task_id} on {uuid}, which {who} still uses")
+
     def container_removed(self, agent_id: AgentId, container: SimulatedContainer) -> None:
         """Only what has ended is removed."""
         require(not container.live, f"{agent_id} removes {container.container_id}, which still runs")
@@ -81,6 +90,7 @@ class AgentJudge(Judge):
                 again = machine.books.state.tasks[key].relaunching
                 for uuid in effect.task.device_uuids:
                     record = machine.books.state.health.get(uuid)
+                    require(uuid not in machine.books.busy, f"{agent_id} begins {key.task_id} on {uuid}, which is busy")
                     require(
                         record is None
                         or record.shown is DeviceCondition.HEALTHY
