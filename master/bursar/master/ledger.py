@@ -103,6 +103,11 @@ class Books:
     #: Whether there are slices or shares: views of cards, of which taking one hides others (design.md §4).
     has_views: bool = False
 
+    @property
+    def is_restricted(self) -> bool:
+        """Whether what is free may be less than what is not held."""
+        return bool(self.in_excess or self.withheld_devices or self.has_views or self.gang_hold or self.earmark)
+
     def held(self) -> dict[Stack, Resources]:
         """Offered and allocated together, by bucket."""
         return add_holdings(self.offered_sum(), self.allocated_sum)
@@ -282,16 +287,37 @@ class Ledger:
         if books.counted:
             self._accounts.charge(client, entry.amounts, entry.reserved)
 
-    def offer_whole(
-        self, agent_id: AgentId, books: Books, offer_id: OfferId, client: Client, amounts: Mapping[str, int]
+    def offer_part(
+        self,
+        agent_id: AgentId,
+        offer_id: OfferId,
+        client: Client,
+        holding: Holding,
+        amounts: Mapping[str, int],
+        rest: Holding,
     ) -> None:
-        """Move all that is free, nothing of it reserved, into an offer. The accounts are told by the caller, of many together."""
-        books.offered[offer_id] = _make_entry(_Entry, (client, books.free, amounts, _NOTHING, False))
-        if self._free_unreserved is None:
+        """Move what is free, but for a rest, into an offer; nothing of it is reserved, and there are no views. `amounts` is what it
+        counts for. The accounts and `note_offered` are told by the caller, of many together.
+        """
+        books = self.books[agent_id]
+        books.offered[offer_id] = _make_entry(_Entry, (client, holding, amounts, _NOTHING, False))
+        if rest:
+            books.free = rest
+        else:
             books.free = _ALL_TAKEN
             self.with_free.discard(agent_id)
-        else:
-            self._set_free(agent_id, books, _ALL_TAKEN)
+
+    def note_offered(self, amounts: Mapping[str, int]) -> None:
+        """So much was offered by `offer_part`, kind by kind."""
+        counter = self._free_unreserved
+        if counter is not None:
+            for kind, amount in amounts.items():
+                left = counter[kind] - amount
+                assert left >= 0, (kind, left)
+                if left:
+                    counter[kind] = left
+                else:
+                    del counter[kind]
 
     def release_offer(self, agent_id: AgentId, offer_id: OfferId) -> Holding:
         """Make an offer's resources free again; return them."""
@@ -317,10 +343,14 @@ class Ledger:
                 else:
                     due[key], times[key] = entry, 1
             holdings.append(holding)
-            if books.free or books.in_excess or books.withheld_devices or books.has_views or is_kept:
+            if is_kept or books.is_restricted or (books.free and (books.offered or books.allocated)):
                 self._give_back(agent_id, books, entry, told=True)
+            elif not (books.offered or books.allocated):
+                # Nothing is held any more, as it mostly is. Agents that have the same share it.
+                books.free = books.total
+                if books.present:
+                    with_free.add(agent_id)
             else:
-                # The whole remainder, as it mostly is: exactly what was taken.
                 books.free = holding
                 if books.present:
                     with_free.add(agent_id)
@@ -494,6 +524,9 @@ class Ledger:
             return holding
         if books.has_views:
             self._set_free(agent_id, books, self._derive_free(books))
+            return holding
+        if not (books.offered or books.allocated or books.is_restricted):
+            self._set_free(agent_id, books, books.total)
             return holding
         back = holding
         if books.withheld_devices:

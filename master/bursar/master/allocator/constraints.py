@@ -36,7 +36,7 @@ _ATTRIBUTE = "attribute."
 class RoleSettings:
     """Which offers a framework takes in one role. Those that say the same share one object, and what it remembers."""
 
-    __slots__ = ("_names", "_on_agents", "_verdicts", "groups", "judges_offers", "minimum")
+    __slots__ = ("_on_agents", "_verdicts", "groups", "judges_offers", "minimum", "names")
 
     def __init__(self, groups: tuple[Predicates, ...], minimum: Minimum | None) -> None:
         #: One of them must be true; none at all: every offer is taken.
@@ -46,7 +46,8 @@ class RoleSettings:
         #: Whether an agent alone does not decide it.
         self.judges_offers = any(_may_be_about_offers(predicate) for group in groups for predicate in group)
         self._on_agents = tuple(tuple(p for p in group if not _is_about_offers(p)) for group in groups)
-        self._names = tuple(sorted({_name(p) for group in self._on_agents for p in group}))
+        #: The attributes, and the hostname, that they speak of: agents that say the same under these are taken alike.
+        self.names = tuple(sorted({_name(p) for group in self._on_agents for p in group}))
         self._verdicts: dict[tuple[str | int | None, ...], bool] = {}
 
     def may_take(self, agent: AgentFacts) -> bool:
@@ -54,7 +55,7 @@ class RoleSettings:
         if not self.groups:
             return True
         attributes = agent.attributes
-        key = tuple([agent.hostname if name == HOSTNAME else attributes.get(name) for name in self._names])
+        key = tuple([agent.hostname if name == HOSTNAME else attributes.get(name) for name in self.names])
         verdict = self._verdicts.get(key)
         if verdict is None:
             if len(self._verdicts) >= _MAX_VERDICTS:

@@ -16,24 +16,16 @@ from typing import NamedTuple
 from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
-from bursar.core.resources import UNRESERVED, Holding, Ports, to_reserved
-from bursar.core.text import Minimum
-from bursar.master.allocator.constraints import is_allocatable
-from bursar.master.allocator.decision import (
-    NO_PROMISE,
-    TAKES_ALL,
-    Decision,
-    Proposal,
-    Question,
-    minimum_of,
-    rules_about,
-    steps_for,
-)
+from bursar.core.resources import Holding, ReservedResources, holding_total, to_reserved
+from bursar.master.allocator.alike import WANT_OF_AMOUNTS, Alike, AllAlike, OnAgent, Portion, Wants
+from bursar.master.allocator.decision import Decision, Proposal, Question, rules_about, steps_for
 from bursar.master.allocator.held_back import guaranteed_first
 from bursar.master.allocator.lending import first_in_line
 from bursar.master.allocator.line import Line, Place
-from bursar.master.allocator.shares import Client, Node
+from bursar.master.allocator.quota import surely
+from bursar.master.allocator.shares import Amounts, Node
 from bursar.master.allocator.visibility import Cell
+from bursar.master.ledger import Books
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
 
 
@@ -81,87 +73,58 @@ def _wholeness(free: Holding) -> int:
     return number
 
 
-class _Alike:
-    """Agents of which the same amounts are free: who was refused one of them in this cycle is refused all of them."""
-
-    __slots__ = ("cut", "refused")
-
-    def __init__(self) -> None:
-        self.refused: set[Node] = set()
-        #: What quota cut off for these: (role, kind).
-        self.cut: set[tuple[str, str]] = set()
-
-
 class Plan(Place):
     """How a cycle deals with a client, worked out once."""
 
-    __slots__ = ("client", "framework", "minimum", "offers", "rules", "steps", "takes_all")
+    __slots__ = ("client", "framework", "offers", "rules", "steps", "want")
 
-    def __init__(self, cluster: Cluster, node: Node, offers: list[Offer]) -> None:
+    def __init__(self, cluster: Cluster, node: Node, wants: Wants, offers: list[Offer]) -> None:
         super().__init__(node)
         assert node.client is not None
         self.client = node.client
         self.framework = cluster.frameworks[node.client.framework_id]
         self.steps = steps_for(cluster, self.client, self.framework)
-        self.minimum = minimum_of(cluster, self.framework.settings.get(self.client.role), self.framework)
-        #: The rules that speak of it, as bits; where none of them speaks of the agent, and nothing on it was declined, it may have
-        #: all that is unreserved: nothing else is set up.
+        #: What is decided for others who want the same holds for it, too; None: nobody wants the same.
+        self.want = wants.of(cluster, self.client, self.framework)
+        #: The rules that speak of it, as bits.
         self.rules = rules_about(cluster, self.client, self.framework)
-        self.takes_all = TAKES_ALL.issuperset(self.steps)
         #: Those to the framework in this cycle.
         self.offers = offers
 
 
-class _Bag:
-    """What is free on an agent, or on several that share it; with what follows from it."""
+class _Turn:
+    """An agent, while it is offered."""
 
-    __slots__ = ("amounts", "holding", "is_plain", "minimum", "parts")
+    __slots__ = ("agent", "alike", "books", "by_rule", "done", "filters", "rules")
 
-    def __init__(self, holding: Holding, known: dict[frozenset[tuple[str, int]], Mapping[str, int]]) -> None:
-        #: Kept alive: it is found by its identity.
-        self.holding = holding
-        #: Nothing of it is reserved.
-        self.is_plain = len(holding) == 1 and UNRESERVED in holding
-        self.parts = to_reserved(holding)
-        self.amounts: Mapping[str, int] = {}
-        #: One that it is worth an offer by.
-        self.minimum: Minimum | None = None
-        if self.is_plain:
-            amounts = holding[UNRESERVED].amounts()
-            # Such as are alike are one object: shares are worked out once for all of them.
-            self.amounts = known.setdefault(frozenset(amounts.items()), amounts)
+    def __init__(self, cycle: Cycle, agent: Agent, alike: Alike | None) -> None:
+        cluster, agent_id = cycle.cluster, agent.agent_id
+        self.agent = agent
+        self.books = cluster.ledger.books[agent_id]
+        self.filters = cluster.filters.on(agent_id)
+        #: The rules that speak of it, as bits; and from whom rules hide all agents of its class, with the rule.
+        self.rules = cluster.visibility.class_of_agent(agent.info) if cycle.has_rules else 0
+        self.by_rule = cycle.hidden_from(self.rules)
+        #: Who was served or refused once need not be asked again: what is free only shrinks here. But a demand may be cut differently
+        #: from less, and so get past the filter that blocked its first cut.
+        self.done: set[Node] = set()
+        self.alike = alike
 
-    def is_worth(self, minimum: Minimum) -> bool:
-        """Whether it is worth an offer."""
-        if not is_allocatable(self.holding, minimum):
+    def is_hidden(self, node: Node) -> bool:
+        """Whether a rule hides the agent from a client, as is known; counted once."""
+        cell = self.by_rule.get(node)
+        if cell is None:
             return False
-        self.minimum = minimum
+        if node not in self.done:
+            cell.decisions += 1
+            self.done.add(node)
         return True
 
-
-_Amounts = tuple[tuple[tuple[str, int], ...], Ports, int]
-"""What is free and unreserved of an agent: scalars, ports, how many GPUs."""
-
-#: Refusals for want of amounts. During a cycle neither what quota allows nor what a framework wants grows, so they stand for all
-#: agents alike.
-_WANT_OF_AMOUNTS = frozenset(
-    {
-        RefusalReason.SUPPRESSED,
-        RefusalReason.EXCEEDS_AGENT,
-        RefusalReason.NOT_FREE,
-        RefusalReason.QUOTA_LIMIT,
-        RefusalReason.HEADROOM,
-        RefusalReason.TOO_SMALL,
-    }
-)
-
-
-def _amounts_of(free: Holding) -> _Amounts | None:
-    """The amounts by which agents are alike; None where something is reserved."""
-    if len(free) != 1 or UNRESERVED not in free:
-        return None
-    part = free[UNRESERVED]
-    return tuple(sorted(part.scalars.items())), part.ports, len(part.devices)
+    def is_refused_to_all(self, active: int) -> bool:
+        """Whether all that may be given anything are known to be refused, as far as the count tells."""
+        assert self.alike is not None
+        refused, done = self.alike.refused, self.done
+        return len(refused) + len(done) >= active and len(refused) + len(done - refused) >= active
 
 
 class Cycle:
@@ -178,13 +141,18 @@ class Cycle:
         self.by_framework: dict[FrameworkId, list[Offer]] = {}
         self._boxes: dict[FrameworkId, list[Offer]] = {}
         self._plans: dict[Node, Plan] = {}
-        self._refused: dict[_Amounts, _Alike] = {}
-        self._bags: dict[int, _Bag] = {}
+        self._wants = Wants()
+        self._alike = AllAlike()
         #: Class of agents → whom rules hide them from, and the rule.
         self._hidden: dict[int, dict[Node, Cell]] = {}
-        self._amounts: dict[frozenset[tuple[str, int]], Mapping[str, int]] = {}
+        self._line: Line[Plan] = Line(cluster.shares, self.plan_for)
         self.question = Question(cluster)
+        self.has_rules = bool(cluster.visibility.rules)
         self.has_quota = bool(cluster.shares.quota_kinds)
+        #: Of the kinds that quotas name: what was given in this cycle; and for a role's clients, up to which sum of it quota cuts
+        #: nothing.
+        self._given = dict.fromkeys(cluster.shares.quota_kinds, 0)
+        self._reach: dict[Node, dict[str, int]] = {}
         self._offer_prefix = f"{cluster.term}-O"
 
     def finish(self, now_ms: int) -> Made:
@@ -199,113 +167,261 @@ class Cycle:
 
     def offer_agents(self, agents: Iterable[Agent]) -> None:
         """Offer each agent until nothing is left of it, or nobody may have it."""
-        if self.has_quota:
-            for agent in agents:
-                self._ask_in_turn(agent)
-            return
-        line = Line(self.cluster.shares, self.plan_for)
-        for agent in self._offer_whole(agents, line):
-            line.close()
-            self._ask_in_turn(agent)
-        line.close()
+        for turn in self._offer_firsts(agents):
+            if not self._repeat(turn):
+                self._write_down()
+                self._ask_in_turn(turn)
+        self._write_down()
 
-    def _offer_whole(self, agents: Iterable[Agent], line: Line[Plan]) -> Iterator[Agent]:
-        """Offer all of each agent to whoever comes first, if nothing speaks against it, as most often: there is nothing to decide then.
-        Return the others, one by one, in their turn.
+    # --- what was decided already ---
+
+    def _offer_firsts(self, agents: Iterable[Agent]) -> Iterator[_Turn]:
+        """Offer each agent to whoever comes first, if nothing but what is free and wanted matters and the same was decided before: as it
+        mostly is, and so without a detour. Return the agents, one by one in their turn, that this does not end.
         """
-        cluster = self.cluster
+        cluster, line, alike_of, has_quota = self.cluster, self._line, self._alike.of, self.has_quota
         ledger, filters_on, class_of = cluster.ledger, cluster.filters.on, cluster.visibility.class_of_agent
-        books_of, outstanding, bags = ledger.books, cluster.offers, self._bags
+        books_of, first_in_line = ledger.books, cluster.first_in_line
         for agent in agents:
             agent_id = agent.agent_id
             books = books_of[agent_id]
-            bag = bags.get(id(books.free)) or self._bag(books.free)
+            alike = alike_of(books.free)
             plan = line.first()
             if plan is None:
                 return
+            portion = None
             if (
-                not (bag.is_plain and plan.takes_all and books.counted)
-                or filters_on(agent_id) is not None
-                or (plan.rules and plan.rules & class_of(agent.info))
-                or (bag.minimum is not plan.minimum and not bag.is_worth(plan.minimum))
+                alike is not None
+                and plan.want is not None
+                and filters_on(agent_id) is None
+                and not (plan.rules and plan.rules & class_of(agent.info))
+                and not (first_in_line or books.has_views or not books.counted)
+                and not (alike.refused and plan.node in alike.refused)
+                and (not has_quota or self._is_open(plan, alike, books.free))
             ):
-                yield agent
+                portion = alike.recall(plan.want, agent, plan.framework)
+            if type(portion) is not Portion or portion.same is None:
+                yield _Turn(self, agent, alike)
                 continue
-            cluster.offer_sequence = number = cluster.offer_sequence + 1
-            offer_id = OfferId(f"{self._offer_prefix}{number}")
-            client, framework, offers = plan.client, plan.framework, plan.offers
-            ledger.offer_whole(agent_id, books, offer_id, client, bag.amounts)
-            line.serve(plan, bag.amounts)
-            offer = Offer(
-                offer_id, client[1], client[0], agent_id, agent.description_version, bag.parts, self.expires_in_ms
-            )
-            outstanding[offer_id] = OutstandingOffer(offer, self.wall_ms, 0, NO_PROMISE)
-            framework.offers.add(offer_id)
-            self.offer_ids.append(offer_id)
-            if not offers:
-                self.by_framework[framework.framework_id] = offers
-            offers.append(offer)
+            self._offer(plan, agent, portion, portion.same)
+            rest = portion.rest
+            if rest is not None and (rest.cut or len(rest.refused) < cluster.shares.root.active):
+                turn = _Turn(self, agent, rest)
+                turn.done.add(plan.node)
+                yield turn
 
-    def _ask_in_turn(self, agent: Agent) -> None:
-        # What is free only shrinks here: whoever was refused or served once need not be asked again. But a demand may be cut
-        # differently from less, and so get past the filter that blocked its first cut.
-        done: set[Node] = set()
+    def _is_special(self, books: Books, agent_id: AgentId) -> bool:
+        """Whether an agent is not like others, whatever is free on it."""
+        return not books.counted or books.has_views or agent_id in self.cluster.first_in_line
+
+    def _repeat(self, turn: _Turn) -> bool:
+        """Offer an agent as others alike were, until nothing is left or nobody may have it; or until there is something to decide:
+        return whether there is not.
+        """
+        books, alike = turn.books, turn.alike
+        if self._is_special(books, turn.agent.agent_id):
+            return False
+        while alike is not None:
+            if self.has_quota and self._somebody_is_guaranteed(alike, books.free):
+                return False
+            found = self._next_in_line(turn)
+            if found is None:
+                if alike.cut:
+                    self._park(turn)
+                return True
+            plan, portion = found
+            if portion is None or not self._repeat_offer(turn, plan, portion):
+                return False
+            turn.alike = alike = portion.rest
+            turn.done.add(plan.node)
+        return not books.free
+
+    def _next_in_line(self, turn: _Turn) -> tuple[Plan, Portion | None] | None:
+        """Who is to be offered something next, and what; or who is to be decided about. None: nobody may have anything."""
+        alike, line = turn.alike, self._line
+        assert alike is not None
+        plan = line.first()
+        if plan is None or alike.refused and turn.is_refused_to_all(self.cluster.shares.root.active):
+            return None
+        node = plan.node
+        if node not in alike.refused and node not in turn.done and node not in turn.by_rule:
+            portion = self._recall(turn, alike, plan)
+            if not isinstance(portion, RefusalReason):
+                return plan, portion
+        for node in line.order():
+            if turn.is_hidden(node) or node in turn.done or node in alike.refused:
+                continue
+            plan = self.plan_for(node)
+            portion = self._recall(turn, alike, plan)
+            if not isinstance(portion, RefusalReason):
+                return plan, portion
+        return None
+
+    def _recall(self, turn: _Turn, alike: Alike, plan: Plan) -> Portion | RefusalReason | None:
+        """What was decided about such a client and such an agent; None where it must be decided."""
+        want, filters = plan.want, turn.filters
+        if want is None or plan.rules & turn.rules:
+            return None
+        if filters is not None and plan.client in filters.by_client:
+            return RefusalReason.DECLINED if plan.client in filters.known_hidden(turn.books.free) else None
+        known = alike.recall(want, turn.agent, plan.framework)
+        if isinstance(known, Portion):
+            return known if not self.has_quota or self._is_within_reach(plan, alike.amounts) else None
+        if known in WANT_OF_AMOUNTS:
+            alike.refused.add(plan.node)
+        return known
+
+    def _repeat_offer(self, turn: _Turn, plan: Plan, portion: Portion) -> bool:
+        """Offer what was decided; return whether it could be: constraints may be on which devices these are."""
+        agent, books, want = turn.agent, turn.books, plan.want
+        if portion.same is not None:
+            self._offer(plan, agent, portion, portion.same)
+            return True
+        cut = portion.of(books.free, agent.devices)
+        assert want is not None
+        if want.judges_devices:
+            assert want.settings is not None
+            if not want.settings.takes(agent.facts, cut[0], agent.devices):
+                return False
+        self._offer(plan, agent, portion, cut)
+        return True
+
+    def _offer(self, plan: Plan, agent: Agent, portion: Portion, cut: OnAgent) -> None:
+        """Offer what was decided; the accounts are told later."""
+        holding, rest, parts = cut
+        self.cluster.offer_sequence = number = self.cluster.offer_sequence + 1
+        offer_id = OfferId(f"{self._offer_prefix}{number}")
+        self.cluster.ledger.offer_part(agent.agent_id, offer_id, plan.client, holding, portion.amounts, rest)
+        self._line.serve(plan, portion.amounts)
+        self._book(plan, agent, offer_id, parts, portion.promised)
+        if self.has_quota:
+            self._note_given(portion.amounts)
+
+    def _write_down(self) -> None:
+        """Tell the accounts what was offered as before."""
+        amounts = self._line.close()
+        if self.has_quota and amounts:
+            self.cluster.ledger.note_offered(amounts)
+            self.cluster.held_back.forget(in_cycle=True)
+
+    # --- quota ---
+
+    def _note_given(self, amounts: Amounts) -> None:
+        given = self._given
+        for kind in given:
+            given[kind] += amounts.get(kind, 0)
+
+    def _is_within_reach(self, plan: Plan, amounts: Amounts) -> bool:
+        """Whether quota surely cuts nothing of so much."""
+        role = plan.node.parent
+        assert role is not None
+        given, reach = self._given, self._reach.get(role)
+        if reach is not None:
+            for kind, most in reach.items():
+                if given[kind] + amounts.get(kind, 0) > most:
+                    break
+            else:
+                return True
+        self._write_down()
+        free = self.cluster.ledger.free_unreserved()
+        self._reach[role] = reach = {
+            kind: sofar + surely(role, kind, free.get(kind, 0)) for kind, sofar in given.items()
+        }
+        return all(given[kind] + amounts.get(kind, 0) <= most for kind, most in reach.items())
+
+    def _is_open(self, plan: Plan, alike: Alike, free: Holding) -> bool:
+        """Whether quota surely has nothing to say if a client has all that is free."""
+        return not self._somebody_is_guaranteed(alike, free) and self._is_within_reach(plan, alike.amounts)
+
+    def _somebody_is_guaranteed(self, alike: Alike, free: Holding) -> bool:
+        """Whether there may be somebody to be served before all others."""
+        shares = self.cluster.shares
+        if not shares.root.unmet_below:
+            return False
+        # What is unmet was more when it was written down, if anything.
+        return any(node not in alike.refused for node in guaranteed_first(shares, free))
+
+    def _park(self, turn: _Turn) -> None:
+        """Something is left of an agent, and quota is among what speaks against offering it."""
+        cluster, held_back = self.cluster, self.cluster.held_back
+        assert turn.alike is not None
+        self._write_down()
+        held_back.begin()
+        held_back.cut |= turn.alike.cut
+        held_back.park(turn.agent.agent_id, cluster.shares, cluster.ledger.free_unreserved())
+
+    # --- what is to be decided ---
+
+    def _ask_in_turn(self, turn: _Turn) -> None:
+        """Ask one after the other, and decide."""
         cluster, has_quota = self.cluster, self.has_quota
-        books, filters = cluster.ledger.books[agent.agent_id], cluster.filters.on(agent.agent_id)
+        agent, books, filters, done = turn.agent, turn.books, turn.filters, turn.done
         shares, held_back = cluster.shares, cluster.held_back
-        by_rule = self._hidden.setdefault(cluster.visibility.class_of_agent(agent.info), {})
         if has_quota:
             held_back.begin()
-        passed: list[Node] = []
-        served = False
         while free := books.free:
             hidden = filters.known_hidden(free) if filters is not None else None
-            amounts = _amounts_of(free) if self._refused else None
-            alike = None if amounts is None else self._refused.get(amounts)
+            turn.alike = alike = self._alike.of(free)
             if alike is not None:
                 held_back.cut |= alike.cut
-                if len(alike.refused) + len(done - alike.refused) == shares.root.active:
+                if turn.is_refused_to_all(shares.root.active):
                     break
             refused = alike.refused if alike is not None else done
             order = chain(guaranteed_first(shares, free), shares.order()) if has_quota else shares.order()
             if cluster.first_in_line:
                 order = chain(first_in_line(cluster, agent.agent_id), order)
             for node in order:
-                if node in by_rule:
-                    if not served or node not in done:
-                        by_rule[node].decisions += 1
-                        passed.append(node)
-                    continue
-                if node in done or node in refused or hidden and node.client in hidden:
+                if turn.is_hidden(node) or node in done or node in refused or hidden and node.client in hidden:
                     continue
                 plan = self.plan_for(node)
-                client, framework = plan.client, plan.framework
-                decision = self.question.decide(agent, client, framework, free, filters, plan.steps)
-                if type(decision) is Proposal:
+                decision = self._decide(turn, plan, free)
+                if isinstance(decision, Proposal):
                     self.hand_out(agent, plan, decision)
-                    if has_quota:
-                        held_back.forget(in_cycle=True)
-                    if books.free:
-                        done.add(node)
-                        done.update(passed)
-                        served = True
-                    break
-                if not _may_change(decision, framework):
                     done.add(node)
-                if decision is RefusalReason.HIDDEN_BY_RULE:
-                    cell = cluster.visibility.hider(agent.info, client.role, framework.info)
-                    if cell is not None:
-                        by_rule[node] = cell
-                if decision in _WANT_OF_AMOUNTS and _is_for_want_of_amounts(cluster, agent, client, framework):
-                    if alike is None and (amounts := _amounts_of(free)) is not None:
-                        alike = self._refused.setdefault(amounts, _Alike())
-                    if alike is not None:
-                        alike.refused.add(node)
-                        alike.cut |= held_back.cut
+                    break
+                self._note_refusal(turn, plan, decision)
             else:
                 break
         if has_quota and books.free:
             held_back.park(agent.agent_id, shares, cluster.ledger.free_unreserved())
+
+    def _decide(self, turn: _Turn, plan: Plan, free: Holding) -> Decision:
+        """Decide about a client; where the decision would be the same for others, keep it."""
+        agent, alike, want, filters, framework = turn.agent, turn.alike, plan.want, turn.filters, plan.framework
+        question, place = self.question, None
+        if (
+            alike is not None
+            and want is not None
+            and not plan.rules & turn.rules
+            and (filters is None or plan.client not in filters.by_client)
+        ):
+            known = alike.recall(want, agent, framework)
+            if isinstance(known, RefusalReason):
+                return known
+            place = None if known is not None else alike.place_for(want, agent, framework, free)
+        decision = question.decide(agent, plan.client, framework, free, filters, plan.steps)
+        if alike is None or want is None or place is None or question.within is not None:
+            return decision
+        where, circumstances = place
+        if not isinstance(decision, Proposal):
+            if decision in WANT_OF_AMOUNTS or _is_about_agent(question, decision):
+                where[circumstances] = decision
+        elif alike.is_plain and not turn.books.has_views:
+            where[circumstances] = self._alike.portion(free, want, decision)
+        return decision
+
+    def _note_refusal(self, turn: _Turn, plan: Plan, decision: RefusalReason) -> None:
+        """Remember a refusal for as long, and for as many agents, as it holds."""
+        cluster, client, framework, agent, alike = self.cluster, plan.client, plan.framework, turn.agent, turn.alike
+        if not _may_change(decision, framework):
+            turn.done.add(plan.node)
+        if decision is RefusalReason.HIDDEN_BY_RULE:
+            cell = cluster.visibility.hider(agent.info, client.role, framework.info)
+            if cell is not None:
+                turn.by_rule[plan.node] = cell
+        if alike is not None and decision in WANT_OF_AMOUNTS and plan.want is not None and not plan.rules & turn.rules:
+            alike.refused.add(plan.node)
+            alike.cut |= cluster.held_back.cut
 
     def plan_for(self, node: Node) -> Plan:
         """How a client is dealt with."""
@@ -313,50 +429,66 @@ class Cycle:
         if plan is None:
             assert node.client is not None
             offers = self._boxes.setdefault(node.client.framework_id, [])
-            plan = self._plans[node] = Plan(self.cluster, node, offers)
+            plan = self._plans[node] = Plan(self.cluster, node, self._wants, offers)
         return plan
 
-    def _bag(self, free: Holding) -> _Bag:
-        bag = self._bags[id(free)] = _Bag(free, self._amounts)
-        return bag
+    def hidden_from(self, rules: int) -> dict[Node, Cell]:
+        """From whom rules hide agents of a class, as far as is known, and the rule."""
+        known = self._hidden.get(rules)
+        if known is None:
+            known = self._hidden[rules] = {}
+        return known
 
     def hand_out(self, agent: Agent, plan: Plan, proposal: Proposal) -> None:
         """Offer it; the ledger has it from now on."""
-        cluster, agent_id, client, framework = self.cluster, agent.agent_id, plan.client, plan.framework
         holding, promised = proposal
-        cluster.offer_sequence += 1
-        offer_id = OfferId(f"{self._offer_prefix}{cluster.offer_sequence}")
-        cluster.ledger.offer(agent_id, offer_id, client, holding, self.revocable)
+        self.cluster.offer_sequence = number = self.cluster.offer_sequence + 1
+        offer_id = OfferId(f"{self._offer_prefix}{number}")
+        self.cluster.ledger.offer(agent.agent_id, offer_id, plan.client, holding, self.revocable)
+        self._book(plan, agent, offer_id, to_reserved(holding), promised)
+        if self.has_quota:
+            self._note_given(holding_total(holding).amounts())
+            self.cluster.held_back.forget(in_cycle=True)
+
+    def _book(
+        self,
+        plan: Plan,
+        agent: Agent,
+        offer_id: OfferId,
+        parts: tuple[ReservedResources, ...],
+        promised: Mapping[int, int],
+    ) -> None:
+        """Write down an offer that was made, for all but the ledger."""
+        cluster, client, framework = self.cluster, plan.client, plan.framework
         offer = Offer(
             offer_id,
-            client.framework_id,
-            client.role,
-            agent_id,
+            client[1],
+            client[0],
+            agent.agent_id,
             agent.description_version,
-            to_reserved(holding),
+            parts,
             self.expires_in_ms,
-            revocable=self.revocable,
+            "",
+            self.revocable,
         )
         cluster.offers[offer_id] = OutstandingOffer(offer, self.wall_ms, framework.demand.version, promised)
         framework.offers.add(offer_id)
         if promised:
             for index, count in promised.items():
                 framework.promised[index] += count
-            cluster.reopened.add(framework.framework_id)
+            cluster.reopened.add(client[1])
         self.offer_ids.append(offer_id)
         if not plan.offers:
-            self.by_framework[client.framework_id] = plan.offers
+            self.by_framework[client[1]] = plan.offers
         plan.offers.append(offer)
 
 
-def _is_for_want_of_amounts(cluster: Cluster, agent: Agent, client: Client, framework: Framework) -> bool:
-    """Whether an agent alike would be refused, too: no rule took anything away, and no device is asked for by name."""
-    visibility = cluster.visibility
-    if visibility.rules and visibility.class_of_client(client.role, framework.info) & visibility.class_of_agent(
-        agent.info
-    ):
-        return False
-    return not any(shape.resources.devices for shape in framework.demand.shapes)
+def _is_about_agent(question: Question, decision: RefusalReason) -> bool:
+    """Whether the agent alone, and not what would be offered of it, was reason enough to refuse it."""
+    if decision is RefusalReason.OFFER_CONSTRAINTS:
+        assert question.settings is not None
+        return not question.settings.may_take(question.agent.facts)
+    return decision is RefusalReason.OTHER_REGION
 
 
 def _may_change(decision: Decision, framework: Framework) -> bool:

@@ -7,11 +7,11 @@ is closed, for nothing else is looked at until then.
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Callable
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-from bursar.master.allocator.shares import SCALE, Amounts, Node, Shares
+from bursar.master.allocator.shares import SCALE, Amounts, Node, Shares, in_order
 
 
 class Standing:
@@ -54,7 +54,7 @@ P = TypeVar("P", bound=Place)
 class Line(Generic[P]):
     """The order of service from here on. While anything was served, and until it is closed, `Shares` must not be asked anything.
 
-    Totals, weights, and who is active stay as they are, and no quota is set: what is given is reckoned against none.
+    Totals, weights, and who is active stay as they are. What is given is reckoned against quotas when the line is closed.
     """
 
     def __init__(self, shares: Shares, place_of: Callable[[Node], P]) -> None:
@@ -81,8 +81,12 @@ class Line(Generic[P]):
             node = node.order[0][3]
         return self._place_of(node)
 
+    def order(self) -> Iterator[Node]:
+        """Everybody who may be given something, in order; until anybody is served."""
+        return in_order(self._top)
+
     def serve(self, place: P, amounts: Amounts) -> None:
-        """Who is first was given something. Amounts that are alike are best told as one object."""
+        """Somebody was given something. Amounts that are alike are best told as one object."""
         if not amounts:
             # Ports are in no share.
             return
@@ -98,25 +102,32 @@ class Line(Generic[P]):
         for node, parent in place.contests:
             standing = now.get(node) or self._standing(node.held)
             now[node] = standing = standing.after.get(gift) or self._after(standing, amounts)
+            order, before = parent.order, node.entry
             node.count = count = node.count + 1
             node.entry = entry = (standing.share // node.weight_milli, count, node.path, node)
-            order = parent.order
-            # It was the first on every level. Whoever was given something mostly goes to the end.
-            del order[0]
+            # Mostly it was the first on every level, and whoever was given something goes to the end.
+            del order[0 if order[0] is before else bisect_left(order, before)]
             if order and order[-1] > entry:
                 insort(order, entry)
             else:
                 order.append(entry)
 
-    def close(self) -> None:
-        """Write down what was given: the shares are as if each had been charged."""
+    def close(self) -> Mapping[str, int]:
+        """Write down what was given: the shares are as if each had been charged. Return all of it, kind by kind."""
+        often: dict[int, int] = {}
         for place in self._served:
             contested = {node for node, _ in place.contests}
             for gift, times in place.given.items():
                 self._shares.add_up(place.node, self._gifts[gift], times, contested)
+                often[gift] = often.get(gift, 0) + times
             place.given.clear()
         self._served.clear()
         self._now.clear()
+        total: dict[str, int] = {}
+        for gift, times in often.items():
+            for kind, amount in self._gifts[gift].items():
+                total[kind] = total.get(kind, 0) + amount * times
+        return total
 
     def _standing(self, amounts: Amounts) -> Standing:
         key = frozenset(amounts.items())

@@ -162,6 +162,21 @@ def allowance(node: QuotaNode, kind: str, free_unreserved: int | None) -> Allowa
     return Allowance(UNBOUNDED if least is None else least, reason)
 
 
+def surely(node: QuotaNode, kind: str, free_unreserved: int) -> int:
+    """An amount of unreserved `kind` that is allowed whichever guarantees the role itself fulfils by taking it.
+
+    It falls by no more than what anybody is given: whoever was told it knows how far it reaches without asking again.
+    """
+    least = UNBOUNDED
+    walk, above = node, node.parent
+    while above is not None:
+        limit = walk.limit.get(kind)
+        if limit is not None:
+            least = min(least, limit - walk.consumed(kind) - walk.unmet_below.get(kind, 0))
+        walk, above = above, above.parent
+    return min(least, free_unreserved - walk.unmet_below.get(kind, 0))
+
+
 #: More than any amount there is: nothing limits.
 UNBOUNDED = 2**63
 

@@ -294,7 +294,7 @@ class Shares:
         if self._stale:
             self._refresh()
         if self._flat is not None:
-            return map(_node_of, self._flat)
+            return in_order(self._flat)
         order = self.root.order
         # Most often there is one way only, down to the frameworks of a role.
         while len(order) == 1 and order[0][3].client is None:
@@ -302,8 +302,7 @@ class Shares:
         if order and order[0][3].client is not None:
             # The children of a node are clients, or none of them is.
             self._flat = order
-            return map(_node_of, order)
-        return _walk(order)
+        return in_order(order)
 
     def top(self) -> list[_Entry]:
         """The order of those among whom the way down from the top forks first, the one to be served next first. Kept up to date by
@@ -331,6 +330,8 @@ class Shares:
             if node not in counted:
                 node.count += times
             node, parent = parent, parent.parent
+        if self.quota_kinds:
+            self._settle(leaf, amounts)
 
     def standing(self, client: Client) -> tuple[int, ...]:
         """How far a client is served: the shares of its role and of those above it, from the top, then its own. Compared as tuples, the
@@ -546,6 +547,14 @@ class Shares:
         while node.parent is not None and not node.children and not node.is_kept:
             del node.parent.children[node.path.rsplit("/", 1)[-1]]
             node = node.parent
+
+
+def in_order(order: list[_Entry]) -> Iterator[Node]:
+    """The clients at and below these nodes, in order."""
+    if order and order[0][3].client is not None:
+        # The children of a node are clients, or none of them is.
+        return map(_node_of, order)
+    return _walk(order)
 
 
 def _walk(order: list[_Entry]) -> Iterator[Node]:
