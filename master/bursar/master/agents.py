@@ -192,8 +192,7 @@ def change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: DevicesC
         rescind(cluster, turn, offers_on(cluster, agent.agent_id), "devices of the agent changed")
         return
     agent.comparing.untaken = None
-    agent.info = info
-    agent.description_version += 1
+    cluster.describe_anew(agent, info)
     before, agent.devices = agent.devices, {device.uuid: device for device in message.devices}
     turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
     rescind(cluster, turn, offers_on(cluster, agent.agent_id), "devices of the agent changed")

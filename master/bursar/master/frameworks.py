@@ -21,6 +21,7 @@ from bursar.master import gangs
 from bursar.master.allocator.constraints import settings_by_role, settings_problem
 from bursar.master.allocator.demand import cut_to_demand, open_shapes
 from bursar.master.bundles import forget_gangs_of
+from bursar.master.described import Described
 from bursar.master.effects import SendToFramework
 from bursar.master.lending import repeat_notices
 from bursar.master.offers import end_offers, rescind, rescind_forbidden
@@ -62,7 +63,7 @@ def subscribe(cluster: Cluster, turn: Turn, connection: ConnectionId, call: Subs
     framework.connection = connection
     framework.failover_deadline_ms = 0
     framework.suppressed = set(call.suppressed_roles)
-    framework.described = {}
+    framework.described = Described()
     framework.demand, framework.wanted, framework.promised, framework.settled = Demand(), [], [], []
     cluster.framework_connections[connection] = framework.framework_id
     cluster.deadlines.cancel(("failover", framework.framework_id))

@@ -29,14 +29,22 @@ def declined_all(
     if until_ms - now_ms >= MAX_DECLINE_PAUSE_MS:
         return {until_ms: all_ended}
     by_end: dict[int, list[tuple[OutstandingOffer, Holding]]] = {}
-    for ended, holding in all_ended:
-        offer, end_ms = ended.offer, until_ms
+    #: Of agents that share what they have, and were offered together, the same becomes: by identity.
+    ends: dict[tuple[str, int, int], int] = {}
+    books_of, history = cluster.ledger.books, cluster.filters.history
+    for one in all_ended:
+        ended, offer = one[0], one[0].offer
+        end_ms: int | None = until_ms
         if not offer.bundle_id:
-            shape = shape_of(cluster.ledger.books[offer.agent_id].total)
-            client = Client(offer.role, offer.framework_id)
-            rounds = cluster.filters.history.declined(client, shape, ended.created_at_ms, turn.now.wall_ms)
-            end_ms = max(until_ms, now_ms + decline_pause_ms(rounds, interval_ms))
-        by_end.setdefault(end_ms, []).append((ended, holding))
+            total = books_of[offer.agent_id].total
+            alike = (offer.role, id(total), ended.created_at_ms)
+            end_ms = ends.get(alike)
+            if end_ms is None:
+                client = Client(offer.role, offer.framework_id)
+                rounds = history.declined(client, shape_of(total), ended.created_at_ms, turn.now.wall_ms)
+                ends[alike] = end_ms = max(until_ms, now_ms + decline_pause_ms(rounds, interval_ms))
+        assert end_ms is not None
+        by_end.setdefault(end_ms, []).append(one)
     return by_end
 
 

@@ -106,7 +106,7 @@ class Books:
     @property
     def is_restricted(self) -> bool:
         """Whether what is free may be less than what is not held."""
-        return bool(self.in_excess or self.withheld_devices or self.has_views or self.gang_hold or self.earmark)
+        return self.in_excess or self.has_views or bool(self.withheld_devices or self.gang_hold or self.earmark)
 
     def held(self) -> dict[Stack, Resources]:
         """Offered and allocated together, by bucket."""
@@ -179,6 +179,8 @@ class Ledger:
         self.with_free: set[AgentId] = set()
         #: Agents on which something is withheld for a gang.
         self.gang_holds: set[AgentId] = set()
+        #: Agents that have any devices.
+        self._with_devices: set[AgentId] = set()
         self._task_agent: dict[TaskKey, AgentId] = {}
         #: What agents without devices have: those that have the same share one.
         self._totals: dict[frozenset[tuple[Stack, Resources]], Holding] = {}
@@ -192,7 +194,7 @@ class Ledger:
         assert agent_id not in self.books, agent_id
         books = Books(self._shared(total), counted=counted, present=present)
         self.books[agent_id] = books
-        books.has_views = _has_views(books.total)
+        self._note_devices(agent_id, books)
         if counted:
             self._count_total(books)
         self._settle(agent_id, books)
@@ -207,6 +209,7 @@ class Ledger:
             self._discount_total(books)
         self._set_free(agent_id, books, {})
         del self.books[agent_id]
+        self._with_devices.discard(agent_id)
 
     def set_total(self, agent_id: AgentId, total: Holding) -> None:
         """The agent has other resources now; what is held stays held and may become excess."""
@@ -217,7 +220,7 @@ class Ledger:
         if books.counted:
             self._discount_total(books)
         books.total = total
-        books.has_views = _has_views(total)
+        self._note_devices(agent_id, books)
         if books.counted:
             self._count_total(books)
         self._settle(agent_id, books)
@@ -343,17 +346,13 @@ class Ledger:
                 else:
                     due[key], times[key] = entry, 1
             holdings.append(holding)
-            if is_kept or books.is_restricted or (books.free and (books.offered or books.allocated)):
+            if is_kept or books.offered or books.allocated or books.is_restricted:
                 self._give_back(agent_id, books, entry, told=True)
-            elif not (books.offered or books.allocated):
-                # Nothing is held any more, as it mostly is. Agents that have the same share it.
-                books.free = books.total
-                if books.present:
-                    with_free.add(agent_id)
-            else:
-                books.free = holding
-                if books.present:
-                    with_free.add(agent_id)
+                continue
+            # Nothing is held any more, as it mostly is. Agents that have the same share it.
+            books.free = books.total
+            if books.present:
+                with_free.add(agent_id)
         for key, entry in due.items():
             amounts = {kind: amount * times[key] for kind, amount in entry.amounts.items()}
             self._accounts.discharge(entry.client, amounts, _NOTHING)
@@ -420,6 +419,11 @@ class Ledger:
 
     # --- queries ---
 
+    @property
+    def has_devices(self) -> bool:
+        """Whether any agent has any devices."""
+        return bool(self._with_devices)
+
     def free_unreserved(self) -> Mapping[str, int]:
         """What is free and unreserved on all agents that are present: a counter, kept from the first question on."""
         if self._free_unreserved is None:
@@ -466,6 +470,7 @@ class Ledger:
             free_devices = holding_total(books.free).devices
             assert free_devices.isdisjoint(devices) and free_devices.isdisjoint(books.withheld_devices), agent_id
             assert books.has_views == _has_views(books.total), agent_id
+            assert (agent_id in self._with_devices) == any(part.devices for part in books.total.values()), agent_id
             if books.has_views:
                 assert not views_hidden_by(devices, free_devices), agent_id
                 for task in books.allocated.values():
@@ -490,6 +495,11 @@ class Ledger:
         if len(self._totals) > MAX_TOTALS:
             self._totals.clear()
         return self._totals.setdefault(frozenset(total.items()), total)
+
+    def _note_devices(self, agent_id: AgentId, books: Books) -> None:
+        has_devices = any(part.devices for part in books.total.values())
+        books.has_views = has_devices and _has_views(books.total)
+        (self._with_devices.add if has_devices else self._with_devices.discard)(agent_id)
 
     def _count_total(self, books: Books) -> None:
         self._accounts.add_total(holding_total(books.total).amounts())

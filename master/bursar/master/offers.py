@@ -89,12 +89,8 @@ def send_offers(cluster: Cluster, turn: Turn, framework: Framework, offers: list
 
 def new_descriptions(cluster: Cluster, framework: Framework, offers: list[Offer]) -> tuple[AgentDescription, ...]:
     """The descriptions that offers refer to and the stream has not seen in this version; from now on it has."""
-    descriptions = []
-    for offer in offers:
-        if framework.described.get(offer.agent_id) != offer.description_version:
-            framework.described[offer.agent_id] = offer.description_version
-            descriptions.append(cluster.agents[offer.agent_id].describe())
-    return tuple(descriptions)
+    agents, is_news = cluster.agents, framework.described.note
+    return tuple([agent.describe() for offer in offers if is_news((agent := agents[offer.agent_id]).number)])
 
 
 def refuse_until_ms(cluster: Cluster, turn: Turn, filters: Filters) -> int:
@@ -136,7 +132,9 @@ def damp_all(
     by_role: dict[str, list[tuple[AgentId, Holding]]] = {}
     for outstanding, holding in ended:
         offer = outstanding.offer
-        by_role.setdefault(offer.role, []).append((offer.agent_id, holding))
+        if offer.role not in by_role:
+            by_role[offer.role] = []
+        by_role[offer.role].append((offer.agent_id, holding))
     for role, refused in by_role.items():
         cluster.filters.add_all(Client(role, framework.framework_id), refused, until_ms)
 

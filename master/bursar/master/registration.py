@@ -190,8 +190,7 @@ def _take_in(cluster: Cluster, turn: Turn, event: AgentRegistering, known: Agent
     was_unreachable = agent.state is AgentState.UNREACHABLE
     agent.state, agent.connection, agent.missed_pings = AgentState.ACTIVE, connection, 0
     if info != agent.info:
-        agent.description_version += 1
-        agent.info = info
+        cluster.describe_anew(agent, info)
         agent.registered_at_ms = turn.now.wall_ms
         agent.devices = {device.uuid: device for device in info.devices}
         turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))

@@ -34,6 +34,7 @@ from bursar.master.allocator.loans import Claim
 from bursar.master.allocator.shares import Shares
 from bursar.master.allocator.visibility import Visibility
 from bursar.master.bundles import Gangs
+from bursar.master.described import Described
 from bursar.master.effects import CloseStream, MasterEffect, Publish, SendToAgent, SendToFramework
 from bursar.master.flags import FlagValues
 from bursar.master.ledger import Ledger, TaskKey
@@ -93,8 +94,9 @@ class Agent:
     _facts: tuple[AgentInfo, AgentFacts] | None = None
     #: Place in the cycle's order: a permutation drawn from the master's term, and the id where two draw the same.
     order: tuple[int, AgentId] = (0, AgentId(""))
-    #: Its id, for good.
+    #: Its id, for good, and its number among those that this master knows.
     agent_id: AgentId = AgentId("")
+    number: int = 0
     #: What `has_gpus` was found of.
     _seen: AgentInfo | None = None
     _has_gpus: bool = False
@@ -169,8 +171,8 @@ class Framework:
     offers: set[OfferId] = field(default_factory=set)
     #: All its tasks that are remembered.
     tasks: set[TaskKey] = field(default_factory=set)
-    #: Versions of agents' descriptions that its stream has seen.
-    described: dict[AgentId, int] = field(default_factory=dict)
+    #: The descriptions of agents that its stream has seen.
+    described: Described = field(default_factory=Described)
     #: What became of its offers.
     history: OfferCounts = field(default_factory=OfferCounts)
 
@@ -377,9 +379,16 @@ class Cluster:
 
     def add_agent(self, agent: Agent) -> None:
         """Make an agent known, at its place in the order of the cycle (OFF-19: a permutation that the term decides)."""
-        agent.order = self.permuted(agent.agent_id)
+        agent.order, agent.number = self.permuted(agent.agent_id), len(self.agents)
         self.agents[agent.agent_id] = agent
         insort(self.agents_in_order, agent, key=attrgetter("order"))
+
+    def describe_anew(self, agent: Agent, info: AgentInfo) -> None:
+        """An agent says something else of itself: who is offered any of it is told."""
+        agent.info = info
+        agent.description_version += 1
+        for framework in self.frameworks.values():
+            framework.described.forget(agent.number)
 
     def agent_of(self, connection: ConnectionId) -> Agent | None:
         """The agent whose *current* stream this is."""

@@ -55,8 +55,12 @@ def in_order(cluster: Cluster, agent_ids: AbstractSet[AgentId]) -> list[Agent]:
         agents = [agent for agent in cluster.agents_in_order if agent.agent_id in agent_ids]
     else:
         agents = sorted([cluster.agents[agent_id] for agent_id in agent_ids], key=attrgetter("order"))
-    if len(agents) > 1 and any(
-        framework.demand.version and framework.connection is not None for framework in cluster.frameworks.values()
+    if (
+        len(agents) > 1
+        and cluster.ledger.has_devices
+        and any(
+            framework.demand.version and framework.connection is not None for framework in cluster.frameworks.values()
+        )
     ):
         books_of = cluster.ledger.books
         wholes = [_wholeness(books_of[agent.agent_id].free) for agent in agents]
