@@ -112,8 +112,8 @@ def _regularly(cluster: Cluster, agent: Agent, client: Client, framework: Framew
         decision = decision if isinstance(unfiltered, Proposal) else unfiltered
     if decision not in _STRUCTURAL:
         return decision
-    # It is not enough now: would all of the agent be?
-    whole = ask(cluster, agent, client, framework, books.total)
+    # It is not enough now: would all of the agent be? Whoever declined all of it is told so only if it would.
+    whole = ask(cluster, agent, client, framework, books.total, filtered=False)
     if isinstance(whole, RefusalReason) and whole < RefusalReason.NOT_FREE:
         return whole
     if others is not books.free:
