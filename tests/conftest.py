@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytest.register_assert_rewrite("dialogue")
+
 #: Tests of these modules share nothing, and each takes seconds, so they are dealt out one by one.
 #: Of all others, which may share what is made for a module, a module stays together.
 DEALT_SINGLY = frozenset(
@@ -41,9 +43,8 @@ def require() -> Callable[[bool, str], None]:
     return check
 
 
-@pytest.fixture(scope="session", autouse=True)
-def hear_signals() -> None:
-    """Tests that were started in the background of a script ignore SIGINT; what they start must not."""
+def pytest_sessionstart() -> None:
+    """Tests that were started in the background of a script ignore SIGINT; neither they nor what they start must."""
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)

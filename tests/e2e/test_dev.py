@@ -216,6 +216,7 @@ def containers(engine: Any, temporary: Path, require: Callable[[bool, str], None
 
 
 @pytest.mark.docker
+@pytest.mark.timeout(300)
 def test_a_killed_demo_in_containers_is_removed_by_the_next_which_holds(
     programs: Any, temporary: Path, containers: Containers
 ) -> None:
@@ -226,7 +227,7 @@ def test_a_killed_demo_in_containers_is_removed_by_the_next_which_holds(
     demo.process.wait()
     assert remains(temporary) and containers.names()
     assert containers.images() or "has the image" in demo.stdout()
-    done = containers.demo(programs).finish(60)
+    done = containers.demo(programs).finish(110)
     assert done.code == 0 and "Removed what 1 interrupted demo" in done.stdout and "All held" in done.stdout, done
     assert "Tasks run as: docker" in done.stdout and done.stderr == "", done
     assert (remains(temporary), containers.names(), containers.images()) == ([], [], set())

@@ -358,7 +358,7 @@ async def test_gpus_are_requested_by_uuid_or_given_as_nodes(bench: Any, client: 
         import dataclasses
 
         engine.facts = EngineFacts(EngineDevices(has_runtime))
-        host = engine._config(dataclasses.replace(spec, decoration=decoration))["HostConfig"]
+        host = engine._config(dataclasses.replace(spec, decoration=decoration), "")["HostConfig"]
         requests = [request["DeviceIDs"] for request in host.get("DeviceRequests") or []]
         return requests, [device["PathOnHost"] for device in host.get("Devices") or []]
 
