@@ -17,10 +17,13 @@ from typing import TypeVar, cast
 
 import msgspec
 
+from bursar.agent.devices.cut_record import CutRecord
 from bursar.agent.devices.health import HealthRecord
 from bursar.agent.state import (
     AgentState,
     ClusterJoined,
+    CutSaved,
+    DeviceHealthForgotten,
     DeviceHealthSaved,
     FinishedForgotten,
     GenerationSeen,
@@ -35,7 +38,7 @@ from bursar.core.ids import AgentId, DeviceUuid, Generation
 from bursar.runtime.stored import from_json, to_json
 
 #: Of the tables below; a file of an earlier version is brought up to it, one of a later version is refused.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _FIRST = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -54,6 +57,7 @@ CREATE TABLE finished (
 _STEPS = (
     _FIRST,
     "CREATE TABLE device_health (uuid TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;",
+    "CREATE TABLE cut (card TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;",
 )
 assert len(_STEPS) == SCHEMA_VERSION
 
@@ -162,6 +166,9 @@ class Checkpoint:
             for (text,) in self._db.execute("SELECT record FROM device_health ORDER BY uuid"):
                 health = from_json(HealthRecord, text)
                 state.health[health.uuid] = health
+            for (text,) in self._db.execute("SELECT record FROM cut ORDER BY card"):
+                cut = from_json(CutRecord, text)
+                state.cuts[cut.card] = cut
             return state
         except (msgspec.DecodeError, ValueError) as error:
             raise self._problem(sqlite3.DatabaseError(str(error))) from error
@@ -208,6 +215,10 @@ class Checkpoint:
                 self._write_facts({"generation": f"{generation.term}.{generation.sequence}"})
             case DeviceHealthSaved(health):
                 execute("INSERT OR REPLACE INTO device_health VALUES (?, ?)", (health.uuid, to_json(health)))
+            case DeviceHealthForgotten(uuid):
+                execute("DELETE FROM device_health WHERE uuid = ?", (uuid,))
+            case CutSaved(cut):
+                execute("INSERT OR REPLACE INTO cut VALUES (?, ?)", (cut.card, to_json(cut)))
             case ClusterJoined(cluster_id):
                 self._write_facts({"cluster_id": cluster_id})
 

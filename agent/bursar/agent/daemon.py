@@ -29,6 +29,7 @@ from bursar.agent.containers.runtime import (
 from bursar.agent.containers.sessions import Session, SessionRefused
 from bursar.agent.containers.volumes import VolumeRules
 from bursar.agent.devices.bindings import DeviceBindings
+from bursar.agent.devices.cutting import Step
 from bursar.agent.devices.driver import (
     DriverUnavailable,
     HealthWatcher,
@@ -41,8 +42,11 @@ from bursar.agent.effects import (
     AskWhoUses,
     CheckContainer,
     CloseConnection,
+    CutCard,
     KillContainer,
     Log,
+    LookAtCard,
+    LookAtDevices,
     OpenLogStream,
     OpenSessionStream,
     ProbeDevice,
@@ -54,6 +58,8 @@ from bursar.agent.effects import (
     StartContainer,
 )
 from bursar.agent.events import (
+    CardCut,
+    CardLookedAt,
     ContainerChecked,
     ContainerExited,
     ContainerLaunchFailed,
@@ -298,6 +304,24 @@ class AgentDaemon:
             problem = f"{type(error).__name__}: {error}"
         self.driver.post(DeviceProbed(uuid, problem))
 
+    async def _look_at_card(self, card: DeviceUuid) -> None:
+        layout, problem = None, ""
+        try:
+            async with self._looking:
+                layout = await asyncio.to_thread(self._devices.layout_of, card)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the card cannot be looked at
+            problem = str(error) or type(error).__name__
+        self.driver.post(CardLookedAt(card, layout, problem))
+
+    async def _cut(self, card: DeviceUuid, step: Step) -> None:
+        problem = ""
+        try:
+            async with self._looking:
+                await asyncio.to_thread(self._devices.cut, card, step)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the step is not done
+            problem = str(error) or type(error).__name__
+        self.driver.post(CardCut(card, step, problem))
+
     async def _ask_who_uses(self, uuids: tuple[DeviceUuid, ...]) -> None:
         """One that fails is asked again; one that hangs has not answered."""
         try:
@@ -347,6 +371,12 @@ class AgentDaemon:
                 )
             case ProbeDevice(uuid):
                 self._spawn(self._probe(uuid), self._others)
+            case LookAtCard(card):
+                self._spawn(self._look_at_card(card), self._others)
+            case CutCard(card, step):
+                self._spawn(self._cut(card, step), self._others)
+            case LookAtDevices():
+                self._spawn(self._look_at_devices(), self._others)
             case AskWhoUses(uuids):
                 self._spawn(self._ask_who_uses(uuids), self._others)
             case CloseConnection(connection, reason):

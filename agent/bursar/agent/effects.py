@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bursar.agent.containers.runtime import ContainerId, NetworkId
+from bursar.agent.devices.cutting import Step
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import ConnectionId, DeviceUuid
@@ -120,6 +121,26 @@ class AskWhoUses:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAtCard:
+    """Find out into what a card is cut; CardLookedAt follows."""
+
+    card: DeviceUuid
+
+
+@dataclass(frozen=True, slots=True)
+class CutCard:
+    """Do one step of cutting a card; CardCut follows."""
+
+    card: DeviceUuid
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtDevices:
+    """Look at all devices now; DevicesDiscovered follows."""
+
+
+@dataclass(frozen=True, slots=True)
 class OpenSessionStream:
     """Open a stream for a session with a running container towards the master; or only to say why there is none."""
 
@@ -156,6 +177,9 @@ AgentEffect = (
     | ProbeDevice
     | ReleaseNetwork
     | AskWhoUses
+    | LookAtCard
+    | CutCard
+    | LookAtDevices
 )
 
 __all__ = [
@@ -163,8 +187,11 @@ __all__ = [
     "AskWhoUses",
     "CheckContainer",
     "CloseConnection",
+    "CutCard",
     "KillContainer",
     "Log",
+    "LookAtCard",
+    "LookAtDevices",
     "OpenLogStream",
     "OpenSessionStream",
     "Persist",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
+from bursar.agent.devices.cutting import CardLayout, Step
 from bursar.agent.devices.health import DeviceSignal, Remedy
 from bursar.agent.devices.users import DeviceUser
 from bursar.core.devices import Device
@@ -141,6 +142,25 @@ class DeviceUsersTold:
 
 
 @dataclass(frozen=True, slots=True)
+class CardLookedAt:
+    """The answer to LookAtCard."""
+
+    card: DeviceUuid
+    #: None: nobody can say, for this reason.
+    layout: CardLayout | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CardCut:
+    """The answer to CutCard; an empty problem: the step is done."""
+
+    card: DeviceUuid
+    step: Step
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxOverfilled:
     """A running task occupies more of its sandbox than the disk that it was granted."""
 
@@ -163,6 +183,8 @@ AgentEvent = (
     | ContainersCompared
     | DeviceProbed
     | DeviceUsersTold
+    | CardLookedAt
+    | CardCut
     | SandboxOverfilled
     | TimePassed
     | Stalled
@@ -170,6 +192,8 @@ AgentEvent = (
 
 __all__ = [
     "AgentEvent",
+    "CardCut",
+    "CardLookedAt",
     "ContainerChecked",
     "ContainerExited",
     "ContainerLaunchFailed",

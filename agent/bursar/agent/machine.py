@@ -18,10 +18,13 @@ from typing import assert_never
 from bursar.agent.books import AgentConfig, Books
 from bursar.agent.containers.runtime import ContainerId
 from bursar.agent.conversation import PRUNE_INTERVAL_MS, Conversation
+from bursar.agent.cuts import Cuts
 from bursar.agent.digests import Digests
 from bursar.agent.effects import AgentEffect
 from bursar.agent.events import (
     AgentEvent,
+    CardCut,
+    CardLookedAt,
     ContainerChecked,
     ContainerExited,
     ContainerLaunchFailed,
@@ -76,6 +79,7 @@ class AgentMachine:
         self.ward = Ward(self.books, self.reporting)
         self.leaving = Leaving(self.books, self.ward)
         self.lives = Lives(self.books, self.reporting, self.leaving)
+        self.cuts = Cuts(self.books)
 
     # --- the protocol of machines -----------------------------------------------------------------------------------
 
@@ -117,6 +121,11 @@ class AgentMachine:
                 self.ward.discovered(event)
                 if books.recovered:
                     self.leaving.look()
+                    self.cuts.discovered()
+            case CardLookedAt(card, layout, problem):
+                self.cuts.looked_at(card, layout, problem)
+            case CardCut(card, step, problem):
+                self.cuts.cut(card, step, problem)
             case DevicesSignalled(signals):
                 self.ward.signalled(signals)
             case DeviceProbed(uuid, problem):
@@ -126,6 +135,7 @@ class AgentMachine:
             case ContainersRecovered(containers):
                 self.lives.recovered(containers)
                 self.leaving.begin()
+                self.cuts.begin()
                 self.ward.begin()
                 self.ward.settle()
                 if books.connection is not None:
@@ -139,6 +149,7 @@ class AgentMachine:
         self.lives.groups.settle()
         self.ward.settle()
         self.conversation.show_devices()
+        self.cuts.report()
         self.reporting.flush()
         self.digests.flush()
         return books.effects
@@ -206,6 +217,7 @@ class AgentMachine:
             case DeviceOrders(orders):
                 if self.registered:
                     self.ward.ordered(orders)
+                    self.cuts.ordered(orders)
             case RestartTask():
                 if self.registered:
                     self.lives.restart(message)

@@ -35,6 +35,7 @@ from bursar.agent.watchdog import Watchdog, notify
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
 from bursar.core.errors import BursarError, InvalidText
+from bursar.core.layouts import PARTITION
 from bursar.core.memory.agents import plan_agent
 from bursar.core.memory.pools import format_bytes
 from bursar.core.memory.text import parse_pools_text
@@ -142,7 +143,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         runtime=runtime.name,
         runs_without_image=runtime.name != "docker" or bool(image),
         version=program_version(),
-        capabilities=(TASK_GROUPS,),
+        capabilities=(TASK_GROUPS, *((PARTITION,) if source.can_cut else ())),
         metrics_address=metrics.address,
     )
     daemon = AgentDaemon(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from bursar.agent.devices.cut_record import CutRecord
 from bursar.agent.devices.health import HealthRecord
 from bursar.agent.tasks import FinishedTask, TaskKey, TaskRecord
 from bursar.core.ids import DeviceUuid, Generation
@@ -62,8 +63,30 @@ class DeviceHealthSaved:
     health: HealthRecord
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceHealthForgotten:
+    """A device is no more, and that was wanted: what it suffered from means nothing to those that took its place."""
+
+    uuid: DeviceUuid
+
+
+@dataclass(frozen=True, slots=True)
+class CutSaved:
+    """All of the newest order to cut a card, and how far it is."""
+
+    cut: CutRecord
+
+
 Record = (
-    ClusterJoined | GenerationSeen | TaskSaved | TaskFinished | SandboxDropped | FinishedForgotten | DeviceHealthSaved
+    ClusterJoined
+    | GenerationSeen
+    | TaskSaved
+    | TaskFinished
+    | SandboxDropped
+    | FinishedForgotten
+    | DeviceHealthSaved
+    | DeviceHealthForgotten
+    | CutSaved
 )
 
 
@@ -79,6 +102,8 @@ class AgentState:
     finished: dict[TaskKey, FinishedTask] = field(default_factory=dict)
     #: Devices that were ever ill, or that an operator gave orders about.
     health: dict[DeviceUuid, HealthRecord] = field(default_factory=dict)
+    #: Cards that an operator had cut, or has.
+    cuts: dict[DeviceUuid, CutRecord] = field(default_factory=dict)
 
     def apply(self, record: Record) -> None:
         """Change the state as a record says."""
@@ -98,7 +123,18 @@ class AgentState:
                 del self.finished[key]
             case DeviceHealthSaved(health):
                 self.health[health.uuid] = health
+            case DeviceHealthForgotten(uuid):
+                self.health.pop(uuid, None)
+            case CutSaved(cut):
+                self.cuts[cut.card] = cut
 
     def copy(self) -> AgentState:
         """One that changes on its own; the values are immutable and shared."""
-        return AgentState(self.cluster_id, self.generation, dict(self.tasks), dict(self.finished), dict(self.health))
+        return AgentState(
+            self.cluster_id,
+            self.generation,
+            dict(self.tasks),
+            dict(self.finished),
+            dict(self.health),
+            dict(self.cuts),
+        )

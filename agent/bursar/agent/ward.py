@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from bursar.agent.books import Books
+from bursar.agent.devices.cut_record import CutRecord
 from bursar.agent.devices.driver import UNKNOWN
 from bursar.agent.devices.health import (
     DeviceSignal,
@@ -24,8 +25,9 @@ from bursar.agent.devices.health import (
 from bursar.agent.effects import ProbeDevice
 from bursar.agent.events import DevicesDiscovered
 from bursar.agent.reporting import Reporting
-from bursar.agent.state import DeviceHealthSaved
+from bursar.agent.state import DeviceHealthForgotten, DeviceHealthSaved
 from bursar.agent.tasks import Verdict
+from bursar.core.device_names import parent_of
 from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.ids import DeviceUuid
 from bursar.core.messages.agent import DeviceOrder
@@ -73,6 +75,8 @@ class Ward:
         #: Devices as their drivers describe them; the books have them as others are told.
         self._described = books.info.devices
         self._there: set[DeviceUuid] = set()
+        #: Cards that were being cut at the last look.
+        self._cutting: set[DeviceUuid] = set()
         self._show()
 
     def check(self) -> None:
@@ -112,6 +116,8 @@ class Ward:
     def ordered(self, orders: Iterable[DeviceOrder]) -> None:
         """All that operators ordered; what was carried out before is not carried out again."""
         for order in orders:
+            if order.layout:
+                continue
             self._happened(order.uuid, Ordered(order.cordoned, order.reason, order.ordered_at_ms))
 
     def probed(self, uuid: DeviceUuid, problem: str) -> None:
@@ -132,6 +138,15 @@ class Ward:
 
     def _look(self, devices: Iterable[Device], remedies: Mapping[DeviceUuid, Remedy]) -> None:
         found = {device.uuid: device for device in devices}
+        cutting = {record.card for record in self._books.state.cuts.values() if record.is_open}
+        for uuid in sorted(self._there | self._books.state.health.keys()):
+            # What was cut or joined is no more, and that is no illness.
+            if uuid not in found and (parent_of(uuid) or uuid) in self._cutting | cutting:
+                self._there.discard(uuid)
+                if uuid in self._books.state.health:
+                    self._books.persist(DeviceHealthForgotten(uuid))
+                    self._books.deadlines.cancel(("device", uuid))
+        self._cutting = cutting
         for uuid, device in found.items():
             if device.health_reason.startswith(UNKNOWN):
                 continue
@@ -181,16 +196,18 @@ class Ward:
         """The devices as others are told; those that were never ill as their driver describes them."""
         health = self._books.state.health
         stamped = (health[one.uuid].stamp(one) if one.uuid in health else one for one in self._described)
-        if not self._books.busy:
+        cuts = {record.card: record for record in self._books.state.cuts.values() if record.is_open}
+        if not self._books.busy and not cuts:
             return tuple(stamped)
-        return tuple(self._as_busy(one) for one in stamped)
+        return tuple(self._as_busy(one, cuts.get(parent_of(one.uuid) or one.uuid)) for one in stamped)
 
-    def _as_busy(self, device: Device) -> Device:
-        """A device as well as it is, but used by somebody; what is worse than that is told instead."""
+    def _as_busy(self, device: Device, cut: CutRecord | None) -> Device:
+        """A device as well as it is, but used by somebody, or being cut; what is worse than that is told instead."""
         busy = self._books.busy.get(device.uuid)
-        if busy is None or device.health is DeviceHealth.UNHEALTHY:
+        if (busy is None and cut is None) or device.health is DeviceHealth.UNHEALTHY:
             return device
-        return replace(device, health=DeviceHealth.UNHEALTHY, condition=DeviceCondition.BUSY, health_reason=busy.reason)
+        reason = f"its card is being cut: {cut.layout}" if cut is not None else busy.reason if busy is not None else ""
+        return replace(device, health=DeviceHealth.UNHEALTHY, condition=DeviceCondition.BUSY, health_reason=reason)
 
     def _show(self) -> None:
         books = self._books

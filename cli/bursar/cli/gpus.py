@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import click
 
 from bursar.cli import output as out
 from bursar.cli.options import ask, master_option, output_option
+from bursar.core.errors import BursarError
 from bursar.core.text import format_amount
+from bursar.sdk import OperatorClient
 
 
 def _health(device: Any) -> str:
@@ -70,3 +73,37 @@ def uncordon(devices: tuple[str, ...], output: str) -> None:
     What they suffered from is forgiven: those that failed, or were retired, are probed at once, and healthy if that goes well.
     """
     out.print_list(list(ask(lambda client: client.uncordon_devices(devices)).devices), LISTING, output)
+
+
+@gpu.command("partition")
+@click.argument("device", metavar="UUID")
+@click.argument("layout", metavar="LAYOUT")
+@click.option("--no-wait", is_flag=True, help="Return once it is ordered.")
+@output_option
+@master_option
+def partition(device: str, layout: str, no_wait: bool, output: str) -> None:
+    """Cut a GPU into instances (MIG), or make it whole again; then show what is there.
+
+    LAYOUT is such as 1g.10gb=3,3g.40gb=1, or `whole`. UUID is the card's or that of an instance of it; a unique prefix will do. Refused while a task
+    or a reservation has any part of the card. What fails is undone, with the driver's words.
+    """
+
+    async def order(client: OperatorClient) -> tuple[str, str]:
+        # Listening first, so that the end is not missed, however fast it comes.
+        events = client.watch()
+        ready = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0)
+        ordered = await client.partition_device(device, layout)
+        if no_wait:
+            ready.cancel()
+            return ordered.agent_id, ""
+        while True:
+            event = await ready
+            if event.kind in ("device_cut", "device_not_cut") and event.message.startswith(f"{ordered.card} "):
+                return ordered.agent_id, event.message if event.kind == "device_not_cut" else ""
+            ready = asyncio.ensure_future(anext(events))
+
+    agent_id, problem = ask(order)
+    if problem:
+        raise BursarError(problem, "what it needs stands in NVIDIA's words; `bursar gpu ls` shows what is there")
+    out.print_list(ask(lambda client: client.devices(agent_id)), LISTING, output)

@@ -354,6 +354,11 @@ class OperatorClient:
         request = operator_service_pb2.UncordonDevicesRequest(request_id=_fresh_id(), devices=list(devices))
         return await self._call("UncordonDevices", request)  # type: ignore[no-any-return]
 
+    async def partition_device(self, device: str, layout: str) -> operator_service_pb2.PartitionDeviceResponse:
+        """Order a GPU to be cut (`1g.10gb=3`) or made whole (`whole`); an event `device_cut` or `device_not_cut` says how it ended."""
+        request = operator_service_pb2.PartitionDeviceRequest(request_id=_fresh_id(), device=device, layout=layout)
+        return await self._call("PartitionDevice", request)  # type: ignore[no-any-return]
+
     async def set_role_group(self, name: str, members: Iterable[str]) -> operator_service_pb2.SetRoleGroupResponse:
         """Make a role group of these roles or role expressions; offers that it forbids are rescinded before this returns."""
         request = operator_service_pb2.SetRoleGroupRequest(request_id=_fresh_id(), name=name, members=list(members))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from bursar.core.device_names import parent_of
 from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import DeviceUuid, Generation
@@ -101,11 +102,21 @@ def cordoned(cluster: Cluster, agent: Agent) -> dict[DeviceUuid, str]:
     """The agent's devices that operators took out of service, and why: at once, before the agent has heard of it."""
     known = cluster.durable.agents.get(agent.agent_id)
     orders = known.device_orders if known is not None else ()
-    return {
+    withheld = {
         order.uuid: f"cordoned: by an operator: {order.reason}"
         for order in orders
         if order.cordoned and order.uuid in agent.devices
     }
+    cuts = {order.uuid: order.layout for order in orders if order.layout}
+    if cuts:
+        being_cut = {uuid: cuts[card_of(uuid)] for uuid in agent.devices if card_of(uuid) in cuts}
+        withheld |= {uuid: f"busy: its card is being cut: {layout}" for uuid, layout in being_cut.items()}
+    return withheld
+
+
+def card_of(uuid: DeviceUuid) -> DeviceUuid:
+    """The card of which a device is a view; a whole device itself."""
+    return parent_of(uuid) or uuid
 
 
 def tell_device_orders(cluster: Cluster, turn: Turn, agent: Agent) -> None:

@@ -19,7 +19,7 @@ from bursar.core.messages.operator import (
     UncordonDevicesRequest,
     UncordonDevicesResponse,
 )
-from bursar.master.agents import tell_device_orders, withhold_unhealthy
+from bursar.master.agents import card_of, tell_device_orders, withhold_unhealthy
 from bursar.master.offers import offers_on, rescind
 from bursar.master.records import DeviceOrdersRecorded
 from bursar.master.state import Agent, Cluster, Turn
@@ -33,9 +33,11 @@ def cordon(
     cluster: Cluster, turn: Turn, request: CordonDevicesRequest, principal: str
 ) -> CordonDevicesResponse | ErrorDetail:
     """Take devices out of service: all or none."""
-    found = _find(cluster, request.devices)
+    found = find_devices(cluster, request.devices)
     if isinstance(found, ErrorDetail):
         return found
+    if problem := _being_cut(cluster, found):
+        return problem
     reason = request.reason.strip()[:MAX_REASON_LENGTH] or "no reason was given"
     rescinded = 0
     for agent, devices in found:
@@ -56,9 +58,11 @@ def cordon(
 
 def uncordon(cluster: Cluster, turn: Turn, request: UncordonDevicesRequest) -> UncordonDevicesResponse | ErrorDetail:
     """Lift orders, and forgive faults: all or none."""
-    found = _find(cluster, request.devices)
+    found = find_devices(cluster, request.devices)
     if isinstance(found, ErrorDetail):
         return found
+    if problem := _being_cut(cluster, found):
+        return problem
     for agent, devices in found:
         _order(cluster, turn, agent, devices, None)
         _settle(cluster, turn, agent)
@@ -70,7 +74,7 @@ def uncordon(cluster: Cluster, turn: Turn, request: UncordonDevicesRequest) -> U
 _Found = list[tuple[Agent, list[Device]]]
 
 
-def _find(cluster: Cluster, names: Iterable[str]) -> _Found | ErrorDetail:
+def find_devices(cluster: Cluster, names: Iterable[str]) -> _Found | ErrorDetail:
     """Devices by uuid or unique prefix, by agent."""
     known = {uuid: agent for agent in cluster.agents.values() for uuid in agent.devices}
     by_agent: dict[AgentId, dict[DeviceUuid, Device]] = {}
@@ -91,6 +95,17 @@ def _find(cluster: Cluster, names: Iterable[str]) -> _Found | ErrorDetail:
         agent = known[fitting[0]]
         by_agent.setdefault(agent.agent_id, {})[fitting[0]] = agent.devices[fitting[0]]
     return [(cluster.agents[agent_id], list(devices.values())) for agent_id, devices in sorted(by_agent.items())]
+
+
+def _being_cut(cluster: Cluster, found: _Found) -> ErrorDetail | None:
+    for agent, devices in found:
+        cards = {order.uuid for order in cluster.durable.agents[agent.agent_id].device_orders if order.layout}
+        for device in devices:
+            if card_of(device.uuid) in cards:
+                return ErrorDetail(
+                    ErrorReason.CALL_REFUSED, f"the card of {device.uuid} is being cut", "wait until it is", "devices"
+                )
+    return None
 
 
 def _order(cluster: Cluster, turn: Turn, agent: Agent, devices: Iterable[Device], reason: str | None) -> None:

@@ -9,6 +9,7 @@ from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages.agent import (
     BooksDigest,
     BooksReport,
+    CutReport,
     DevicesChanged,
     Pong,
     Register,
@@ -35,7 +36,7 @@ class AgentSpoke:
     """A registered agent sent a message."""
 
     connection: ConnectionId
-    message: TaskUpdates | Pong | ResyncRequest | DevicesChanged | BooksDigest | BooksReport
+    message: TaskUpdates | Pong | ResyncRequest | DevicesChanged | BooksDigest | BooksReport | CutReport
 
 
 @dataclass(frozen=True, slots=True)

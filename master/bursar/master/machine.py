@@ -15,7 +15,7 @@ from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, ConnectionId, FrameworkId
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages import framework as calls
-from bursar.core.messages.agent import BooksDigest, BooksReport
+from bursar.core.messages.agent import BooksDigest, BooksReport, CutReport
 from bursar.core.messages.framework import FrameworkCall, LookupResults, StatusUpdates
 from bursar.core.messages.gangs import CancelGang, RequestGang
 from bursar.core.messages.offers import Accept, Decline
@@ -32,6 +32,7 @@ from bursar.master import (
     offers,
     operations,
     operators,
+    partitions,
     registration,
     rules,
     starvation,
@@ -91,6 +92,8 @@ class MasterMachine:
             case AgentSpoke(connection, message):
                 if (agent := cluster.agent_of(connection)) is None:
                     pass
+                elif isinstance(message, CutReport):
+                    partitions.reported(cluster, turn, agent, message)
                 elif isinstance(message, (BooksDigest, BooksReport)):
                     comparing.hear(cluster, turn, agent, message)
                 else:

@@ -14,6 +14,7 @@ from bursar.master import (
     frameworks,
     groups,
     lending,
+    partitions,
     quotas,
     reservations,
     role_views,
@@ -49,6 +50,7 @@ MUTATING = (
     op.CordonDevicesRequest,
     op.UncordonDevicesRequest,
     op.LendReservationsRequest,
+    op.PartitionDeviceRequest,
 )
 
 
@@ -144,6 +146,7 @@ def answer(
             | op.CordonDevicesRequest()
             | op.UncordonDevicesRequest()
             | op.LendReservationsRequest()
+            | op.PartitionDeviceRequest()
         ):
             result = _change(cluster, turn, request, principal)
             if not isinstance(result, ErrorDetail) and not getattr(request, "dry_run", False):
@@ -172,7 +175,8 @@ def _change(
     | op.RemoveRoleGroupRequest
     | op.CordonDevicesRequest
     | op.UncordonDevicesRequest
-    | op.LendReservationsRequest,
+    | op.LendReservationsRequest
+    | op.PartitionDeviceRequest,
     principal: str,
 ) -> Answer:
     match request:
@@ -217,6 +221,8 @@ def _change(
             return device_orders.uncordon(cluster, turn, request)
         case op.LendReservationsRequest():
             return lending.lend(cluster, turn, request)
+        case op.PartitionDeviceRequest():
+            return partitions.partition(cluster, turn, request, principal)
         case _:
             assert_never(request)
 

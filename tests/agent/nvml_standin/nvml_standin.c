@@ -10,11 +10,17 @@
  *   recovery INDEX ACTION                              the recovery action; without the line: not supported
  *   xid INDEX NUMBER                                   reported once to who waits for events, when the line is new
  *   mig INDEX MOST                                     the device is cut into instances, MOST at most; without the line: not supported
+ *   card INDEX                                         the device can be cut, as an 80 GB H100 can; what it is cut into is appended to this file by
+ *                                                      the calls that do it: migmode INDEX MODE, gi INDEX GI PROFILE START SIZE, nogi INDEX GI,
+ *                                                      ci INDEX GI CI NUMBER, noci INDEX GI CI
+ *   fail INDEX CALL INSTANCES CODE                     enable, disable, create, compute, destroy, nocompute fail when there are so many GPU instances
+ *   pending INDEX                                      switching MIG takes effect after a reset only
  *   process INDEX PID MEM_BYTES                        a process that uses the device
  *   process_of UUID PID MEM_BYTES                      one that uses an instance
  *   mute INDEX                                         the device does not say who uses it
  *   instance INDEX PLACE UUID NAME GI CI SLICES MEM_MB an instance of a device
  */
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +34,7 @@ typedef struct {
     int has_recovery, recovery;
     int has_rows, rows_pending, rows_failed;
     int links, peer[MAX_LINKS];
-    int mute;
+    int mute, can_cut, is_cut, is_pending;
     int mig_most, place, card, gpu_instance, compute_instance, slices;
     unsigned long long mem;
     char uuid[96], name[96], bus[32];
@@ -53,6 +59,70 @@ static int process_count;
 enum { MAX_XIDS = 64 };
 static int xids, xids_told, xid_device[MAX_XIDS], xid_number[MAX_XIDS];
 
+enum { MAX_CUTS = 32, PROFILES = 6 };
+typedef struct { unsigned int version; } versioned_t;
+typedef struct { int card, id, profile, start, size, there; } gi_t;
+typedef struct { int card, gi, id, number, there; } ci_t;
+static gi_t gis[MAX_CUTS * 8];
+static ci_t cis[MAX_CUTS * 8];
+static int gi_count, ci_count;
+static struct { int card, at, code; char call[16]; } fails[16];
+static int fail_count;
+static const struct { int number, id, slices, size; const char *name; int starts[8], places; unsigned long long mem_mb; } profiles[PROFILES] = {
+    {4, 0, 7, 8, "MIG 7g.80gb", {0}, 1, 81920}, {3, 5, 4, 4, "MIG 4g.40gb", {0}, 1, 40960},
+    {2, 9, 3, 4, "MIG 3g.40gb", {0, 4}, 2, 40960}, {1, 14, 2, 2, "MIG 2g.20gb", {0, 2, 4}, 3, 20480},
+    {9, 15, 1, 2, "MIG 1g.20gb", {0, 2, 4, 6}, 4, 20480}, {0, 19, 1, 1, "MIG 1g.10gb", {0, 1, 2, 3, 4, 5, 6}, 7, 10240},
+};
+
+static int profile_of(int id) {
+    for (int i = 0; i < PROFILES; i++) if (profiles[i].id == id) return i;
+    return -1;
+}
+
+static int cut_line(const char *line) {
+    int a, b, c, e, f;
+    char word[16];
+    if (sscanf(line, "card %d", &a) == 1 && a < count) devices[a].can_cut = 1;
+    else if (sscanf(line, "migmode %d %d", &a, &b) == 2 && a < count) devices[a].is_cut = b;
+    else if (sscanf(line, "pendingmode %d", &a) == 1 && a < count) devices[a].is_pending = 2;
+    else if (sscanf(line, "pending %d", &a) == 1 && a < count) devices[a].is_pending = 1;
+    else if (sscanf(line, "gi %d %d %d %d %d", &a, &b, &c, &e, &f) == 5) gis[gi_count++] = (gi_t){a, b, c, e, f, 1};
+    else if (sscanf(line, "nogi %d %d", &a, &b) == 2) { for (int i = 0; i < gi_count; i++) if (gis[i].card == a && gis[i].id == b) gis[i].there = 0; }
+    else if (sscanf(line, "ci %d %d %d %d", &a, &b, &c, &e) == 4) cis[ci_count++] = (ci_t){a, b, c, e, 1};
+    else if (sscanf(line, "noci %d %d %d", &a, &b, &c) == 3) { for (int i = 0; i < ci_count; i++) if (cis[i].card == a && cis[i].gi == b && cis[i].id == c) cis[i].there = 0; }
+    else if (sscanf(line, "fail %d %15s %d %d", &a, word, &b, &c) == 4 && fail_count < 16) {
+        fails[fail_count].card = a; fails[fail_count].at = b; fails[fail_count].code = c; strcpy(fails[fail_count++].call, word);
+    } else return 0;
+    return 1;
+}
+
+static void show_cuts(void) {
+    int place[MAX_DEVICES] = {0};
+    for (int i = 0; i < ci_count; i++) {
+        if (!cis[i].there || instance_count >= MAX_INSTANCES) continue;
+        for (int g = 0; g < gi_count; g++) {
+            if (!gis[g].there || gis[g].card != cis[i].card || gis[g].id != cis[i].gi) continue;
+            device_t d = {0};
+            int p = profile_of(gis[g].profile);
+            d.card = cis[i].card; d.place = place[d.card]++; d.gpu_instance = gis[g].id; d.compute_instance = cis[i].id;
+            d.slices = profiles[p].slices; d.mem = profiles[p].mem_mb;
+            snprintf(d.uuid, sizeof d.uuid, "MIG-%08x-0000-1111-2222-%012x", d.card, i + 1);
+            snprintf(d.name, sizeof d.name, "%.60s %s", devices[d.card].name, profiles[p].name);
+            instances[instance_count++] = d;
+        }
+    }
+    for (int i = 0; i < count; i++) if (devices[i].is_cut) devices[i].mig_most = 7;
+}
+
+static void append(const char *format, ...) {
+    va_list arguments;
+    FILE *file = fopen(getenv("NVML_STANDIN"), "a");
+    va_start(arguments, format);
+    vfprintf(file, format, arguments);
+    va_end(arguments);
+    fclose(file);
+}
+
 static void add_links(int from, int to, int number) {
     for (int i = 0; i < number && from >= 0 && from < count && devices[from].links < MAX_LINKS; i++)
         devices[from].peer[devices[from].links++] = to;
@@ -63,12 +133,12 @@ static void load(void) {
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[512];
     count = 0;
-    init_code = xids = instance_count = process_count = 0;
+    init_code = xids = instance_count = process_count = gi_count = ci_count = fail_count = 0;
     memset(devices, 0, sizeof devices);
     while (file && fgets(line, sizeof line, file)) {
         device_t d = {0};
         int a, b, n;
-        if (sscanf(line, "init %d", &init_code) == 1) continue;
+        if (sscanf(line, "init %d", &init_code) == 1 || cut_line(line)) continue;
         if (count < MAX_DEVICES && sscanf(line, "device %95s %95s %llu %31s %d %d %d", d.uuid, d.name, &d.mem, d.bus, &d.minor, &d.node, &d.code) == 7) {
             for (char *c = d.name; *c; c++) if (*c == '_') *c = ' ';
             d.index = count;
@@ -106,6 +176,7 @@ static void load(void) {
         }
     }
     if (file) fclose(file);
+    show_cuts();
 }
 
 int nvmlInitWithFlags(unsigned int flags) {
@@ -124,6 +195,8 @@ const char *nvmlErrorString(int code) {
     switch (code) {
     case SUCCESS: return "Success";
     case INVALID_ARGUMENT: return "Invalid Argument";
+    case 19: return "In use by another client";
+    case 23: return "Insufficient Resources";
     case NOT_FOUND: return "Not Found";
     case NOT_SUPPORTED: return "Not Supported";
     case DRIVER_NOT_LOADED: return "Driver Not Loaded";
@@ -220,8 +293,10 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(device_t *d, unsigned int link, pci_t *a
 
 int nvmlDeviceGetMigMode(device_t *d, unsigned int *current, unsigned int *pending) {
     if (d->code) return d->code;
+    load();
     *current = *pending = d->mig_most > 0;
-    return d->mig_most ? SUCCESS : NOT_SUPPORTED;
+    if (d->can_cut && d->is_pending && !d->is_cut) *pending = d->is_pending == 2;
+    return d->mig_most || d->can_cut ? SUCCESS : NOT_SUPPORTED;
 }
 
 int nvmlDeviceGetMaxMigDeviceCount(device_t *d, unsigned int *most) {
@@ -260,6 +335,157 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, device_t **handle) {
     for (int i = 0; i < instance_count; i++)
         if (strcmp(instances[i].uuid, uuid) == 0) { *handle = &instances[i]; return SUCCESS; }
     return NOT_FOUND;
+}
+
+/* --- cutting --- */
+
+enum { IN_USE = 19, INSUFFICIENT_RESOURCES = 23, RESET_REQUIRED = 16 };
+
+static int instances_of(int card) {
+    int found = 0;
+    for (int i = 0; i < gi_count; i++) found += gis[i].there && gis[i].card == card;
+    return found;
+}
+
+static int fault(int card, const char *call) {
+    load();
+    for (int i = 0; i < fail_count; i++)
+        if (fails[i].card == card && strcmp(fails[i].call, call) == 0 && fails[i].at == instances_of(card)) return fails[i].code;
+    return SUCCESS;
+}
+
+int nvmlDeviceSetMigMode(device_t *d, unsigned int mode, unsigned int *status) {
+    int code = fault(d->index, mode ? "enable" : "disable");
+    *status = SUCCESS;
+    if (code) return code;
+    if (!d->can_cut) return NOT_SUPPORTED;
+    if (!mode && instances_of(d->index)) return IN_USE;
+    if (d->is_pending) { d->is_pending = 2; *status = RESET_REQUIRED; append("pendingmode %d\n", d->index); return SUCCESS; }
+    append("migmode %d %u\n", d->index, mode);
+    load();
+    return SUCCESS;
+}
+
+typedef struct {
+    unsigned int version, id, p2p, slices, most, multiprocessors, copy, decoder, encoder, jpeg, ofa;
+    unsigned long long mem_mb;
+    char name[96];
+} profile_info_t;
+
+int nvmlDeviceGetGpuInstanceProfileInfoV(device_t *d, unsigned int number, profile_info_t *answer) {
+    for (int i = 0; d->can_cut && i < PROFILES; i++)
+        if (profiles[i].number == (int)number) {
+            answer->id = (unsigned int)profiles[i].id;
+            answer->slices = (unsigned int)profiles[i].slices;
+            answer->most = (unsigned int)profiles[i].places;
+            answer->mem_mb = profiles[i].mem_mb;
+            snprintf(answer->name, sizeof answer->name, "%s", profiles[i].name);
+            return SUCCESS;
+        }
+    return NOT_SUPPORTED;
+}
+
+typedef struct { unsigned int start, size; } placement_t;
+
+int nvmlDeviceGetGpuInstancePossiblePlacements_v2(device_t *d, unsigned int id, placement_t *answer, unsigned int *number) {
+    int p = profile_of((int)id);
+    if (!d->can_cut || p < 0) return INVALID_ARGUMENT;
+    for (int i = 0; answer && i < profiles[p].places; i++)
+        answer[i] = (placement_t){(unsigned int)profiles[p].starts[i], (unsigned int)profiles[p].size};
+    *number = (unsigned int)profiles[p].places;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetGpuInstances(device_t *d, unsigned int id, gi_t **answer, unsigned int *number) {
+    *number = 0;
+    load();
+    for (int i = 0; i < gi_count; i++)
+        if (gis[i].there && gis[i].card == d->index && gis[i].profile == (int)id) answer[(*number)++] = &gis[i];
+    return SUCCESS;
+}
+
+int nvmlDeviceGetGpuInstanceById(device_t *d, unsigned int id, gi_t **answer) {
+    load();
+    for (int i = 0; i < gi_count; i++)
+        if (gis[i].there && gis[i].card == d->index && gis[i].id == (int)id) { *answer = &gis[i]; return SUCCESS; }
+    return NOT_FOUND;
+}
+
+typedef struct { device_t *device; unsigned int id, profile; placement_t place; } gi_info_t;
+
+int nvmlGpuInstanceGetInfo(gi_t *g, gi_info_t *answer) {
+    *answer = (gi_info_t){&devices[g->card], (unsigned int)g->id, (unsigned int)g->profile, {(unsigned int)g->start, (unsigned int)g->size}};
+    return SUCCESS;
+}
+
+int nvmlDeviceCreateGpuInstanceWithPlacement(device_t *d, unsigned int id, const placement_t *place, gi_t **answer) {
+    int code = fault(d->index, "create"), most = 0;
+    if (code) return code;
+    if (!d->is_cut) return NOT_SUPPORTED;
+    for (int i = 0; i < gi_count; i++) {
+        if (gis[i].card != d->index) continue;
+        if (gis[i].id > most) most = gis[i].id;
+        if (gis[i].there && gis[i].start < (int)(place->start + place->size) && (int)place->start < gis[i].start + gis[i].size) return INSUFFICIENT_RESOURCES;
+    }
+    append("gi %d %d %u %u %u\n", d->index, most + 1, id, place->start, place->size);
+    return nvmlDeviceGetGpuInstanceById(d, (unsigned int)most + 1, answer);
+}
+
+int nvmlGpuInstanceDestroy(gi_t *g) {
+    int card = g->card, id = g->id, code = fault(card, "destroy");
+    if (code) return code;
+    for (int i = 0; i < ci_count; i++) if (cis[i].there && cis[i].card == card && cis[i].gi == id) return IN_USE;
+    append("nogi %d %d\n", card, id);
+    return SUCCESS;
+}
+
+typedef struct { unsigned int version, id, slices, most, multiprocessors, copy, decoder, encoder, jpeg, ofa; char name[96]; } compute_profile_t;
+
+int nvmlGpuInstanceGetComputeInstanceProfileInfoV(gi_t *g, unsigned int number, unsigned int engine, compute_profile_t *answer) {
+    static const int slices[] = {1, 2, 3, 4, 7};
+    (void)engine;
+    if (number > 4 || slices[number] > profiles[profile_of(g->profile)].slices) return NOT_SUPPORTED;
+    answer->id = number + 100; /* not the number */
+    answer->slices = (unsigned int)slices[number];
+    answer->most = (unsigned int)(profiles[profile_of(g->profile)].slices / slices[number]);
+    return SUCCESS;
+}
+
+int nvmlGpuInstanceGetComputeInstances(gi_t *g, unsigned int id, ci_t **answer, unsigned int *number) {
+    *number = 0;
+    for (int i = 0; i < ci_count; i++)
+        if (cis[i].there && cis[i].card == g->card && cis[i].gi == g->id && cis[i].number == (int)id - 100) answer[(*number)++] = &cis[i];
+    return SUCCESS;
+}
+
+int nvmlGpuInstanceGetComputeInstanceById(gi_t *g, unsigned int id, ci_t **answer) {
+    for (int i = 0; i < ci_count; i++)
+        if (cis[i].there && cis[i].card == g->card && cis[i].gi == g->id && cis[i].id == (int)id) { *answer = &cis[i]; return SUCCESS; }
+    return NOT_FOUND;
+}
+
+typedef struct { device_t *device; gi_t *instance; unsigned int id, profile; placement_t place; } ci_info_t;
+
+int nvmlComputeInstanceGetInfo_v2(ci_t *c, ci_info_t *answer) {
+    *answer = (ci_info_t){&devices[c->card], NULL, (unsigned int)c->id, (unsigned int)c->number + 100, {0, 0}};
+    return SUCCESS;
+}
+
+int nvmlGpuInstanceCreateComputeInstance(gi_t *g, unsigned int id, ci_t **answer) {
+    int card = g->card, gi = g->id, most = -1, code = fault(card, "compute");
+    if (code) return code;
+    for (int i = 0; i < ci_count; i++) if (cis[i].card == card && cis[i].gi == gi && cis[i].id > most) most = cis[i].id;
+    append("ci %d %d %d %d\n", card, gi, most + 1, (int)id - 100);
+    load();
+    *answer = &cis[ci_count - 1];
+    return SUCCESS;
+}
+
+int nvmlComputeInstanceDestroy(ci_t *c) {
+    int card = c->card, gi = c->gi, id = c->id, code = fault(card, "nocompute");
+    if (code) return code;
+    append("noci %d %d %d\n", card, gi, id);
+    return SUCCESS;
 }
 
 /* --- processes --- */

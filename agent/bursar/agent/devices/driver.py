@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from bursar.agent.containers.runtime import Decoration
+from bursar.agent.devices.cutting import CardLayout, Step
 from bursar.agent.devices.health import DeviceSignal, Remedy
 from bursar.agent.devices.users import DeviceUser
 from bursar.core.devices import Device
@@ -82,6 +83,25 @@ def user_tellers(driver: DeviceDriver) -> Iterator[UserTeller]:
     for inner in getattr(driver, "inner", ()):
         yield from user_tellers(inner)
     if isinstance(driver, UserTeller):
+        yield driver
+
+
+@runtime_checkable
+class CardCutter(Protocol):
+    """A driver that can cut its cards into instances (MIG). Called from worker threads, for cards that nothing runs on."""
+
+    def layout_of(self, card: DeviceUuid) -> CardLayout:
+        """What a card has, and could have. Raises CannotCut."""
+
+    def cut(self, card: DeviceUuid, step: Step) -> None:
+        """Do one step. Raises CannotCut with the driver's words."""
+
+
+def card_cutters(driver: DeviceDriver) -> Iterator[CardCutter]:
+    """The driver, or those that it stands for (`inner`), as far as they can cut cards."""
+    for inner in getattr(driver, "inner", ()):
+        yield from card_cutters(inner)
+    if isinstance(driver, CardCutter):
         yield driver
 
 

@@ -90,7 +90,7 @@ class ExclusiveDevices:
         self.may_block = bool(getattr(driver, "may_block", False))
         self._driver = driver
         self._locks = DeviceLocks(agent_id, shared_directories() if directories is None else directories)
-        #: After `keep_only`: these and no others.
+        #: After `keep_only`: these and no others, whatever they are cut into.
         self._wanted: frozenset[DeviceUuid] | None = None
         #: Who has the devices that were left out, so that each is logged once.
         self._refused: dict[DeviceUuid, str] = {}
@@ -99,7 +99,7 @@ class ExclusiveDevices:
         """The devices that could be claimed. Raises DriverUnavailable."""
         mine = []
         for device in self._driver.discover():
-            if self._wanted is not None and device.uuid not in self._wanted:
+            if self._wanted is not None and card_of(device.uuid) not in self._wanted:
                 continue
             holder = self._locks.claim(device.uuid)
             if holder is None:
@@ -112,8 +112,8 @@ class ExclusiveDevices:
 
     def keep_only(self, uuids: Collection[DeviceUuid]) -> None:
         """Give back what this agent was told not to use (`--resources gpus:2`), for another agent to claim."""
-        self._wanted = frozenset(uuids)
-        self._locks.release(self._locks.held - {card_of(uuid) for uuid in self._wanted})
+        self._wanted = frozenset(map(card_of, uuids))
+        self._locks.release(self._locks.held - self._wanted)
 
     def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
         """As the driver itself says."""

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import pynvml as _pynvml
 
 from bursar.agent.containers.runtime import Decoration
+from bursar.agent.devices import nvml_cut
+from bursar.agent.devices.cutting import CannotCut, CardLayout, Step
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.health import DeviceSignal, Remedy
 from bursar.agent.devices.nvml_health import NvmlEvents, measure_gpu, recovery_of, users_of
@@ -164,6 +166,23 @@ class NvmlDevices:
             except (pynvml.NVMLError, KeyError) as error:
                 log.debug("GPU %s does not say who uses it: %s", uuid, error)
         return found
+
+    def layout_of(self, card: DeviceUuid) -> CardLayout:
+        """Into what a card is cut; see `CardCutter`."""
+        return nvml_cut.layout_of(self._handle_of(card))
+
+    def cut(self, card: DeviceUuid, step: Step) -> None:
+        """One step of cutting it; see `CardCutter`."""
+        if step.kind in ("enable", "disable"):
+            # A card that somebody waits on is in use.
+            self._events.close()
+        nvml_cut.cut(self._handle_of(card), step)
+
+    def _handle_of(self, card: DeviceUuid) -> Any:
+        handle = self._handles.get(card)
+        if handle is None:
+            raise CannotCut(f"the driver cannot describe {card}")
+        return handle
 
     def probe(self, uuid: DeviceUuid) -> str:
         """All that can be asked without running something: the driver answers, and nothing is left to be done."""

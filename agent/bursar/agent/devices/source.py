@@ -8,7 +8,15 @@ from typing import Any
 
 from bursar.agent.containers.belonging import container_of_process, program_of
 from bursar.agent.containers.runtime import ContainerId
-from bursar.agent.devices.driver import DeviceDriver, DriverUnavailable, health_watchers, user_tellers
+from bursar.agent.devices.cutting import CannotCut, CardLayout, Step
+from bursar.agent.devices.driver import (
+    CardCutter,
+    DeviceDriver,
+    DriverUnavailable,
+    card_cutters,
+    health_watchers,
+    user_tellers,
+)
 from bursar.agent.devices.health import Remedy
 from bursar.agent.devices.users import DeviceUser
 from bursar.agent.resources import HostResources, ResolvedResources, resolve_resources
@@ -78,6 +86,24 @@ class DeviceSource:
                 named = (replace(one, name=one.name or program_of(one.pid)) for one in said)
                 users[uuid] = tuple(one for one in named if one.name not in self.tolerated)
         return users
+
+    @property
+    def can_cut(self) -> bool:
+        """Whether some driver can cut cards."""
+        return any(True for _ in card_cutters(self.driver))
+
+    def layout_of(self, card: DeviceUuid) -> CardLayout:
+        """Into what a card is cut. Raises CannotCut. Blocks."""
+        return self._cutter().layout_of(card)
+
+    def cut(self, card: DeviceUuid, step: Step) -> None:
+        """Do one step of cutting it. Raises CannotCut. Blocks."""
+        self._cutter().cut(card, step)
+
+    def _cutter(self) -> CardCutter:
+        for cutter in card_cutters(self.driver):
+            return cutter
+        raise CannotCut("no device driver here can cut cards")
 
     def resolve(self, found: Sequence[Device], assignment: Mapping[str, Sequence[Any]]) -> ResolvedResources:
         """What to offer. Raises InvalidText."""

@@ -118,7 +118,19 @@ class BooksReport:
     complete: bool = True
 
 
-AgentMessage = Register | TaskReports | TaskUpdates | Pong | ResyncRequest | DevicesChanged | BooksDigest | BooksReport
+@dataclass(frozen=True, slots=True)
+class CutReport:
+    """How the cutting of a card ended."""
+
+    uuid: DeviceUuid
+    ordered_at_ms: int
+    problem: str = ""
+    now: str = ""
+
+
+AgentMessage = (
+    Register | TaskReports | TaskUpdates | Pong | ResyncRequest | DevicesChanged | BooksDigest | BooksReport | CutReport
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +232,7 @@ class DeviceOrder:
     cordoned: bool
     reason: str = ""
     ordered_at_ms: int = 0
+    layout: str = ""
 
 
 @dataclass(frozen=True, slots=True)

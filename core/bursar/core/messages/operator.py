@@ -1006,6 +1006,26 @@ class LendReservationsResponse:
     preempted_tasks: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class PartitionDeviceRequest:
+    """Cut a GPU into instances, or make it whole again."""
+
+    device: str
+    layout: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionDeviceResponse:
+    """It is ordered."""
+
+    card: str
+    agent_id: AgentId
+    hostname: str
+    layout: str
+    rescinded_offers: int = 0
+
+
 OperatorRequest = (
     GetMasterRequest
     | ListAgentsRequest
@@ -1045,6 +1065,7 @@ OperatorRequest = (
     | CordonDevicesRequest
     | UncordonDevicesRequest
     | LendReservationsRequest
+    | PartitionDeviceRequest
 )
 OperatorResponse = (
     GetMasterResponse
@@ -1085,4 +1106,5 @@ OperatorResponse = (
     | CordonDevicesResponse
     | UncordonDevicesResponse
     | LendReservationsResponse
+    | PartitionDeviceResponse
 )
