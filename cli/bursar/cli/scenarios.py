@@ -84,7 +84,11 @@ class CommandLine:
         if path:
             known = command.list_commands(click.Context(command))
             what = f"`bursar {' '.join(path)}` has no command {name!r}" if name else f"{path[-1]!r} is not complete"
-            return InvalidText(what, f"it has {', '.join(known)}")
+            own = sorted(
+                {usage.split()[1] for usage in usages() if usage.split()[0] == path[0] and len(usage.split()) > 1}
+            )
+            of_scenarios = f", and in a scenario {', '.join(own)}" if own and len(path) == 1 else ""
+            return InvalidText(what, f"it has {', '.join(known)}{of_scenarios}")
         if name in _NOT_OPERATORS:
             return InvalidText(f"`bursar {name}` is not for scenarios", "write `use FRAMEWORK AGENT AMOUNTS as TASK`")
         verbs = {usage.split()[0] for usage in usages()}

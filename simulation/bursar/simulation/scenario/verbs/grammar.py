@@ -31,7 +31,7 @@ class Names:
             raise words.problem(f"{name!r} is no name: {problem}")
         known: set[str] = getattr(self, f"{kind}s")
         if name in known:
-            raise words.problem(f"there is a {kind} {name!r} already: names are used once in a script")
+            raise words.problem(f"the {kind} {name!r} is there already: names are used once in a script")
         known.add(name)
         return name
 

@@ -40,13 +40,19 @@ def numbers_in(text: str) -> tuple[int, ...]:
     return tuple(map(int, texts_in(text)))
 
 
+#: Digits and the x behind them.
+_LONGEST_COUNT = 10
+
+
 def shape_in(text: str) -> Shape:
     """`ml/train 2x cpus:1;gpus:2`; without a role for `*`, without a count one."""
     pieces = text.split()
     *before, amounts = pieces or [""]
     count, role = 1, DEFAULT_ROLE
     for piece in before:
-        if piece.endswith("x") and piece[:-1].isascii() and piece[:-1].isdigit() and len(piece) < 10:
+        if piece.endswith("x") and piece[:-1].isascii() and piece[:-1].isdigit():
+            if len(piece) > _LONGEST_COUNT:
+                raise InvalidText(f"{piece!r} are too many", "a count has nine digits at most")
             count = int(piece[:-1])
         else:
             role = role_in(piece)
