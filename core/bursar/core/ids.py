@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import NewType
 
@@ -19,6 +20,8 @@ ConnectionId = NewType("ConnectionId", int)
 """Made by a shell: one life of one stream. A machine never acts on words from a connection that is not current."""
 
 MAX_ID_BYTES = 255
+#: Separators of paths, control characters, and halves of surrogate pairs.
+_FORBIDDEN = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -39,7 +42,5 @@ def id_problem(value: str) -> str | None:
         return f"an id must not be longer than {MAX_ID_BYTES} bytes"
     if value in (".", ".."):
         return "an id must not be '.' or '..'"
-    for character in value:
-        if character in "/\\" or ord(character) < 0x20 or ord(character) == 0x7F or 0xD800 <= ord(character) <= 0xDFFF:
-            return f"an id must not contain {character!r}"
-    return None
+    forbidden = _FORBIDDEN.search(value)
+    return None if forbidden is None else f"an id must not contain {forbidden.group()!r}"

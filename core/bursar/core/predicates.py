@@ -198,7 +198,10 @@ def matches_glob(pattern: str, text: str) -> bool:
 
     All ways of matching are followed at once, as the bits of one number: time grows with the text, whatever the pattern.
     """
-    literals, anything, loops, end = _compile_glob(pattern)
+    (head, tail), literals, anything, loops, end = _compile_glob(pattern)
+    if not (text.startswith(head) and text.endswith(tail)):
+        # As mostly where it does not match.
+        return False
     state = 1
     for character in text:
         state = (state & (literals.get(character, 0) | anything)) << 1 | (state & loops)
@@ -498,15 +501,21 @@ def _tokens(pattern: str) -> Iterable[tuple[str, bool]]:
 
 
 @lru_cache(maxsize=4096)
-def _compile_glob(pattern: str) -> tuple[Mapping[str, int], int, int, int]:
-    """Bits of the characters that each literal consumes, of `?`, of the places where a `*` may stay; and the last bit.
+def _compile_glob(pattern: str) -> tuple[tuple[str, str], Mapping[str, int], int, int, int]:
+    """What a text must begin and end with; bits of the characters that each literal consumes, of `?`, of the places where a `*` may
+    stay; and the last bit.
 
     Bit n of the state is set where the first n characters of the pattern (stars not counted) have been found.
     """
     literals: dict[str, int] = {}
     anything = loops = 0
     bit = 1
+    fixed: list[list[str]] = [[]]
     for character, is_wild in _tokens(pattern):
+        if is_wild:
+            fixed.append([])
+        else:
+            fixed[-1].append(character)
         if is_wild and character == "*":
             loops |= bit
             continue
@@ -515,7 +524,7 @@ def _compile_glob(pattern: str) -> tuple[Mapping[str, int], int, int, int]:
         else:
             literals[character] = literals.get(character, 0) | bit
         bit <<= 1
-    return literals, anything, loops, bit
+    return ("".join(fixed[0]), "".join(fixed[-1])), literals, anything, loops, bit
 
 
 @lru_cache(maxsize=4096)

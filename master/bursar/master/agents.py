@@ -77,7 +77,7 @@ def info_problem(info: AgentInfo) -> str | None:
         if twice:
             return f"devices are named twice: {', '.join(sorted(twice))}"
         seen |= part.resources.devices
-        if common := intersect_ports(ports, part.resources.ports):
+        if ports and (common := intersect_ports(ports, part.resources.ports)):
             return f"ports are named twice: {format_ports(common)}"
         ports = normalize_ports((*ports, *part.resources.ports))
     return None

@@ -292,6 +292,7 @@ class Ledger:
 
     def offer_part(
         self,
+        books: Books,
         agent_id: AgentId,
         offer_id: OfferId,
         client: Client,
@@ -302,7 +303,6 @@ class Ledger:
         """Move what is free, but for a rest, into an offer; nothing of it is reserved, and there are no views. `amounts` is what it
         counts for. The accounts and `note_offered` are told by the caller, of many together.
         """
-        books = self.books[agent_id]
         books.offered[offer_id] = _make_entry(_Entry, (client, holding, amounts, _NOTHING, False))
         if rest:
             books.free = rest
@@ -489,9 +489,11 @@ class Ledger:
         """What an agent has, without empty parts; where it has no devices, one object for all that have the same: a cycle then works
         out once what it comes to.
         """
-        total = {stack: part for stack, part in total.items() if part}
-        if any(part.devices for part in total.values()):
-            return total
+        if not all(total.values()):
+            total = {stack: part for stack, part in total.items() if part}
+        for part in total.values():
+            if part.devices:
+                return total
         if len(self._totals) > MAX_TOTALS:
             self._totals.clear()
         return self._totals.setdefault(frozenset(total.items()), total)

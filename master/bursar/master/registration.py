@@ -45,6 +45,9 @@ from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, Kill
 from bursar.master.state import Agent, Asked, Cluster, Comparing, Task, Turn, buckets_of
 from bursar.master.tasks import add_task, master_status, on_update
 
+_Judged = tuple[list[AssignedTask], list[KillTask], list[TaskRef]]
+"""What an agent is told of tasks: to launch, to kill, to keep."""
+
 
 def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     """An agent is (back): refuse it, or take it in and answer task by task."""
@@ -65,7 +68,10 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     rebooted = known is not None and known.info.boot_id != info.boot_id
     agent = _take_in(cluster, turn, event, known)
     repairs = [] if rebooted else [one for one in differences(cluster, agent, event.tasks) if one.what in NEVER_NORMAL]
-    launches, kills, keeps = judge_tasks(cluster, turn, agent, event.tasks, rebooted=rebooted)
+    tasks: _Judged = ([], [], [])
+    if known is not None or event.tasks:
+        tasks = judge_tasks(cluster, turn, agent, event.tasks, rebooted=rebooted)
+    launches, kills, keeps = tasks
     agent.generation = generation_above(cluster, turn, agent, event.register.generation)
     turn.to_agent(agent, registered(cluster))
     tell_device_orders(cluster, turn, agent)
@@ -122,6 +128,8 @@ def refusal_of(cluster: Cluster, event: AgentRegistering, known: Agent | None) -
             ErrorReason.INVALID_ARGUMENT, problem, "see `bursar-agent --help` for --resources", "info.resources"
         )
     reservations = {} if known is None else known.reservations
+    if not reservations and not event.tasks:
+        return None
     try:
         total = buckets_of(info.resources, reservations)
     except InsufficientResources as error:
@@ -210,7 +218,7 @@ def judge_tasks(
     *,
     rebooted: bool,
     asked: Asked | None = None,
-) -> tuple[list[AssignedTask], list[KillTask], list[TaskRef]]:
+) -> _Judged:
     """Answer task by task: keep, kill for a recorded reason, launch what it never got; what is unknown is adopted.
 
     In this order: what has ended frees what it held; then what runs there unknown is adopted; only then is anything launched.

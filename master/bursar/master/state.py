@@ -7,7 +7,7 @@ ends, run-time flags, answered calls and requests. Soft, void after a restart: c
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from zlib import crc32
@@ -299,6 +299,11 @@ class Turn:
         self.effects.append(Publish(event))
 
 
+_order_of = attrgetter("order")
+#: So many are put in their places one by one.
+_FEW = 100
+
+
 class Cluster:
     """The state of the master's machine; changed by the modules that `machine` dispatches to."""
 
@@ -310,8 +315,9 @@ class Cluster:
         self.flags = flags
         self.started_at_ms = 0
         self.agents: dict[AgentId, Agent] = {}
-        #: The same in the order of the cycle.
-        self.agents_in_order: list[Agent] = []
+        #: The same in the order of the cycle; and those that are yet to be put there.
+        self._in_order: list[Agent] = []
+        self._newcomers: list[Agent] = []
         self.frameworks: dict[FrameworkId, Framework] = {}
         self.tasks: dict[TaskKey, Task] = {}
         #: Tasks of frameworks that are gone, or not yet known: adopted from agents.
@@ -381,7 +387,19 @@ class Cluster:
         """Make an agent known, at its place in the order of the cycle (OFF-19: a permutation that the term decides)."""
         agent.order, agent.number = self.permuted(agent.agent_id), len(self.agents)
         self.agents[agent.agent_id] = agent
-        insort(self.agents_in_order, agent, key=attrgetter("order"))
+        self._newcomers.append(agent)
+
+    @property
+    def agents_in_order(self) -> Sequence[Agent]:
+        """All agents, in the order of the cycle. Many newcomers are sorted in together."""
+        if self._newcomers:
+            if len(self._newcomers) > _FEW:
+                self._in_order = sorted((*self._in_order, *self._newcomers), key=_order_of)
+            else:
+                for agent in self._newcomers:
+                    insort(self._in_order, agent, key=_order_of)
+            self._newcomers.clear()
+        return self._in_order
 
     def describe_anew(self, agent: Agent, info: AgentInfo) -> None:
         """An agent says something else of itself: who is offered any of it is told."""

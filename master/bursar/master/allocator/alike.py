@@ -9,7 +9,7 @@ differs from agent to agent is which devices it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bursar.core.device_names import device_kinds, gpus_among, has_views
 from bursar.core.devices import Device, pick_connected
@@ -85,7 +85,7 @@ class _WantKey(NamedTuple):
 class Want:
     """What a client wants and takes, as far as its framework says: those who want the same share one."""
 
-    __slots__ = ("_names", "_only", "is_constant", "judges_devices", "settings", "shapes")
+    __slots__ = ("_attributes", "_minds_hosts", "_only", "is_constant", "judges_devices", "settings", "shapes")
 
     def __init__(self, key: _WantKey) -> None:
         #: Index in the demand, and what one takes.
@@ -93,8 +93,10 @@ class Want:
         self.settings = key.settings
         self._only = key.shapes[0][0] if len(key.shapes) == 1 else None
         names = key.settings.names if key.settings is not None else ()
-        self._names = (*names, "region") if key.minds_regions else names
-        self.is_constant = not self._names and not key.shapes
+        self._attributes = (*names, "region") if key.minds_regions else names
+        self._minds_hosts = HOSTNAME in names
+        #: Whether no circumstances matter.
+        self.is_constant = not self._attributes and not key.shapes
         #: Whether what is offered depends on more of the devices than their number.
         self.judges_devices = key.settings is not None and key.settings.judges_offers
 
@@ -104,8 +106,6 @@ class Want:
 
     def circumstances(self, agent: Agent, framework: Framework, often: tuple[int, ...]) -> Circumstances:
         """What a decision depends on at an agent into which the shapes fit so often."""
-        if self.is_constant:
-            return 0
         wanted, promised = framework.wanted, framework.promised
         number: Circumstances
         if self._only is not None:
@@ -118,11 +118,11 @@ class Want:
             number = tuple(
                 [max(0, min(wanted[i] - promised[i], most)) for (i, _), most in zip(self.shapes, often, strict=True)]
             )
-        if not self._names:
+        if not self._attributes:
             return number
-        facts = agent.facts
-        attributes = facts.attributes
-        return number, *[facts.hostname if name == HOSTNAME else attributes.get(name) for name in self._names]
+        info = agent.info
+        said = (number, *map(info.attributes.get, self._attributes))
+        return (*said, info.hostname) if self._minds_hosts else said
 
 
 class Wants:
@@ -220,7 +220,7 @@ class _Known:
 class Alike:
     """Agents of which the same amounts are free."""
 
-    __slots__ = ("_known", "amounts", "cut", "is_plain", "refused")
+    __slots__ = ("_known", "always", "amounts", "cut", "is_plain", "refused")
 
     def __init__(self, amounts: Amounts, is_plain: bool) -> None:
         #: What is free; such as are alike are one object.
@@ -231,26 +231,30 @@ class Alike:
         self.refused: set[Node] = set()
         #: What quota cut off for these: (role, kind).
         self.cut: set[tuple[str, str]] = set()
+        #: What was decided about clients that want this, for those of whom no circumstances matter.
+        self.always: dict[Want, Portion | RefusalReason] = {}
         self._known: dict[Want, _Known] = {}
 
     def recall(self, want: Want, agent: Agent, framework: Framework) -> Portion | RefusalReason | None:
         """What was decided about a client that wants this; None: nothing yet."""
+        if want.is_constant:
+            return self.always.get(want)
         known = self._known.get(want)
         if known is None:
             return None
-        if want.is_constant:
-            return known.decisions.get(0)
         return known.decisions.get(want.circumstances(agent, framework, known.often))
 
     def place_for(self, want: Want, agent: Agent, framework: Framework, free: Holding) -> Place:
         """Where a decision is to be kept that is about to be made."""
+        if want.is_constant:
+            return self.always, want
         known = self._known.get(want)
         if known is None:
             known = self._known[want] = _Known(want.often(free))
         return known.decisions, want.circumstances(agent, framework, known.often)
 
 
-Place = tuple[dict[Circumstances, Portion | RefusalReason], Circumstances]
+Place = tuple[dict[Any, "Portion | RefusalReason"], Any]
 """Where a decision is kept: put the second into the first."""
 
 
@@ -259,13 +263,13 @@ class AllAlike:
 
     def __init__(self) -> None:
         self._by_amounts: dict[FreeAmounts, Alike] = {}
-        #: By identity, and so kept alive: what is free on agents without devices mostly is one object.
-        self._by_holding: dict[int, tuple[Holding, Alike | None]] = {}
+        #: By identity, and so kept alive: what is free on agents without devices mostly is one object. None: not alike.
+        self.by_holding: dict[int, tuple[Holding, Alike | None]] = {}
         self._amounts: dict[frozenset[tuple[str, int]], Amounts] = {}
 
     def of(self, free: Holding) -> Alike | None:
         """Those on which as much is free; None where something is reserved, or one device is a view of another."""
-        known = self._by_holding.get(id(free))
+        known = self.by_holding.get(id(free))
         return known[1] if known is not None else self._find(free)
 
     def amounts(self, part: Resources) -> Amounts:
@@ -286,5 +290,5 @@ class AllAlike:
             alike = self._by_amounts.get(key)
             if alike is None:
                 alike = self._by_amounts[key] = Alike(self.amounts(free[UNRESERVED]), isinstance(key[2], int))
-        self._by_holding[id(free)] = free, alike
+        self.by_holding[id(free)] = free, alike
         return alike

@@ -17,14 +17,14 @@ from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import Holding, ReservedResources, holding_total, to_reserved
-from bursar.master.allocator.alike import WANT_OF_AMOUNTS, Alike, AllAlike, OnAgent, Portion, Wants
+from bursar.master.allocator.alike import WANT_OF_AMOUNTS, Alike, AllAlike, Portion, Wants
 from bursar.master.allocator.decision import Decision, Proposal, Question, rules_about, steps_for
 from bursar.master.allocator.held_back import guaranteed_first
+from bursar.master.allocator.hidden import Hidden
 from bursar.master.allocator.lending import first_in_line
 from bursar.master.allocator.line import Line, Place
 from bursar.master.allocator.quota import surely
 from bursar.master.allocator.shares import Amounts, Node
-from bursar.master.allocator.visibility import Cell
 from bursar.master.ledger import Books
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
 
@@ -80,18 +80,20 @@ def _wholeness(free: Holding) -> int:
 class Plan(Place):
     """How a cycle deals with a client, worked out once."""
 
-    __slots__ = ("client", "framework", "offers", "rules", "steps", "want")
+    __slots__ = ("client", "framework", "judges_devices", "offers", "rules", "steps", "want")
 
     def __init__(self, cluster: Cluster, node: Node, wants: Wants, offers: list[Offer]) -> None:
         super().__init__(node)
         assert node.client is not None
         self.client = node.client
         self.framework = cluster.frameworks[node.client.framework_id]
-        self.steps = steps_for(cluster, self.client, self.framework)
-        #: What is decided for others who want the same holds for it, too; None: nobody wants the same.
-        self.want = wants.of(cluster, self.client, self.framework)
         #: The rules that speak of it, as bits.
         self.rules = rules_about(cluster, self.client, self.framework)
+        self.steps = steps_for(cluster, self.client, self.framework, self.rules)
+        #: What is decided for others who want the same holds for it, too; None: nobody wants the same.
+        self.want = wants.of(cluster, self.client, self.framework)
+        #: Whether it minds which devices it is offered, beyond their number.
+        self.judges_devices = self.want is not None and self.want.judges_devices
         #: Those to the framework in this cycle.
         self.offers = offers
 
@@ -99,16 +101,18 @@ class Plan(Place):
 class _Turn:
     """An agent, while it is offered."""
 
-    __slots__ = ("agent", "alike", "books", "by_rule", "done", "filters", "rules")
+    __slots__ = ("agent", "alike", "books", "done", "filters", "hidden", "passed", "rules")
 
     def __init__(self, cycle: Cycle, agent: Agent, alike: Alike | None) -> None:
         cluster, agent_id = cycle.cluster, agent.agent_id
         self.agent = agent
         self.books = cluster.ledger.books[agent_id]
         self.filters = cluster.filters.on(agent_id)
-        #: The rules that speak of it, as bits; and from whom rules hide all agents of its class, with the rule.
+        #: The rules that speak of it, as bits; and from whom rules hide all agents of its class.
         self.rules = cluster.visibility.class_of_agent(agent.info) if cycle.has_rules else 0
-        self.by_rule = cycle.hidden_from(self.rules)
+        self.hidden = cycle.hidden_from(self.rules)
+        #: Roles that were passed over, for it is hidden from all of them.
+        self.passed: set[Node] = set()
         #: Who was served or refused once need not be asked again: what is free only shrinks here. But a demand may be cut differently
         #: from less, and so get past the filter that blocked its first cut.
         self.done: set[Node] = set()
@@ -116,7 +120,7 @@ class _Turn:
 
     def is_hidden(self, node: Node) -> bool:
         """Whether a rule hides the agent from a client, as is known; counted once."""
-        cell = self.by_rule.get(node)
+        cell = self.hidden.by_client.get(node)
         if cell is None:
             return False
         if node not in self.done:
@@ -148,7 +152,7 @@ class Cycle:
         self._wants = Wants()
         self._alike = AllAlike()
         #: Class of agents → whom rules hide them from, and the rule.
-        self._hidden: dict[int, dict[Node, Cell]] = {}
+        self._hidden: dict[int, Hidden] = {}
         self._line: Line[Plan] = Line(cluster.shares, self.plan_for)
         self.question = Question(cluster)
         self.has_rules = bool(cluster.visibility.rules)
@@ -183,33 +187,43 @@ class Cycle:
         """Offer each agent to whoever comes first, if nothing but what is free and wanted matters and the same was decided before: as it
         mostly is, and so without a detour. Return the agents, one by one in their turn, that this does not end.
         """
-        cluster, line, alike_of, has_quota = self.cluster, self._line, self._alike.of, self.has_quota
+        cluster, line, has_quota, root = self.cluster, self._line, self.has_quota, self.cluster.shares.root
         ledger, filters_on, class_of = cluster.ledger, cluster.filters.on, cluster.visibility.class_of_agent
-        books_of, first_in_line = ledger.books, cluster.first_in_line
+        books_of, first_in_line, known_alike = ledger.books, cluster.first_in_line, self._alike.by_holding
         for agent in agents:
             agent_id = agent.agent_id
             books = books_of[agent_id]
-            alike = alike_of(books.free)
+            free = books.free
+            known = known_alike.get(id(free))
+            alike = known[1] if known is not None else self._alike.of(free)
             plan = line.first()
             if plan is None:
                 return
-            portion = None
+            if root.unmet_below and alike is not None and self._somebody_is_guaranteed(alike, free):
+                yield _Turn(self, agent, None)
+                continue
+            want, portion = plan.want, None
             if (
                 alike is not None
-                and plan.want is not None
+                and want is not None
                 and filters_on(agent_id) is None
                 and not (plan.rules and plan.rules & class_of(agent.info))
                 and not (first_in_line or books.has_views or not books.counted)
                 and not (alike.refused and plan.node in alike.refused)
-                and (not has_quota or self._is_open(plan, alike, books.free))
+                and (not has_quota or self._is_within_reach(plan, alike.amounts))
             ):
-                portion = alike.recall(plan.want, agent, plan.framework)
-            if type(portion) is not Portion or portion.same is None:
+                portion = alike.always.get(want) if want.is_constant else alike.recall(want, agent, plan.framework)
+            if type(portion) is not Portion or (portion.same is None and plan.judges_devices):
                 yield _Turn(self, agent, alike)
                 continue
-            self._offer(plan, agent, portion, portion.same)
+            holding, left, parts = portion.same or portion.of(free, agent.devices)
+            offer_id = self._make_offer(plan, agent, parts, portion.promised)
+            ledger.offer_part(books, agent_id, offer_id, plan.client, holding, portion.amounts, left)
+            line.serve(plan, portion.amounts)
+            if has_quota:
+                self._note_given(portion.amounts)
             rest = portion.rest
-            if rest is not None and (rest.cut or len(rest.refused) < cluster.shares.root.active):
+            if rest is not None and (rest.cut or len(rest.refused) < root.active):
                 turn = _Turn(self, agent, rest)
                 turn.done.add(plan.node)
                 yield turn
@@ -248,11 +262,11 @@ class Cycle:
         if plan is None or alike.refused and turn.is_refused_to_all(self.cluster.shares.root.active):
             return None
         node = plan.node
-        if node not in alike.refused and node not in turn.done and node not in turn.by_rule:
+        if node not in alike.refused and node not in turn.done and node not in turn.hidden.by_client:
             portion = self._recall(turn, alike, plan)
             if not isinstance(portion, RefusalReason):
                 return plan, portion
-        for node in line.order():
+        for node in turn.hidden.others(line.top, turn.passed):
             if turn.is_hidden(node) or node in turn.done or node in alike.refused:
                 continue
             plan = self.plan_for(node)
@@ -278,28 +292,18 @@ class Cycle:
     def _repeat_offer(self, turn: _Turn, plan: Plan, portion: Portion) -> bool:
         """Offer what was decided; return whether it could be: constraints may be on which devices these are."""
         agent, books, want = turn.agent, turn.books, plan.want
-        if portion.same is not None:
-            self._offer(plan, agent, portion, portion.same)
-            return True
-        cut = portion.of(books.free, agent.devices)
+        holding, rest, parts = portion.same or portion.of(books.free, agent.devices)
         assert want is not None
-        if want.judges_devices:
+        if plan.judges_devices and portion.same is None:
             assert want.settings is not None
-            if not want.settings.takes(agent.facts, cut[0], agent.devices):
+            if not want.settings.takes(agent.facts, holding, agent.devices):
                 return False
-        self._offer(plan, agent, portion, cut)
-        return True
-
-    def _offer(self, plan: Plan, agent: Agent, portion: Portion, cut: OnAgent) -> None:
-        """Offer what was decided; the accounts are told later."""
-        holding, rest, parts = cut
-        self.cluster.offer_sequence = number = self.cluster.offer_sequence + 1
-        offer_id = OfferId(f"{self._offer_prefix}{number}")
-        self.cluster.ledger.offer_part(agent.agent_id, offer_id, plan.client, holding, portion.amounts, rest)
+        offer_id = self._make_offer(plan, agent, parts, portion.promised)
+        self.cluster.ledger.offer_part(books, agent.agent_id, offer_id, plan.client, holding, portion.amounts, rest)
         self._line.serve(plan, portion.amounts)
-        self._book(plan, agent, offer_id, parts, portion.promised)
         if self.has_quota:
             self._note_given(portion.amounts)
+        return True
 
     def _write_down(self) -> None:
         """Tell the accounts what was offered as before."""
@@ -333,10 +337,6 @@ class Cycle:
         }
         return all(given[kind] + amounts.get(kind, 0) <= most for kind, most in reach.items())
 
-    def _is_open(self, plan: Plan, alike: Alike, free: Holding) -> bool:
-        """Whether quota surely has nothing to say if a client has all that is free."""
-        return not self._somebody_is_guaranteed(alike, free) and self._is_within_reach(plan, alike.amounts)
-
     def _somebody_is_guaranteed(self, alike: Alike, free: Holding) -> bool:
         """Whether there may be somebody to be served before all others."""
         shares = self.cluster.shares
@@ -361,6 +361,8 @@ class Cycle:
         cluster, has_quota = self.cluster, self.has_quota
         agent, books, filters, done = turn.agent, turn.books, turn.filters, turn.done
         shares, held_back = cluster.shares, cluster.held_back
+        if turn.passed:
+            done.update(turn.hidden.clients_in(turn.passed))
         if has_quota:
             held_back.begin()
         while free := books.free:
@@ -422,7 +424,7 @@ class Cycle:
         if decision is RefusalReason.HIDDEN_BY_RULE:
             cell = cluster.visibility.hider(agent.info, client.role, framework.info)
             if cell is not None:
-                turn.by_rule[plan.node] = cell
+                turn.hidden.add(plan.node, cell)
         if alike is not None and decision in WANT_OF_AMOUNTS and plan.want is not None and not plan.rules & turn.rules:
             alike.refused.add(plan.node)
             alike.cut |= cluster.held_back.cut
@@ -436,38 +438,34 @@ class Cycle:
             plan = self._plans[node] = Plan(self.cluster, node, self._wants, offers)
         return plan
 
-    def hidden_from(self, rules: int) -> dict[Node, Cell]:
-        """From whom rules hide agents of a class, as far as is known, and the rule."""
+    def hidden_from(self, rules: int) -> Hidden:
+        """From whom rules hide agents of a class, as far as is known."""
         known = self._hidden.get(rules)
         if known is None:
-            known = self._hidden[rules] = {}
+            known = self._hidden[rules] = Hidden()
         return known
 
     def hand_out(self, agent: Agent, plan: Plan, proposal: Proposal) -> None:
         """Offer it; the ledger has it from now on."""
         holding, promised = proposal
-        self.cluster.offer_sequence = number = self.cluster.offer_sequence + 1
-        offer_id = OfferId(f"{self._offer_prefix}{number}")
+        offer_id = self._make_offer(plan, agent, to_reserved(holding), promised)
         self.cluster.ledger.offer(agent.agent_id, offer_id, plan.client, holding, self.revocable)
-        self._book(plan, agent, offer_id, to_reserved(holding), promised)
         if self.has_quota:
             self._note_given(holding_total(holding).amounts())
             self.cluster.held_back.forget(in_cycle=True)
 
-    def _book(
-        self,
-        plan: Plan,
-        agent: Agent,
-        offer_id: OfferId,
-        parts: tuple[ReservedResources, ...],
-        promised: Mapping[int, int],
-    ) -> None:
-        """Write down an offer that was made, for all but the ledger."""
-        cluster, client, framework = self.cluster, plan.client, plan.framework
+    def _make_offer(
+        self, plan: Plan, agent: Agent, parts: tuple[ReservedResources, ...], promised: Mapping[int, int]
+    ) -> OfferId:
+        """Make an offer; the ledger is told by the caller."""
+        cluster, client, framework, mine = self.cluster, plan.client, plan.framework, plan.offers
+        role, framework_id = client
+        cluster.offer_sequence = number = cluster.offer_sequence + 1
+        offer_id = OfferId(f"{self._offer_prefix}{number}")
         offer = Offer(
             offer_id,
-            client[1],
-            client[0],
+            framework_id,
+            role,
             agent.agent_id,
             agent.description_version,
             parts,
@@ -480,11 +478,12 @@ class Cycle:
         if promised:
             for index, count in promised.items():
                 framework.promised[index] += count
-            cluster.reopened.add(client[1])
+            cluster.reopened.add(framework_id)
         self.offer_ids.append(offer_id)
-        if not plan.offers:
-            self.by_framework[client[1]] = plan.offers
-        plan.offers.append(offer)
+        if not mine:
+            self.by_framework[framework_id] = mine
+        mine.append(offer)
+        return offer_id
 
 
 def _is_about_agent(question: Question, decision: RefusalReason) -> bool:

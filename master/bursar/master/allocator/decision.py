@@ -110,10 +110,13 @@ Step = Callable[[Question], RefusalReason | None]
 Steps = tuple[Step, ...]
 
 
-def steps_for(cluster: Cluster, client: Client, framework: Framework) -> Steps:
-    """The steps that decide about a client, without those that have nothing to say as things are set up."""
+def steps_for(cluster: Cluster, client: Client, framework: Framework, rules: int | None = None) -> Steps:
+    """The steps that decide about a client, without those that have nothing to say as things are set up; `rules`: the rules that speak
+    of it, if that was found out.
+    """
     quota, states_demand = cluster.shares.quota_kinds, framework.demand.version > 0
-    rules = rules_about(cluster, client, framework)
+    if rules is None:
+        rules = rules_about(cluster, client, framework)
     settings = framework.settings.get(client.role)
     steps: list[tuple[object, Step]] = [
         (rules, may_see_agent),

@@ -8,10 +8,10 @@ is closed, for nothing else is looked at until then.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
-from bursar.master.allocator.shares import SCALE, Amounts, Node, Shares, in_order
+from bursar.master.allocator.shares import SCALE, Amounts, Node, OrderEntry, Shares
 
 
 class Standing:
@@ -61,6 +61,7 @@ class Line(Generic[P]):
         """`place_of` knows the place of a client's node, which stays the same one."""
         self._shares = shares
         self._place_of = place_of
+        self._places: dict[Node, P] = {}
         #: From the level where the way down first forks; kept up to date by `serve`.
         self._top = shares.top()
         self._counted = shares.counted
@@ -79,11 +80,15 @@ class Line(Generic[P]):
         node = order[0][3]
         while node.client is None:
             node = node.order[0][3]
-        return self._place_of(node)
+        place = self._places.get(node)
+        if place is None:
+            place = self._places[node] = self._place_of(node)
+        return place
 
-    def order(self) -> Iterator[Node]:
-        """Everybody who may be given something, in order; until anybody is served."""
-        return in_order(self._top)
+    @property
+    def top(self) -> list[OrderEntry]:
+        """Those among whom the way down first forks, in order; until anybody is served."""
+        return self._top
 
     def serve(self, place: P, amounts: Amounts) -> None:
         """Somebody was given something. Amounts that are alike are best told as one object."""

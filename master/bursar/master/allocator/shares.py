@@ -103,7 +103,9 @@ class Node:
         return bool(self.reserved or self.guarantee or self.limit)
 
 
-_Entry = tuple[int, int, str, Node]
+OrderEntry = tuple[int, int, str, Node]
+"""Share, count, path: by which siblings are ordered."""
+_Entry = OrderEntry
 _node_of = itemgetter(3)
 
 
