@@ -32,14 +32,17 @@ ROLES = ["a", "a/b", "c"]
 shapes = st.builds(
     Shape,
     st.sampled_from(ROLES),
-    st.builds(ResourceRequest, st.fixed_dictionaries({"cpus": st.integers(1, 4)}), gpus=st.integers(0, 2)),
-    st.integers(1, 6),
+    st.builds(ResourceRequest, st.fixed_dictionaries({"cpus": st.integers(1, 2)}), gpus=st.integers(0, 1)),
+    st.sampled_from([2, 5, 9, 1000]),
 )
 texts = st.lists(st.sampled_from(["cpus>=2", "rack=r1", "!rack", "gpus>=1", "gpus<=1", "hostname=h3"]), max_size=2)
 #: Roles, stated demand, constraints.
 frameworks = st.tuples(st.sampled_from(ROLES), st.lists(shapes, max_size=3), texts, st.booleans())
-#: CPUs, GPUs, rack.
-agents = st.tuples(st.sampled_from([3, 8]), st.sampled_from([0, 0, 2, 4]), st.sampled_from([None, "r1", "r2"]))
+#: CPUs, GPUs, rack; several of few kinds.
+kinds = st.tuples(st.sampled_from([3, 8]), st.sampled_from([0, 0, 2, 4]), st.sampled_from([None, "r1", "r2"]))
+agents = st.lists(kinds, min_size=1, max_size=2).flatmap(
+    lambda some: st.lists(st.sampled_from(some), min_size=3, max_size=9)
+)
 quotas = st.builds(
     Quota,
     st.sampled_from(ROLES),
@@ -125,9 +128,9 @@ def _decide_all(self: Cycle, agents: Iterable[Any]) -> Iterator[_Turn]:
         yield _Turn(self, agent, None)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    st.lists(agents, min_size=1, max_size=8),
+    agents,
     st.lists(frameworks, min_size=1, max_size=6),
     st.lists(quotas, max_size=2, unique_by=lambda quota: quota.role),
     hiding,
