@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -10,6 +11,7 @@ from tests.agent.test_machine import Agent, container, of, statuses, task
 from bursar.agent.compare import Comparison
 from bursar.agent.containers.runtime import ContainerId
 from bursar.agent.effects import KillContainer, Log, RemoveContainer
+from bursar.core.lives import RestartMode, RestartPolicy
 from bursar.core.tasks import StatusReason, TaskState
 
 
@@ -90,3 +92,28 @@ async def test_an_engine_that_is_away_says_nothing() -> None:
     assert not posted, "two looks in a row"
     labels = {"agent_id": "a1", "exception": "OSError"}
     assert registry.get_sample_value("bursar_sync_container_lifecycle_failure_count_total", labels) == 1.0
+
+
+async def test_a_task_between_two_runs_has_no_container_and_is_right() -> None:
+    """Its back-off may be longer than two looks."""
+    agent = Agent().ready()
+    policy = RestartPolicy(RestartMode.ALWAYS, backoff_ms=300_000, max_backoff_ms=300_000)
+    assigned = task("t", 0)
+    agent.run(replace(assigned, spec=replace(assigned.spec, restart=policy)))
+    agent.exit("t", 1)
+    comparison, posted, _ = comparing(agent, Engine())
+    for _ in range(3):
+        await comparison.compare()
+    assert not posted
+
+
+async def test_a_container_that_is_gone_while_its_task_is_ended_is_its_end() -> None:
+    agent = Agent().ready()
+    agent.run(task("t", 0))
+    agent.kill("t")
+    comparison, posted, _ = comparing(agent, Engine())
+    await comparison.compare()
+    await comparison.compare()
+    (event,) = posted
+    (status,) = statuses(agent.step(event))
+    assert status.state is TaskState.KILLED

@@ -8,10 +8,11 @@ from typing import Protocol, runtime_checkable
 
 from prometheus_client import CollectorRegistry, Counter
 
+from bursar.agent.books import Books
 from bursar.agent.containers.runtime import ContainerId
 from bursar.agent.events import ContainersCompared
 from bursar.agent.machine import AgentMachine
-from bursar.core.tasks import TaskState
+from bursar.agent.tasks import has_container
 from bursar.runtime.telemetry import logger
 
 INTERVAL_S = 60.0
@@ -25,8 +26,42 @@ class ContainerLister(Protocol):
         """Blocks; raises whatever the engine's library raises."""
 
 
-class Comparison:
+class TwoLooks:
     """Two looks in a row must agree before anything is repaired: an end or a start may be on its way in one."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self._settled: set[ContainerId] = set()
+        self._missing: set[ContainerId] = set()
+        self._strays: set[ContainerId] = set()
+
+    def begin(self) -> None:
+        """Before the engine is asked: note what must be there. What is begun, or waits to be begun again, has no container, and is right."""
+        books = self._books
+        self._settled = {
+            container_id
+            for container_id, key in books.live.items()
+            if container_id not in books.starting and has_container(books.state.tasks[key])
+        }
+
+    def end(self, running: set[ContainerId]) -> ContainersCompared | None:
+        """What runs, as the engine has said since: return what it and the look before agree upon."""
+        books = self._books
+        missing = (self._settled & set(books.live)) - running
+        strays = running - set(books.live) - set(books.orphans)
+        sure_missing, sure_strays = missing & self._missing, strays & self._strays
+        self._missing, self._strays = missing - sure_missing, strays - sure_strays
+        if not sure_missing and not sure_strays:
+            return None
+        return ContainersCompared(tuple(sorted(sure_missing)), tuple(sorted(sure_strays)))
+
+    def forget(self) -> None:
+        """The engine is away, and says nothing of its containers."""
+        self._missing, self._strays = set(), set()
+
+
+class Comparison:
+    """A look per minute."""
 
     def __init__(
         self,
@@ -38,8 +73,7 @@ class Comparison:
         self._machine = machine
         self._runtime = runtime if isinstance(runtime, ContainerLister) else None
         self._post = post
-        self._missing: set[ContainerId] = set()
-        self._strays: set[ContainerId] = set()
+        self._looks = TwoLooks(machine.books)
 
         def count(what: str, text: str, labels: Iterable[str]) -> Counter:
             return Counter(f"bursar_sync_container_lifecycle_{what}_count", text, list(labels), registry=registry)
@@ -62,25 +96,16 @@ class Comparison:
         books = self._machine.books
         agent_id = books.info.agent_id
         self._triggers.labels(agent_id).inc()
-        # A task that is being started, or waits to be started again, has no container, and is right.
-        settled = {
-            container_id
-            for container_id, key in books.live.items()
-            if container_id not in books.starting and books.state.tasks[key].state is TaskState.RUNNING
-        }
+        self._looks.begin()
         try:
             running = await asyncio.to_thread(self._runtime.running)
         except Exception as error:  # noqa: BLE001 - an engine that is away says nothing of its containers
             self._failures.labels(agent_id, type(error).__name__).inc()
             logger().debug("cannot compare containers", reason=str(error))
-            self._missing, self._strays = set(), set()
+            self._looks.forget()
             return
         self._successes.labels(agent_id).inc()
-        missing = (settled & set(books.live)) - running
-        strays = running - set(books.live) - set(books.orphans)
-        sure_missing, sure_strays = missing & self._missing, strays & self._strays
-        self._missing, self._strays = missing - sure_missing, strays - sure_strays
-        if sure_missing or sure_strays:
-            self._repairs.labels(agent_id, "missing").inc(len(sure_missing))
-            self._repairs.labels(agent_id, "stray").inc(len(sure_strays))
-            self._post(ContainersCompared(tuple(sorted(sure_missing)), tuple(sorted(sure_strays))))
+        if compared := self._looks.end(running):
+            self._repairs.labels(agent_id, "missing").inc(len(compared.missing))
+            self._repairs.labels(agent_id, "stray").inc(len(compared.strays))
+            self._post(compared)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from bursar.agent.containers.fetcher import Fetcher
 from bursar.agent.containers.logs import log_files
-from bursar.agent.containers.runtime import ContainerRuntime, ContainerSpec, Decoration, Mount
+from bursar.agent.containers.runtime import ContainerRuntime, ContainerSpec, Decoration, LaunchFailed, Mount
 from bursar.agent.containers.volumes import VolumeRules
 from bursar.agent.cpusets import near_cpus
 from bursar.agent.devices.bindings import DeviceBindings
@@ -27,7 +27,7 @@ from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
 from bursar.core.resources import CPUS, MEM, sum_resources
 from bursar.core.surroundings import ContainerSettings
-from bursar.core.tasks import AssignedTask, memory_environment, memory_plan
+from bursar.core.tasks import AssignedTask, StatusReason, memory_environment, memory_plan
 from bursar.runtime.telemetry import logger
 
 
@@ -153,6 +153,11 @@ class Launcher:
         """Note for other agents of this machine whose the devices are; a simulated one is nobody else's."""
         draft.real = [device for device in draft.effect.devices if device.driver != "simulated"]
         if self._bindings and draft.real:
+            if stray := self._bindings.stray_on(draft.effect.container_id, draft.real):
+                raise LaunchFailed(
+                    StatusReason.DEVICES_CHANGED,
+                    f"container {stray}, which no task accounts for, still runs with a device of it; launch the task again",
+                )
             self._bindings.bind(draft.effect.container_id, draft.real)
 
     async def _free_devices(self, draft: Draft) -> None:

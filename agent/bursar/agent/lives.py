@@ -28,6 +28,7 @@ from bursar.agent.tasks import (
     devices_problem,
     end_of,
     grace_ms_of,
+    has_container,
     killed_early,
     launch_problem,
     lost_device,
@@ -309,11 +310,9 @@ class Lives:
         """What the engine has is not what the books have, and stays so: each is repaired, and said (B-18)."""
         for container_id in missing:
             key = self._books.live.get(container_id)
-            if (
-                key is None
-                or self._books.state.tasks[key].state is not TaskState.RUNNING
-                or container_id in self._leaving
-            ):
+            if key is None or container_id in self._books.starting or container_id in self._leaving:
+                continue
+            if not has_container(self._books.state.tasks[key]):
                 continue
             self._books.repaired("container-missing", "a task's container is gone, and nobody said so", key)
             self._leave(key, never_seen(self._books.state.tasks[key], self._books.info.boot_id), final=True)

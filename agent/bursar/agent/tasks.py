@@ -88,6 +88,12 @@ class TaskRecord:
         return not self.state.is_terminal or self.next_update > 2
 
 
+def has_container(record: TaskRecord) -> bool:
+    """Whether a container of it must be there, unless it is being started this moment."""
+    between = record.waiting or record.pulling
+    return record.state in (TaskState.RUNNING, TaskState.KILLING) and not between
+
+
 @dataclass(frozen=True, slots=True)
 class FinishedTask:
     """A task whose end is acknowledged: remembered so that it is never started twice."""

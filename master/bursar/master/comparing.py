@@ -19,7 +19,7 @@ from bursar.master.differences import differences, is_to_end, report_repairs
 from bursar.master.events import AgentRegistering
 from bursar.master.offers import offers_on, rescind
 from bursar.master.registration import generation_above, judge_tasks, refusal_of
-from bursar.master.state import Agent, Asked, Cluster, Turn
+from bursar.master.state import Agent, Asked, Cluster, Comparing, Turn
 
 #: Digests in a row that must differ before all is asked for; and at most so many, where nothing is ever found.
 PATIENCE, MAX_PATIENCE = 2, 32
@@ -40,10 +40,10 @@ def _hear_digest(cluster: Cluster, turn: Turn, agent: Agent, message: BooksDiges
     outcome = "equal" if _is_ours(cluster, agent, message) else "different"
     counts[outcome] = counts.get(outcome, 0) + 1
     if outcome == "equal":
-        comparing.differing, comparing.patience = 0, PATIENCE
+        comparing.differing, comparing.fruitless = 0, 0
         return
     comparing.differing += 1
-    if comparing.differing < comparing.patience or comparing.asked:
+    if comparing.differing < _patience(comparing) or comparing.asked:
         return
     comparing.differing = 0
     comparing.last_number += 1
@@ -51,6 +51,11 @@ def _hear_digest(cluster: Cluster, turn: Turn, agent: Agent, message: BooksDiges
     comparing.asked = Asked(comparing.last_number, frozenset(agent.tasks), to_end)
     comparing.parts = []
     turn.to_agent(agent, BooksRequest(comparing.last_number))
+
+
+def _patience(comparing: Comparing) -> int:
+    """How many digests must differ: once or twice there may have been nothing for what was on its way, not again and again."""
+    return min(PATIENCE << max(0, comparing.fruitless - 2), MAX_PATIENCE)
 
 
 def _is_ours(cluster: Cluster, agent: Agent, message: BooksDigest) -> bool:
@@ -104,8 +109,9 @@ def _repair(cluster: Cluster, turn: Turn, agent: Agent, asked: Asked, said: Agen
         found.append(Repair("generation", message="it had obeyed a later order than the master knew of"))
     tell_device_orders(cluster, turn, agent)
     if not found:
-        comparing.patience = min(2 * comparing.patience, MAX_PATIENCE)
+        comparing.fruitless += 1
         return
+    comparing.fruitless = 0
     rescind(cluster, turn, offers_on(cluster, agent.agent_id), f"what is known of agent {info.hostname} is repaired")
     if has_other_devices:
         change_devices(cluster, turn, agent, DevicesChanged(info.devices, info.resources))

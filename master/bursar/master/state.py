@@ -55,9 +55,9 @@ class Asked:
 class Comparing:
     """How an agent's view and the master's compare (B-18); soft, and begun anew with each registration."""
 
-    #: Digests in a row that were not ours, and how many it takes until all is asked for: more where nothing was found.
+    #: Digests in a row that were not ours; answers in a row in which nothing was found.
     differing: int = 0
-    patience: int = 2
+    fruitless: int = 0
     #: The request that is out, and the number of the last one.
     asked: Asked | None = None
     last_number: int = 0

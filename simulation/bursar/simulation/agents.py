@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bursar.agent.compare import INTERVAL_S, TwoLooks
 from bursar.agent.devices.health import DeviceSignal, HealthRules
 from bursar.agent.effects import (
     AskWhoUses,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 #: Between two attempts to connect, at most.
 RECONNECT_MS = 2_000
+#: Between two looks at the engine.
+LOOK_MS = int(1000 * INTERVAL_S)
 #: Agents that are less patient than in life, so that the end of an illness is seen, and relapses and retirement.
 HEALTH = HealthRules(
     suspect_ms=8_000,
@@ -151,6 +154,7 @@ class AgentNode:
         world.checkers.groups.life_began(self.agent_id, world.timeline.now_ms)
         world.timeline.after(self._random.randint(0, 20), self._recover, process)
         world.timeline.after(self._random.randint(0, 20), self._connect, process)
+        world.timeline.after(LOOK_MS, self._look_at_engine, process, TwoLooks(machine.books))
 
     def die(self) -> None:
         """It is killed; its containers run on."""
@@ -186,6 +190,15 @@ class AgentNode:
             self.process.post(DevicesSignalled((signal,)))
 
     # --- inside ---
+
+    def _look_at_engine(self, process: Process, looks: TwoLooks) -> None:
+        """The comparison of books and engine (B-18), each minute of a life."""
+        if process is not self.process:
+            return
+        looks.begin()
+        if compared := looks.end(self.containers.running()):
+            process.post(compared)
+        self._world.timeline.after(LOOK_MS, self._look_at_engine, process, looks)
 
     def _recover(self, process: Process) -> None:
         if process is self.process:

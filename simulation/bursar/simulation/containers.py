@@ -30,6 +30,9 @@ from bursar.simulation.timeline import Timeline
 #: ignores SIGTERM.
 COMMAND = "simulated"
 
+#: Whose containers no task accounts for.
+NOBODY = FrameworkId("nobody")
+
 
 def program(run_ms: int | None, exit_code: int = 0, *, deaf: bool = False) -> tuple[str, ...]:
     """The command of a simulated task."""
@@ -96,6 +99,8 @@ class SimulatedContainers:
         self.watcher: Watcher | None = None
         #: Starts that were asked for and are not done: void when the agent dies.
         self._starting: dict[ContainerId, SimulatedContainer] = {}
+        #: Live ones that their agent has lost from its books: as the notes beside a device's lock do, they keep others from it.
+        self.forgotten: set[ContainerId] = set()
         #: Whose image is here, after it was missing.
         self._pulled_for: set[ContainerId] = set()
 
@@ -178,6 +183,25 @@ class SimulatedContainers:
         if not watched and self._random.random() < 0.5:
             del self.containers[container_id]
 
+    def vanish(self, container_id: ContainerId) -> None:
+        """Somebody removes a container behind the agent's back: nobody is told."""
+        container = self.containers.pop(container_id)
+        container.exit = ContainerExit(None, StatusReason.CONTAINER_LOST, "it was removed")
+
+    def add_stray(self, name: str) -> ContainerId:
+        """Somebody starts one that is ours by its label, and nobody's by the books."""
+        container_id = ContainerId(name)
+        self.containers[container_id] = SimulatedContainer(container_id, NOBODY, TaskId(name), (), program(None))
+        return container_id
+
+    def running(self) -> set[ContainerId]:
+        """Those that run, as the engine lists them."""
+        return {container.container_id for container in self.live}
+
+    def _held_by_forgotten(self) -> list[set[DeviceUuid]]:
+        there = [self.containers.get(container_id) for container_id in self.forgotten]
+        return [set(container.devices) for container in there if container is not None and container.live]
+
     def reboot(self) -> None:
         """Nothing survives a restart of the machine but, maybe, a record of it."""
         for container in list(self.containers.values()):
@@ -210,6 +234,10 @@ class SimulatedContainers:
         ):
             del self._starting[container_id]
             self._tell(ImageMissed(container_id))
+            return
+        if any(not held.isdisjoint(container.devices) for held in self._held_by_forgotten()):
+            del self._starting[container_id]
+            self._tell(ContainerLaunchFailed(container_id, StatusReason.DEVICES_CHANGED, "another container has it"))
             return
         if random.random() < faults.start_failure_chance:
             del self._starting[container_id]

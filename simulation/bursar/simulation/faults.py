@@ -67,6 +67,9 @@ class Faults:
     #: Of each request: its answer is lost, and it is repeated.
     operator_repeats_chance: float = 0.0
 
+    #: Books: a task is lost from one of them, or a container comes or goes behind an agent's back.
+    losses_per_minute: float = 0.0
+
     @classmethod
     def draw(cls, random: Random) -> Faults:
         """Each fault is on or off, and if on, rare or frequent."""

@@ -17,6 +17,7 @@ from bursar.simulation.checkers.rest import has_room, unsettled
 from bursar.simulation.devices import SimulatedGpus
 from bursar.simulation.faults import Faults
 from bursar.simulation.frameworks import GIB, ROLES, Flapping, Greedy, Hog, Liar, RawFramework, Reserving, Silent
+from bursar.simulation.losses import Losses
 from bursar.simulation.master import MasterNode
 from bursar.simulation.network import Network
 from bursar.simulation.operator import Operator
@@ -97,6 +98,7 @@ class World:
         self.agents: list[AgentNode] = []
         self.frameworks: list[Framework] = []
         self.operator = Operator(self, ROLES[1:])
+        self.losses = Losses(self)
         #: Steps of all machines so far.
         self.steps = 0
         #: Faults have stopped, and frameworks want nothing new.
@@ -247,6 +249,7 @@ class World:
         self._plague(faults.strangers_per_minute, self._intrude)
         self._plague(faults.framework_crashes_per_minute, self._kill_framework)
         self._plague(faults.operator_acts_per_minute, self.operator.act)
+        self._plague(faults.losses_per_minute, self.losses.strike)
 
     def run(self, steps: int, *, converge: bool = True) -> Summary:
         """Run under faults for so many steps, then until everything has converged. Raises SimulationFailure."""

@@ -100,6 +100,20 @@ class DeviceBindings:
                 path.unlink()
         return None
 
+    def stray_on(self, container_id: ContainerId, devices: Sequence[Device]) -> str | None:
+        """Which other container of this agent runs with one of these whole devices, by its note and its process; None: none does.
+
+        The agent's books know better what its tasks hold; this is for a container that fell out of them.
+        """
+        for device in devices:
+            if parent_of(device.uuid) is not None:
+                continue  # several containers may have parts of one card
+            for _, note in self._notes(f"bursar-device-{file_safe(device.uuid)}-task-*.json"):
+                is_another = note.agent_id == self._agent_id and note.container_id != container_id
+                if is_another and note.pid and _may_live(note):
+                    return note.container_id
+        return None
+
     def _notes(self, pattern: str) -> Iterator[tuple[Path, Note]]:
         for directory in self._directories:
             for path in sorted(directory.glob(pattern)):

@@ -9,6 +9,7 @@ from bursar.simulation.checkers.durability import DurabilityJudge
 from bursar.simulation.checkers.frameworks import FrameworkJudge
 from bursar.simulation.checkers.groups import GroupJudge
 from bursar.simulation.checkers.master import MasterJudge
+from bursar.simulation.checkers.repairs import RepairJudge
 
 
 class Checkers:
@@ -22,3 +23,4 @@ class Checkers:
         self.agents = AgentJudge(self.verdicts)
         self.frameworks = FrameworkJudge(self.verdicts)
         self.groups = GroupJudge(self.verdicts)
+        self.repairs = RepairJudge(self.verdicts)

@@ -26,6 +26,7 @@ from bursar.master.records import (
     ReservationsRecorded,
     RulesRecorded,
     TaskEnded,
+    TaskForgotten,
     TaskRecorded,
 )
 from bursar.simulation.checkers.rule_book import RULE_BOOK
@@ -106,6 +107,8 @@ class Facts:
             case TaskEnded(status):
                 self.tasks.pop((status.framework_id, status.task_id), None)
                 self.noticed.pop((status.framework_id, status.task_id), None)
+            case TaskForgotten(framework_id, task_id):
+                self.tasks.pop((framework_id, task_id), None)
             case LendingRecorded(agent_id, lent):
                 self.lent[agent_id] = frozenset(lent)
             case PreemptionRecorded(framework_id, task_id, at_ms):

@@ -1,0 +1,133 @@
+"""What falls out of one of the books is put back from the others, in due time; and whoever does not do so is condemned (B-18)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+import bursar.master.comparing as master_comparing
+from bursar.agent import lives
+from bursar.agent.machine import AgentMachine
+from bursar.agent.ward import Ward
+from bursar.core.books import COMPARE_INTERVAL_MS
+from bursar.master import agents as master_agents
+from bursar.master.machine import MasterMachine
+from bursar.simulation.checkers.repairs import DUE_MS
+from bursar.simulation.faults import Faults
+from bursar.simulation.frameworks import Greedy, Hog
+from bursar.simulation.world import SimulationFailure, World
+
+RULE = "what is lost from a view is repaired within two periods"
+#: Nothing goes wrong but that books lose what was in them, and containers come and go.
+LOSING = Faults(losses_per_minute=12)
+
+
+def cluster(seed: int, faults: Faults) -> World:
+    """A small one, with some work that does not end, and little else that happens."""
+    world = World(seed, faults=faults, flags={"offer_timeout": "60s", "allocation_interval": "30s"})
+    world.add_agent(4)
+    world.add_agent(0)
+    world.add_framework(Greedy, "*")
+    world.add_framework(Greedy, "eng", gpus=False)
+    return world
+
+
+def busy(seed: int, faults: Faults) -> World:
+    """Devices change hands all the time."""
+    world = World(seed, faults=faults, flags={"offer_timeout": "5s"})
+    world.add_agent(4)
+    world.add_agent(8)
+    world.add_framework(Hog, "*")
+    world.add_framework(Hog, "eng")
+    return world
+
+
+def condemned(faults: Faults = LOSING, *, make: Callable[[int, Faults], World] = cluster, seeds: int = 4) -> str:
+    """Why a cluster fails; an empty text where it does not."""
+    for seed in range(seeds):
+        try:
+            make(seed, faults).run(2_500)
+        except SimulationFailure as failure:
+            (why,) = [line for line in str(failure).splitlines() if line.startswith("why: ")]
+            return why
+    return ""
+
+
+@pytest.mark.parametrize("act", ["master_forgets", "master_errs", "agent_forgets", "container_vanishes", "stray_comes"])
+def test_each_loss_is_repaired_within_two_periods(act: str) -> None:
+    assert DUE_MS < 2.1 * COMPARE_INTERVAL_MS
+    for seed in range(1, 5):
+        world = cluster(seed, Faults())
+        world.start()
+        for _ in range(6):
+            world.run_for(20_000)
+            getattr(world.losses, act)()
+        world.run_for(2 * DUE_MS)
+        if world.checkers.verdicts[RULE]:
+            return
+    raise AssertionError("there was nothing to lose")
+
+
+def test_a_cluster_that_loses_things_comes_right() -> None:
+    world = cluster(2, replace(LOSING, agent_crashes_per_minute=1, stream_breaks_per_minute=1))
+    summary = world.run(3_000)
+    assert summary.verdicts[RULE] > 5
+
+
+def test_unbroken_it_passes() -> None:
+    assert condemned(seeds=1) == ""
+
+
+# --- judges must be able to condemn --------------------------------------------------------------------------------------
+
+
+def test_a_master_that_does_not_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(master_comparing, "_repair", lambda *_: None)
+    assert "is not repaired after" in condemned()
+
+
+def test_an_agent_that_does_not_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lives.Lives, "compared", lambda *_: None)
+    assert "is not repaired after" in condemned()
+
+
+# --- judges of devices ---------------------------------------------------------------------------------------------------
+
+#: Slow enough that orders and illness meet what is on its way.
+ILL = Faults(device_failures_per_minute=60, device_away_ms=5_000, operator_acts_per_minute=120, message_ms=300)
+
+
+@pytest.fixture
+def without_own_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machines' own invariants are off: the judges outside must do."""
+    monkeypatch.setattr(MasterMachine, "check", lambda self: None)
+    monkeypatch.setattr(AgentMachine, "check", lambda self: None)
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_an_agent_that_begins_tasks_on_ill_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lives, "launch_problem", lambda *_, **__: None)
+    assert "begins" in condemned(ILL, make=busy)
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_an_agent_that_probes_what_a_task_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Ward.settle
+
+    def hasty(self: Ward) -> None:
+        held, self._books.held = self._books.held, {}
+        try:
+            original(self)
+        finally:
+            self._books.held = held
+
+    monkeypatch.setattr(Ward, "settle", hasty)
+    assert "probes" in condemned(ILL)
+
+
+@pytest.mark.usefixtures("without_own_checks")
+def test_a_master_that_offers_what_an_operator_cordoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(master_agents, "cordoned", lambda *_: {})
+    assert "which an operator took out of service" in condemned(ILL, make=busy)
