@@ -1176,3 +1176,41 @@ def test_a_port_that_a_live_task_has_is_given_to_no_other() -> None:
     agent.run(with_port("u", 31001))
     agent.step(ContainerExited(container("s"), ContainerExit(0, R.COMMAND_EXITED)))
     assert of(agent.launch(with_port("v", 31000)), StartContainer)
+
+
+def test_an_order_to_restart_is_carried_out_once_however_often_it_is_said() -> None:
+    agent = Agent().ready()
+    agent.run(task("t", 0))
+    order = RestartTask(F, TaskId("t"), "somebody", None, 3)
+    assert of(agent.hear(order), KillContainer)
+    assert not of(agent.hear(order), KillContainer)
+    agent.exit("t", 143)
+    agent.wait(0)
+    agent.step(ContainerStarted(container("t")))
+    # Another life, and another connection: its report tells that it was taken.
+    later = Agent(agent.durable).ready(RecoveredContainer(container("t"), None))
+    report = next(one for one in said(later.connect()) if isinstance(one, TaskReports)).tasks[0]
+    assert (report.state, report.restart_order) == (S.RUNNING, 3)
+    later.register()
+    for number in (1, 3):
+        assert not of(later.hear(replace(order, number=number)), KillContainer)
+    assert of(later.hear(replace(order, number=4)), KillContainer)
+
+
+def test_an_order_that_was_taken_is_carried_out_by_the_next_life() -> None:
+    agent = Agent().ready()
+    agent.run(task("t", 0))
+    agent.hear(RestartTask(F, TaskId("t"), "somebody", None, 1))
+    later = Agent(agent.durable)
+    assert of(later.step(ContainersRecovered((RecoveredContainer(container("t"), None),))), KillContainer)
+
+
+def test_an_order_that_meets_a_new_run_is_fulfilled_by_it() -> None:
+    agent = Agent().ready()
+    agent.run(task("t", 0))
+    agent.hear(RestartTask(F, TaskId("t"), "somebody", None, 1))
+    agent.exit("t", 143)
+    agent.wait(0)
+    agent.hear(RestartTask(F, TaskId("t"), "somebody", None, 2))
+    assert not of(agent.step(ContainerStarted(container("t"))), KillContainer)
+    assert agent.machine.state.tasks[key("t")].restart_order == 2

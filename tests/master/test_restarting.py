@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import TaskId
-from bursar.core.messages.agent import RestartTask
+from bursar.core.messages.agent import DesiredState, RestartTask
 from bursar.core.messages.framework import Restart
 from bursar.core.messages.operator import RestartTaskRequest
 from bursar.core.tasks import TaskState
@@ -56,8 +57,35 @@ def test_only_what_runs_can_be_restarted(running: Any) -> None:
     assert not agent.heard(RestartTask)
 
 
-def test_an_agent_that_is_away_is_said(running: Any) -> None:
+def test_an_order_waits_for_an_agent_that_is_away_and_is_said_until_it_is_taken(running: Any) -> None:
     book, agent, _framework = running
     agent.disconnect()
-    refused = book.ask(RestartTaskRequest("r", "f/t"))
-    assert refused.reason is ErrorReason.AGENT_UNAVAILABLE
+    assert not isinstance(book.ask(RestartTaskRequest("r", "f/t", 7)), ErrorDetail)
+    book.restart()
+    for _ in range(2):
+        agent.connect()
+        (restart,) = agent.heard(RestartTask)
+        assert (restart.task_id, restart.grace_ms, restart.number) == ("t", 7, 1)
+    agent.tasks["f", "t"] = replace(agent.tasks["f", "t"], restart_order=1)
+    agent.connect()
+    assert not agent.heard(RestartTask), "it has taken it"
+
+
+def test_a_later_order_has_a_higher_number_whatever_the_registry_has_forgotten(running: Any) -> None:
+    book, agent, _framework = running
+    agent.tasks["f", "t"] = replace(agent.tasks["f", "t"], restart_order=5)
+    agent.connect()
+    book.ask(RestartTaskRequest("r1", "f/t"))
+    book.ask(RestartTaskRequest("r2", "f/t"))
+    assert [one.number for one in agent.heard(RestartTask)] == [6, 7]
+
+
+def test_what_is_to_end_meanwhile_is_not_restarted(running: Any) -> None:
+    book, agent, framework = running
+    agent.disconnect()
+    book.ask(RestartTaskRequest("r", "f/t"))
+    framework.kill("t")
+    agent.connect()
+    (desired,) = [one for one in agent.heard(DesiredState) if one.kill]
+    assert [kill.task_id for kill in desired.kill] == ["t"]
+    assert not agent.heard(RestartTask)

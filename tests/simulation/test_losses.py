@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 import bursar.master.comparing as master_comparing
 from bursar.agent import lives
 from bursar.agent.machine import AgentMachine
+from bursar.agent.tasks import TaskKey
 from bursar.agent.ward import Ward
 from bursar.core.books import COMPARE_INTERVAL_MS
+from bursar.core.messages.agent import RestartTask
 from bursar.master import agents as master_agents
+from bursar.master import registration
 from bursar.master.machine import MasterMachine
 from bursar.simulation.checkers.repairs import DUE_MS
 from bursar.simulation.faults import Faults
@@ -91,6 +95,40 @@ def test_a_master_that_does_not_compare(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_agent_that_does_not_compare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lives.Lives, "compared", lambda *_: None)
     assert "is not repaired after" in condemned()
+
+
+#: Operators are busy, and connections break while they are.
+RESTARTING = Faults(operator_acts_per_minute=400, stream_breaks_per_minute=20, break_notice_ms=20_000, message_ms=300)
+
+
+def test_restarts_are_carried_out_once() -> None:
+    world = cluster(0, RESTARTING)
+    summary = world.run(2_500)
+    assert summary.verdicts["an order to restart is carried out once"] > 0
+
+
+def test_an_agent_that_forgets_which_orders_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = lives.Lives.restart
+
+    def forgetful(self: lives.Lives, message: RestartTask) -> None:
+        key = TaskKey(message.framework_id, message.task_id)
+        record = self._books.state.tasks.get(key)
+        if record is not None:
+            self._books.state.tasks[key] = replace(record, restart_order=0)
+        original(self, message)
+
+    monkeypatch.setattr(lives.Lives, "restart", forgetful)
+    monkeypatch.setattr(registration, "repeat_restarts", _tell_all(registration.repeat_restarts))
+    assert "is restarted once more" in condemned(RESTARTING)
+
+
+def _tell_all(original: Callable[..., None]) -> Callable[..., None]:
+    """Orders are said again, taken or not."""
+
+    def repeat(cluster: Any, turn: Any, agent: Any, reports: Any) -> None:
+        original(cluster, turn, agent, [replace(report, restart_order=0) for report in reports])
+
+    return repeat
 
 
 # --- judges of devices ---------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class Lives:
     def check(self) -> None:
         """Assert what must hold."""
         books = self._books
-        self.groups.check()
+        self.groups.check(self._leaving)
         held: dict[DeviceUuid, ContainerId] = {}
         for container_id, devices in books.orphans.items():
             held.update(dict.fromkeys(devices, container_id))
@@ -470,10 +470,18 @@ class Lives:
         self._start(key)
 
     def restart(self, message: RestartTask) -> None:
-        """Somebody wants it to begin again; what does not run is left as it is."""
+        """Somebody wants it to begin again; what does not run is left as it is, and an order is carried out once."""
         key = TaskKey(message.framework_id, message.task_id)
         record = self._books.state.tasks.get(key)
-        if record is None or record.state is not TaskState.RUNNING or record.relaunching or record.restart_asked:
+        if record is None or record.state is not TaskState.RUNNING:
+            return
+        if message.number and message.number <= record.restart_order:
+            return
+        if message.number:
+            record = replace(record, restart_order=message.number)
+            self._books.persist(TaskSaved(record))
+        if record.relaunching or record.restart_asked:
+            # It begins anew already: once is enough.
             return
         ended = container_of(self._books.info.agent_id, key) in self._leaving
         if ended or record.task.spec.task_group is not None:

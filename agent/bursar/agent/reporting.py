@@ -215,7 +215,9 @@ def split_reports(records: Iterable[TaskRecord]) -> Iterator[tuple[TaskReport, .
     part: list[TaskReport] = []
     size = 0
     for record in records:
-        report = TaskReport(record.task.framework_id, record.task, record.state, record.unacknowledged)
+        report = TaskReport(
+            record.task.framework_id, record.task, record.state, record.unacknowledged, record.restart_order
+        )
         report_size = _estimate_bytes(record)
         if part and (len(part) >= MAX_REPORTS or size + report_size > MAX_REPORT_BYTES):
             yield tuple(part)

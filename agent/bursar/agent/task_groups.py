@@ -5,13 +5,13 @@ Nothing is remembered of a group but its tasks: each names all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
 from bursar.agent.books import Books
 from bursar.agent.containers.names import network_id_for
-from bursar.agent.containers.runtime import NetworkId
+from bursar.agent.containers.runtime import ContainerId, NetworkId
 from bursar.agent.effects import ReleaseNetwork
-from bursar.agent.tasks import TaskKey, Verdict
+from bursar.agent.tasks import TaskKey, Verdict, container_of
 from bursar.core.ids import AgentId, FrameworkId
 from bursar.core.messages.agent import KillTask
 from bursar.core.task_groups import TaskGroup
@@ -60,11 +60,13 @@ class TaskGroups:
         self._books = books
         self._kill = kill
 
-    def check(self) -> None:
-        """Assert what must hold between steps."""
+    def check(self, leaving: Container[ContainerId]) -> None:
+        """Assert what must hold between steps; `leaving`: have ended, and their tasks with them once their devices are free."""
         for record in self._books.state.tasks.values():
             group = record.task.spec.task_group
             if group is None or record.state.is_terminal or not self._books.recovered:
+                continue
+            if container_of(self._books.info.agent_id, record.key) in leaving:
                 continue
             cause = self._cause(record.key.framework_id, group)
             assert not cause or record.kill is not None, f"{record.key} goes on although {cause}"

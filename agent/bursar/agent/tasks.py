@@ -70,6 +70,8 @@ class TaskRecord:
     relaunching: bool = False
     #: Why it is being restarted, once somebody asked.
     restart_asked: str = ""
+    #: The newest order to restart it that was taken: each is carried out once.
+    restart_order: int = 0
     #: When its present container ran first, milliseconds since 1970.
     run_began_ms: int = 0
     #: Its image is being pulled: it has no container, never had one, and holds no device.

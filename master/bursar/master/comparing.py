@@ -18,7 +18,7 @@ from bursar.master.agents import change_devices, tell_device_orders
 from bursar.master.differences import differences, is_to_end, report_repairs
 from bursar.master.events import AgentRegistering
 from bursar.master.offers import offers_on, rescind
-from bursar.master.registration import generation_above, judge_tasks, refusal_of
+from bursar.master.registration import generation_above, judge_tasks, refusal_of, repeat_restarts
 from bursar.master.state import Agent, Asked, Cluster, Comparing, Turn
 
 #: Digests in a row that must differ before all is asked for; and at most so many, where nothing is ever found.
@@ -101,6 +101,7 @@ def _repair(cluster: Cluster, turn: Turn, agent: Agent, asked: Asked, said: Agen
             turn.publish("not_repaired", str(problem), agent_id=agent.agent_id)
         return
     comparing.problem = ""
+    repeat_restarts(cluster, turn, agent, said.tasks)
     found = differences(cluster, agent, said.tasks, asked)
     has_other_devices = digest(device_lines(info.devices, info.resources, {})) != digest(_lines_of(agent, {}))
     if has_other_devices:

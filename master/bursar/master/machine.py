@@ -177,6 +177,7 @@ class MasterMachine:
             assert (entry.end is not None) == task.state.is_terminal, key
             assert entry.end_acknowledged == task.end_acknowledged, key
             assert entry.preempt_at_ms == task.preempt_at_ms, key
+            assert entry.restart == task.restart, key
             if task.assigned.revocable and not task.state.is_terminal:
                 assert task.agent_id in cluster.lenders, key
             assert task.state.is_terminal != (key in cluster.agents[task.agent_id].tasks), key
@@ -233,6 +234,7 @@ class MasterMachine:
                 kill_grace_ms=entry2.kill_grace_ms,
                 ended_at_ms=entry2.ended_at_ms,
                 preempt_at_ms=entry2.preempt_at_ms,
+                restart=entry2.restart,
                 end_acknowledged=entry2.end_acknowledged,
             )
             if entry2.end is not None:

@@ -220,6 +220,25 @@ class PreemptionRecorded:
     preempt_at_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class RestartOrder:
+    """Somebody wants a task to begin again; the agent tells the number of the newest order that it has taken."""
+
+    number: int
+    #: Who asks, for people.
+    message: str = ""
+    grace_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestartOrdered:
+    """A restart of a task was asked for: said to its agent until that has taken it."""
+
+    framework_id: FrameworkId
+    task_id: TaskId
+    order: RestartOrder
+
+
 Record = (
     TermRaised
     | AgentRecorded
@@ -244,6 +263,7 @@ Record = (
     | DeviceOrdersRecorded
     | LendingRecorded
     | PreemptionRecorded
+    | RestartOrdered
 )
 
 
@@ -286,6 +306,8 @@ class DurableTask:
     end_acknowledged: bool = False
     #: When it will be ended because what it runs on is wanted back; 0: it is not.
     preempt_at_ms: int = 0
+    #: The newest order to restart it, taken or not.
+    restart: RestartOrder | None = None
 
 
 DurableTaskKey = tuple[FrameworkId, TaskId]
@@ -383,6 +405,9 @@ class Durable:
             case PreemptionRecorded(framework_id, task_id, at):
                 key = (framework_id, task_id)
                 self.tasks[key] = replace(self.tasks[key], preempt_at_ms=at)
+            case RestartOrdered(framework_id, task_id, order):
+                key = (framework_id, task_id)
+                self.tasks[key] = replace(self.tasks[key], restart=order)
             case FlagRecorded(name, None):
                 self.flags.pop(name, None)
             case FlagRecorded(name, str(value)):

@@ -36,14 +36,14 @@ from bursar.master.agents import (
     tell_device_orders,
     withhold_unhealthy,
 )
-from bursar.master.differences import NEVER_NORMAL, differences, report_repairs
+from bursar.master.differences import NEVER_NORMAL, differences, is_to_end, report_repairs
 from bursar.master.effects import CloseStream, SendToAgent
 from bursar.master.events import AgentRegistering
 from bursar.master.ledger import TaskKey
 from bursar.master.offers import offers_on, rescind
 from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, KillRecorded, TaskRecorded, TermRaised
 from bursar.master.state import Agent, Asked, Cluster, Comparing, Task, Turn, buckets_of
-from bursar.master.tasks import add_task, master_status, on_update
+from bursar.master.tasks import add_task, master_status, on_update, tell_restart
 
 _Judged = tuple[list[AssignedTask], list[KillTask], list[TaskRef]]
 """What an agent is told of tasks: to launch, to kill, to keep."""
@@ -76,6 +76,7 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     turn.to_agent(agent, registered(cluster))
     tell_device_orders(cluster, turn, agent)
     turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
+    repeat_restarts(cluster, turn, agent, event.tasks)
     cluster.deadlines.set(
         ("ping", agent.agent_id), turn.now.monotonic_ms + cluster.flags.duration_ms("agent-ping-timeout")
     )
@@ -87,6 +88,17 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
         agent_id=info.agent_id,
     )
     report_repairs(cluster, turn, agent, repairs)
+
+
+def repeat_restarts(cluster: Cluster, turn: Turn, agent: Agent, reports: Iterable[TaskReport]) -> None:
+    """Tell the orders to restart that the agent has not taken, by its own word."""
+    for report in reports:
+        task = cluster.tasks.get(TaskKey(report.framework_id, report.task.spec.task_id))
+        if task is None or task.agent_id != agent.agent_id or task.state.is_terminal or is_to_end(task):
+            continue
+        task.restart_taken = max(task.restart_taken, report.restart_order)
+        if task.restart is not None and task.restart.number > report.restart_order:
+            tell_restart(cluster, turn, task)
 
 
 def generation_above(cluster: Cluster, turn: Turn, agent: Agent, seen: Generation) -> Generation:

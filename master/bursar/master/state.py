@@ -38,7 +38,7 @@ from bursar.master.described import Described
 from bursar.master.effects import CloseStream, MasterEffect, Publish, SendToAgent, SendToFramework
 from bursar.master.flags import FlagValues
 from bursar.master.ledger import Ledger, TaskKey
-from bursar.master.records import Durable, Record
+from bursar.master.records import Durable, Record, RestartOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +217,9 @@ class Task:
     end_acknowledged: bool = False
     #: When it will be ended because what it runs on is wanted back (wall time); 0: it is not.
     preempt_at_ms: int = 0
+    #: The newest order to restart it, and the number of the newest one that its agent has taken, as far as it is known.
+    restart: RestartOrder | None = None
+    restart_taken: int = 0
     #: Updates of the agent that were seen, so that a repeat is not told twice in a row.
     seen_updates: set[str] = field(default_factory=set)
     #: Number of updates that the master itself made.

@@ -21,6 +21,8 @@ from bursar.master.records import (
     MAX_ENDED_TASKS_PER_FRAMEWORK,
     EndAcknowledged,
     KillRecorded,
+    RestartOrder,
+    RestartOrdered,
     TaskEnded,
     TaskForgotten,
 )
@@ -220,7 +222,7 @@ def kill(cluster: Cluster, turn: Turn, task: Task, reason: StatusReason, grace_m
 
 
 def restart(cluster: Cluster, turn: Turn, task: Task, message: str, grace_ms: int | None) -> ErrorDetail | None:
-    """Have a running task started again by its agent; or say why not."""
+    """Have a running task started again by its agent: recorded, told now and until it is taken; or say why not."""
     name = f"{task.key.framework_id}/{task.key.task_id}"
     if task.state is not TaskState.RUNNING or task.kill_reason is not StatusReason.UNSPECIFIED:
         return ErrorDetail(
@@ -236,13 +238,19 @@ def restart(cluster: Cluster, turn: Turn, task: Task, message: str, grace_ms: in
             "kill it, which ends the group, and launch the group again",
             "task",
         )
-    agent = cluster.agents[task.agent_id]
-    if agent.state is not AgentState.ACTIVE:
-        return ErrorDetail(
-            ErrorReason.AGENT_UNAVAILABLE, f"agent {agent.agent_id} of task {name} is away", "try again later"
-        )
-    turn.to_agent(agent, RestartTask(task.key.framework_id, task.key.task_id, message, grace_ms))
+    newest = task.restart.number if task.restart is not None else 0
+    task.restart = RestartOrder(max(newest, task.restart_taken) + 1, message, grace_ms)
+    turn.persist(RestartOrdered(*task.key, task.restart))
+    tell_restart(cluster, turn, task)
     return None
+
+
+def tell_restart(cluster: Cluster, turn: Turn, task: Task) -> None:
+    """Say the newest order to restart a task; its agent heeds it once."""
+    if task.restart is not None:
+        order = task.restart
+        told = RestartTask(*task.key, order.message, order.grace_ms, order.number)
+        turn.to_agent(cluster.agents[task.agent_id], told)
 
 
 def reconcile(cluster: Cluster, turn: Turn, framework: Framework, task_ids: tuple[TaskId, ...]) -> None:

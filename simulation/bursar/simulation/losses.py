@@ -165,6 +165,7 @@ class Losses:
             if has_container(record)
             and not record.unacknowledged
             and record.task.launched_at_ms < too_young_ms
+            and record.task.spec.task_group is None
             and container_of(agent.agent_id, key) not in machine.books.starting
         ]
         running = agent.containers.running()

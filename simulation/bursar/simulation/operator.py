@@ -108,6 +108,8 @@ class Operator:
                 return op.UnsetFlagRequest(self._id(), random.choice(list(FLAG_VALUES)))
             case 7:
                 tasks = [f"{framework}/{task}" for framework, task in world.live_tasks()]
+                if random.random() < 0.5:
+                    return op.RestartTaskRequest(self._id(), random.choice(tasks) if tasks else "none", 0)
                 return op.KillTaskRequest(
                     self._id(), random.choice(tasks) if tasks else "none", random.choice((None, 0))
                 )

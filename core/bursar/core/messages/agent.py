@@ -48,6 +48,7 @@ class TaskReport:
     task: AssignedTask
     state: TaskState
     unacknowledged: tuple[TaskStatus, ...] = ()
+    restart_order: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +206,13 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class RestartTask:
-    """End this task's container and start the task again; said once."""
+    """End this task's container and start the task again; said until it is taken, carried out once."""
 
     framework_id: FrameworkId
     task_id: TaskId
     message: str = ""
     grace_ms: int | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

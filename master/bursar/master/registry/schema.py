@@ -64,6 +64,7 @@ tasks = sa.Table(
     sa.Column("end_acknowledged", sa.Boolean, nullable=False),
     #: When it will be ended because what it runs on is wanted back; 0: it is not.
     sa.Column("preempt_at_ms", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("restart", sa.Text, nullable=True),
     sa.UniqueConstraint("framework_id", "task_id", name="uq_tasks_framework_id_task_id"),
 )
 

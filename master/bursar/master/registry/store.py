@@ -141,6 +141,7 @@ class Registry:
                     row.ended_at_ms,
                     row.end_acknowledged,
                     row.preempt_at_ms,
+                    None if row.restart is None else from_json(r.RestartOrder, row.restart),
                 )
             for row in connection.execute(_ordered(schema.calls)):
                 durable.calls[FrameworkId(row.framework_id), row.call_id] = from_json(CallResult, row.result)
@@ -378,6 +379,12 @@ def _write_lending(connection: Connection, batch: list[r.LendingRecorded]) -> No
     connection.execute(statement, [{"key": k.agent_id, "new": write_json(k.lent)} for k in batch])
 
 
+def _write_restarts(connection: Connection, batch: list[r.RestartOrdered]) -> None:
+    statement = sa.update(schema.tasks).where(_THE_TASK).values(restart=sa.bindparam("order"))
+    rows = [{"the_framework": k.framework_id, "the_task": k.task_id, "order": write_json(k.order)} for k in batch]
+    connection.execute(statement, rows)
+
+
 def _write_preemptions(connection: Connection, batch: list[r.PreemptionRecorded]) -> None:
     statement = sa.update(schema.tasks).where(_THE_TASK).values(preempt_at_ms=sa.bindparam("at"))
     rows = [{"the_framework": k.framework_id, "the_task": k.task_id, "at": k.preempt_at_ms} for k in batch]
@@ -474,4 +481,5 @@ _WRITERS: dict[type, Callable[[Connection, list[Any]], None]] = {
     r.QuotasRecorded: _write_quotas,
     r.RoleGroupRecorded: _write_role_groups,
     r.DeviceOrdersRecorded: _write_device_orders,
+    r.RestartOrdered: _write_restarts,
 }

@@ -8,8 +8,8 @@ from typing import Any
 
 from bursar.agent.effects import StartContainer
 from bursar.agent.machine import AgentMachine
-from bursar.agent.state import AgentState, ClusterJoined, GenerationSeen
-from bursar.agent.tasks import TaskKey
+from bursar.agent.state import AgentState, ClusterJoined, GenerationSeen, TaskSaved
+from bursar.agent.tasks import TaskKey, TaskRecord
 from bursar.core.devices import DeviceCondition
 from bursar.core.ids import AgentId, DeviceUuid, Generation
 from bursar.core.messages.agent import TaskUpdates
@@ -31,13 +31,17 @@ class AgentJudge(Judge):
         self._runs: dict[Key, SimulatedContainer] = {}
         self._seen_generations: dict[AgentId, Generation] = {}
         self._ports: dict[tuple[AgentId, int], SimulatedContainer] = {}
+        #: Of each task: the newest order to restart it, and whether it is being restarted for one; all orders that were carried out.
+        self._orders: dict[TaskKey, tuple[int, bool]] = {}
+        self._carried_out: dict[TaskKey, set[int]] = {}
 
     def container_began(self, agent_id: AgentId, container: SimulatedContainer) -> None:
         """No GPU in two live containers, no task started twice."""
         self._judged("one container per GPU")
         key = (container.framework_id, container.task_id)
         before = self._runs.get(key)
-        again = container.may_restart and before is not None and not before.live and self.begun.get(key) == agent_id
+        may_begin_again = container.may_restart or TaskKey(*key) in self._carried_out
+        again = may_begin_again and before is not None and not before.live and self.begun.get(key) == agent_id
         self._runs[key] = container
         require(
             again or key not in self.begun, f"task {key} was started on {self.begun.get(key)} and again on {agent_id}"
@@ -99,6 +103,18 @@ class AgentJudge(Judge):
                         f"{agent_id} begins {effect.task.spec.task_id} on {uuid}, which is {record.shown.name if record else ''}",
                     )
 
+    def _judge_restart(self, record: TaskRecord) -> None:
+        """An order to restart a task ends one run of it, not two, whatever is said again and whoever dies meanwhile."""
+        before, was_asked = self._orders.get(record.key, (0, False))
+        require(record.restart_order >= before, f"{record.key} went from order {before} to {record.restart_order}")
+        by_order = record.restart_asked.endswith("asked for it")
+        if by_order and not was_asked:
+            self._judged("an order to restart is carried out once")
+            fresh = record.restart_order not in self._carried_out.setdefault(record.key, set())
+            require(fresh, f"{record.key} is restarted once more for order {record.restart_order}")
+            self._carried_out[record.key].add(record.restart_order)
+        self._orders[record.key] = record.restart_order, by_order
+
     def commits(self, agent_id: AgentId, records: Iterable[Any]) -> None:
         """Generations never go back."""
         for record in records:
@@ -107,6 +123,8 @@ class AgentJudge(Judge):
                 before = self._seen_generations.get(agent_id, Generation())
                 require(record.generation > before, f"{agent_id} went from generation {before} to {record.generation}")
                 self._seen_generations[agent_id] = record.generation
+            elif isinstance(record, TaskSaved):
+                self._judge_restart(record.task)
             elif isinstance(record, ClusterJoined):
                 require(bool(record.cluster_id), f"{agent_id} joined a cluster without an id")
 

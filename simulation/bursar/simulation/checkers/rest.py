@@ -82,6 +82,13 @@ def unsettled(
         idle = [one for one in idle if one.uuid not in health or not health[one.uuid].order]
         if ill := [one.uuid for one in idle if one.condition not in _LASTING]:
             wrong.append(f"{agent_id} has {ill} out of service, although they are well and idle")
+        for record in agent_machine.state.tasks.values():
+            known = machine.cluster.durable.tasks.get((record.task.framework_id, record.task.spec.task_id))
+            order = known.restart if known is not None else None
+            if order is not None and order.number > record.restart_order and not record.state.is_terminal:
+                wrong.append(
+                    f"{record.key} was to be restarted (order {order.number}), and its agent has not heard of it"
+                )
         waiting = [key for key, task in agent_machine.state.tasks.items() if task.unacknowledged]
         if waiting:
             wrong.append(f"{agent_id} waits for acknowledgements of {waiting[:3]}")
