@@ -261,3 +261,14 @@ def test_reservations_outlive_frameworks(book: Any) -> None:
     framework.accept(framework.offer, Operation("r", Reserve("a", book.request(cpus=2), "ml")))
     framework.disconnect()
     assert {part.stack for part in agent.view.buckets} == {(), book.dynamic("ml")}
+
+
+def test_an_id_is_not_taken_over_by_another_principal(book: Any) -> None:
+    """Whoever knows it would have its tasks (REG-6)."""
+    framework = book.framework(principal="ann")
+    framework.disconnect()
+    framework.connect(principal="bob")
+    assert framework.closed is not None and framework.closed.field == "info.principal"
+    assert "another principal" in framework.closed.message
+    framework.connect(principal="ann")
+    assert framework.closed is None and framework.connection is not None

@@ -94,6 +94,13 @@ class RestartRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class ReconcileRequested:
+    """The author wants to know where tasks are, of whatever life."""
+
+    task_ids: tuple[TaskId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SuppressRequested:
     """The author wants no offers for these roles (empty: all)."""
 
@@ -153,6 +160,7 @@ Event = (
     | DemandStated
     | KillRequested
     | RestartRequested
+    | ReconcileRequested
     | SuppressRequested
     | ReviveRequested
     | UpdateRequested

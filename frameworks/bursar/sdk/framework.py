@@ -139,6 +139,14 @@ class Framework:
         """Start a running task again on its agent, in a new container; its statuses tell the outcome. From any thread."""
         self._bound().restart(task if isinstance(task, str) else task.id, grace_ms)
 
+    def reconcile(self, *tasks: Task | str) -> None:
+        """Ask where tasks are, by their ids; those of an earlier life too. From any thread.
+
+        Each answer comes to `on_status`, also where it is what was known already: the state of a task that the master remembers, or
+        `UNKNOWN` where it knows none. There is no such answer while agents are still on their way back to a new master.
+        """
+        self._bound().reconcile(*(task if isinstance(task, str) else task.id for task in tasks))
+
     def suppress(self, *roles: str) -> None:
         """Want no offers for these roles (none: all). From any thread."""
         self._bound().suppress(*roles)

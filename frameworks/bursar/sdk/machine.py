@@ -135,6 +135,10 @@ class TrackedTask:
     seen: set[str] = field(default_factory=set)
 
 
+#: Answers that there is no such task.
+_NOT_THERE = (TaskState.UNKNOWN, TaskState.UNSPECIFIED)
+
+
 class SessionMachine:
     """One life of one framework process.
 
@@ -189,6 +193,8 @@ class SessionMachine:
         self._kills: dict[TaskId, int | None] = {}
         #: Tasks without an answer, and how often they were asked for.
         self._unreconciled: set[TaskId] = set()
+        #: Tasks that the author asked for by their ids, known here or not.
+        self._asked: set[TaskId] = set()
         self._reconcile_ms = RECONCILE_MIN_MS
         self._ended: OrderedDict[TaskId, None] = OrderedDict()
         self._stopping = False
@@ -231,6 +237,10 @@ class SessionMachine:
             case events.RestartRequested(task_id, grace_ms):
                 if task_id in self.tasks:
                     self._send(Restart(task_id, grace_ms))
+            case events.ReconcileRequested(task_ids):
+                self._asked |= set(task_ids)
+                self._reconcile_ms = RECONCILE_MIN_MS
+                self._reconcile(ms)
             case events.CallNotSent(call_id, error):
                 self._on_result(CallResult(call_id, error=error))
             case events.SuppressRequested(roles):
@@ -489,6 +499,17 @@ class SessionMachine:
         for status in statuses:
             self._unreconciled.discard(status.task_id)
             task = self.tasks.get(status.task_id)
+            if status.task_id in self._asked and not status.update_id:
+                is_on_its_way = task is not None and task.call_id is not None
+                if not is_on_its_way or status.state is not TaskState.UNKNOWN:
+                    self._asked.discard(status.task_id)
+                    if task is None and (status.task_id in self._ended or status.state in _NOT_THERE):
+                        # Told because it was asked for, and not followed: there is nothing to follow.
+                        news.append(status)
+                        continue
+                    if task is not None and status.state is task.state:
+                        news.append(status)
+                        continue
             if status.task_id in self._ended:
                 if status.update_id:
                     repeated.append(UpdateRef(status.task_id, status.update_id))
@@ -716,9 +737,9 @@ class SessionMachine:
 
     def _reconcile(self, ms: int) -> None:
         """Ask for those without an answer (their agents may still be on their way back), ever more slowly."""
-        if not self._unreconciled:
+        task_ids = sorted(self._unreconciled | self._asked)
+        if not task_ids or self.phase is not Phase.SUBSCRIBED:
             return
-        task_ids = sorted(self._unreconciled)
         for start in range(0, len(task_ids), MAX_IDS):
             self._send(Reconcile(tuple(task_ids[start : start + MAX_IDS])))
         self._timers.set(Timer.RECONCILE, ms + self._reconcile_ms)

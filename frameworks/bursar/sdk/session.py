@@ -148,6 +148,10 @@ class FrameworkSession:
         """Start a running task again."""
         self.post(events.RestartRequested(TaskId(task_id), grace_ms))
 
+    def reconcile(self, *task_ids: str) -> None:
+        """Ask where tasks are."""
+        self.post(events.ReconcileRequested(tuple(map(TaskId, task_ids))))
+
     def suppress(self, *roles: str) -> None:
         """Want no offers for these roles (none: all)."""
         self.post(events.SuppressRequested(roles))

@@ -163,6 +163,15 @@ def _refusal(cluster: Cluster, call: Subscribe, principal: str) -> ErrorDetail |
             "subscribe with a new framework id",
             "info.framework_id",
         )
+    known = cluster.frameworks.get(info.framework_id)
+    if known is not None and known.info.principal != info.principal:
+        # Whoever knows an id must not take over the tasks of somebody else (REG-6).
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"framework {info.framework_id} belongs to another principal",
+            "subscribe as the principal that it began with, or with a new framework id",
+            "info.principal",
+        )
     return _info_problem(info, call.suppressed_roles, principal) or demand_problem(call.demand, info.roles)
 
 
