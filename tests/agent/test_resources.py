@@ -175,3 +175,17 @@ def test_more_or_parts_of_other_devices_cannot_be_declared(text: str, why: str) 
 
 def test_a_kind_without_devices_is_a_plain_amount() -> None:
     assert bucket(resolve("licences:3")).scalars["licences"] == 3000
+
+
+@pytest.mark.parametrize(("text", "shared"), [("", 3), ("gpus:2", 2), ("gpus:1;gpus(ml):1", 1), ("gpus:0", 0)])
+def test_shares_go_where_their_cards_go(text: str, shared: int) -> None:
+    cards = SimulatedDevices(AgentId("a"), 3).discover()
+    shares = [
+        Device(device_name("gpu-500-none", f"s{n}", parent=card.uuid, weight_milli=500), "gpu-500-none", index=9 + n)
+        for card in cards
+        for n in range(2)
+    ]
+    resolved = resolve_resources(text, HOST, (*cards, *shares))
+    offered = {device.uuid for device in resolved.devices if device.kind != "gpus"}
+    assert offered == {share.uuid for share in shares[: 2 * shared]}
+    assert bucket(resolved).amount("gpu-500-none") == 2 * shared * 1000

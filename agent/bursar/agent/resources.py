@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from bursar.core.device_names import device_kind
+from bursar.core.device_names import device_kind, parent_of
 from bursar.core.devices import Device
 from bursar.core.errors import InvalidText
 from bursar.core.ids import DeviceUuid
@@ -128,6 +128,7 @@ def resolve_resources(
     """
     items = parse_resources(text)
     named = {item.kind for item in items}
+    devices = _without_hidden_views(items, devices, recorded or {}) if GPUS in named else devices
     items += [item for item in _discovered(host, devices) if item.kind not in named]
     given, warnings = _assign_kinds(items, devices, recorded or {})
     holding: dict[Stack, Resources] = {}
@@ -176,6 +177,19 @@ def _discovered(host: HostResources, devices: Sequence[Device]) -> list[Resource
 
 def _stack(holder: str | None) -> Stack:
     return UNRESERVED if holder is None else (Reservation(ReservationType.STATIC, holder),)
+
+
+def _without_hidden_views(
+    items: Sequence[ResourceText], devices: Sequence[Device], recorded: Mapping[str, Sequence[DeviceUuid]]
+) -> Sequence[Device]:
+    """The devices but for shares of GPUs that are not offered, or are reserved: a share is a view of its card, and goes where that goes.
+
+    Raises InvalidText.
+    """
+    cards = [device for device in devices if device.kind == GPUS]
+    given, _ = _assign_kinds([item for item in items if item.kind == GPUS], cards, recorded)
+    hidden = {card.uuid for card in cards} - {card.uuid for card in given[GPUS].get(None, ())}
+    return [device for device in devices if parent_of(device.uuid) not in hidden]
 
 
 def _by_kind(devices: Iterable[Device]) -> dict[str, list[Device]]:

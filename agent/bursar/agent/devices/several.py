@@ -6,9 +6,10 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 
-from bursar.agent.containers.runtime import Decoration
+from bursar.agent.containers.runtime import Decoration, LaunchFailed
 from bursar.agent.devices.driver import UNKNOWN, ContainerDecorator, DeviceDriver, DriverUnavailable
 from bursar.core.devices import Device, DeviceHealth
+from bursar.core.tasks import StatusReason
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,15 @@ class SeveralDevices:
 
     def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
         """What all drivers say, each of its own devices; one that was granted none hides them. Raises LaunchFailed."""
-        parts = []
+        parts, given = [], []
         for index, driver in enumerate(self._drivers):
             if isinstance(driver, ContainerDecorator):
                 known = {device.uuid for device in self._before[index]}
-                parts.append(driver.decorate([device for device in granted if device.uuid in known], runtime))
+                mine = [device for device in granted if device.uuid in known]
+                parts.append(driver.decorate(mine, runtime))
+                if mine:
+                    given.append((driver.name, parts[-1]))
+        _refuse_two_vendors(given)
         return merge(parts)
 
     def keep_only(self, uuids: Sequence[str]) -> None:
@@ -66,6 +71,21 @@ class SeveralDevices:
         """Let go of all."""
         for driver in self._drivers:
             driver.close()
+
+
+def _refuse_two_vendors(given: Sequence[tuple[str, Decoration]]) -> None:
+    """Devices of two vendors whose libraries read one variable in two ways cannot be told to one program. Raises LaunchFailed."""
+    for name, part in given:
+        for other_name, other in given:
+            said = {**other.environment, **other.pinning}
+            for variable, value in part.pinning.items():
+                theirs = said.get(variable, "")
+                if other is not part and value not in ("", "void", theirs) and theirs not in ("", "void"):
+                    raise LaunchFailed(
+                        StatusReason.LAUNCH_FAILED,
+                        f"a task cannot have devices of {name} and of {other_name}: both are chosen by {variable}, each in its own way;"
+                        " ask for devices of one vendor in one task",
+                    )
 
 
 def unknown(device: Device, why: str) -> Device:
