@@ -1038,3 +1038,35 @@ def test_long_rows_of_declines(new_book: Any, refuse_ms: int | None) -> None:
         if turn == 50:
             duet.revive("f", ["a"])
         duet.advance((500, 1000, 3500, 20_000)[turn % 4])
+
+
+def test_reservations_inside_accepts_and_from_holder_to_holder(new_book: Any) -> None:
+    """What random runs seldom come to: each step done, by both, and the buckets the same afterwards."""
+    duet = Duet(new_book())
+    devices = duet.book.devices("m", 4)
+    uuids = [device.uuid for device in devices]
+    duet.agent("m", [ReservedResources((), duet.book.resources(8, 8, uuids))], devices)
+    duet.framework("f", ["a/b"], refines=True)
+    principal = duet.book.machine.cluster.frameworks["f"].info.principal
+    level = Reservation(ReservationType.DYNAMIC, "a/b", principal)
+
+    def offered() -> Any:
+        (offer,) = duet.model.offers
+        return offer
+
+    two = duet.book.request(cpus=2, gpus=2)
+    duet.accept("f", [offered()], [reference.Reserve("m", (), level, two), ("m", duet.book.request(cpus=1))], 0)
+    duet.advance(1000)
+    assert offered().holding[(level,)].gpus == 2, "what it made was not refused"
+    duet.accept("f", [offered()], [reference.Unreserve("m", (level,), duet.book.resources(1))], 0)
+    duet.advance(1000)
+    # An operator's level below, refined by the framework inside an accept, and then popped by the operator for somebody else.
+    duet.reserve("m", "a", duet.book.request(gpus=2))
+    (below,) = [stack for stack in duet.model.agents["m"].buckets if stack and stack[-1].holder == "a"]
+    duet.accept("f", [offered()], [reference.Reserve("m", below, level, duet.book.request(gpus=1))], 0)
+    assert (*below, level) in duet.model.agents["m"].buckets
+    duet.advance(1000)
+    duet.reserve("m", "e", duet.book.request(gpus=1), source="a/b")
+    duet.reserve("m", "a/c", duet.book.request(gpus=1), source="a/b")
+    holders = {tuple(one.holder for one in stack) for stack, part in duet.model.agents["m"].buckets.items() if part}
+    assert ("a", "a/c") in holders or ("e",) in holders
