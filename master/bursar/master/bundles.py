@@ -6,14 +6,15 @@ What `offers` and `tasks` must know of them is here: which offers belong togethe
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.gangs import GangState, GangUpdate, RequestGang
 from bursar.core.messages.operator import RefusalReason
-from bursar.core.resources import Holding
+from bursar.core.resources import Holding, holding_contains
 from bursar.core.tasks import TaskState, TaskStatus
 from bursar.master.allocator.gangs import Alike, Cliques, Counts, Order, Room
 
@@ -63,11 +64,30 @@ class Gang:
     hindrance: str = ""
     #: The kind of that.
     hindered_by: RefusalReason = RefusalReason.UNSPECIFIED
+    #: How many tasks of each group its bundle will have where, once what is called back for it is there; None: nothing is called back.
+    recalls: Counts | None = None
+    #: What the bundle will have of each agent then; what of it is there already is withheld.
+    promised: dict[AgentId, Holding] = field(default_factory=dict)
+    #: Not 0: it is looked for room as if what can be called back for it were back; agents of which anything is on loan come first (-1) or
+    #: last (1).
+    counts_loans: int = 0
+    #: The same gang, looked for room like that; None: to be found anew, or nothing is on loan.
+    with_loans: Gang | None = None
 
     @property
     def at_quota(self) -> bool:
         """Whether what stands in its way is quota: what others are given may then change it."""
         return self.hindered_by in (RefusalReason.QUOTA_LIMIT, RefusalReason.HEADROOM)
+
+    def counting_loans(self, counts_loans: int) -> Gang:
+        """The same gang, looked for room anew, as if what can be called back for it were back (see `counts_loans`)."""
+        return replace(
+            self, spots=None, classes={}, capacities={}, chosen=None, with_loans=None, counts_loans=counts_loans
+        )
+
+    def forget_room(self) -> None:
+        """What it may have of agents is to be found anew."""
+        self.spots = self.with_loans = None
 
     def hinder(self, reason: RefusalReason, message: str) -> None:
         """Note what stands in its way."""
@@ -90,7 +110,9 @@ class GangLaunch:
 
 
 class Gangs:
-    """All gangs. Invariants (`check`): a bundle's offers are outstanding, all of them; the one that holds is waiting."""
+    """All gangs. Invariants (`check`): a bundle's offers are outstanding, all of them; the one that holds is waiting, and so are those for
+    which loans are called back; nothing is withheld for any other.
+    """
 
     def __init__(self) -> None:
         self.by_key: dict[GangKey, Gang] = {}
@@ -99,6 +121,8 @@ class Gangs:
         self.by_bundle: dict[str, Gang] = {}
         #: The one gang for which what becomes free is kept.
         self.holder: Gang | None = None
+        #: Agents of which something was called back → for which gang.
+        self.recalling: dict[AgentId, Gang] = {}
         #: Numbers of gangs and of bundles so far.
         self.requests = 0
         self.bundles_made = 0
@@ -125,7 +149,14 @@ class Gangs:
                 assert sum(len(alike.orders) for alike in gang.classes.values()) == len(gang.spots), key
         holder = self.holder
         assert holder is None or (self.by_number.get(holder.number) is holder and not holder.bundle_id)
-        assert holder is not None or not cluster.ledger.gang_holds, "held for nobody"
+        for agent_id in cluster.ledger.gang_holds:
+            for number, held in cluster.ledger.holders_on(agent_id).items():
+                gang = self.by_number[number]
+                assert gang is holder or gang.recalls is not None, "held for nobody"
+                assert gang is holder or holding_contains(gang.promised[agent_id], held), agent_id
+        assert holder is None or holder.recalls is None
+        for agent_id, gang in self.recalling.items():
+            assert gang.recalls is not None and agent_id in gang.recalls and not gang.bundle_id, agent_id
 
 
 def whole_bundles(cluster: Cluster, offer_ids: Iterable[OfferId]) -> list[OfferId]:
@@ -147,9 +178,9 @@ def bundles_among(cluster: Cluster, offer_ids: Iterable[OfferId]) -> list[str]:
 
 
 def let_go(cluster: Cluster, agent_id: AgentId) -> None:
-    """Free what is held for a gang on an agent: somebody with a better right wants it."""
+    """Free what is held for gangs on an agent: somebody with a better right wants it."""
     if agent_id in cluster.ledger.gang_holds:
-        cluster.ledger.hold_for_gang(agent_id, {})
+        cluster.ledger.end_gang_holds(agent_id)
         cluster.touch(agent_id)
 
 
@@ -162,7 +193,7 @@ def end_bundles(
         gang.bundle_id, gang.offer_ids = "", ()
         if state is GangState.WAITING:
             cluster.deadlines.set(("gang", str(gang.number)), gang.deadline_ms)
-            gang.spots = None
+            gang.forget_room()
         else:
             forget_gang(cluster, gang)
         tell(cluster, turn, gang, state, why)
@@ -181,8 +212,7 @@ def forget_gang(cluster: Cluster, gang: Gang) -> None:
     del gangs.by_number[gang.number]
     for kind in ("gang", "gang-hold"):
         cluster.deadlines.cancel((kind, str(gang.number)))
-    if gangs.holder is gang:
-        release_hold(cluster)
+    release_hold(cluster, gang)
 
 
 def forget_gangs_of(cluster: Cluster, framework_id: FrameworkId) -> None:
@@ -195,11 +225,25 @@ def forget_gangs_of(cluster: Cluster, framework_id: FrameworkId) -> None:
         forget_gang(cluster, gang)
 
 
-def release_hold(cluster: Cluster) -> None:
-    """Nothing is held for any gang."""
-    for agent_id in sorted(cluster.ledger.gang_holds):
-        let_go(cluster, agent_id)
-    cluster.gangs.holder = None
+def held_while_filling(cluster: Cluster) -> AbstractSet[AgentId]:
+    """Agents on which something is held for the gang whose turn it is."""
+    holder = cluster.gangs.holder
+    return frozenset() if holder is None else cluster.ledger.held_for(holder.number).keys()
+
+
+def release_hold(cluster: Cluster, gang: Gang) -> None:
+    """Nothing is held for a gang, and nothing is called back for it; what was lent stays revocable, and has its notice."""
+    gangs = cluster.gangs
+    for agent_id in sorted(cluster.ledger.held_for(gang.number)):
+        cluster.ledger.hold_for_gang(agent_id, gang.number, {})
+        cluster.touch(agent_id)
+    if gangs.holder is gang:
+        gangs.holder = gang.with_loans = None
+        cluster.deadlines.cancel(("gang-hold", str(gang.number)))
+    gang.recalls, gang.promised = None, {}
+    for agent_id in [agent_id for agent_id, other in gangs.recalling.items() if other is gang]:
+        del gangs.recalling[agent_id]
+        cluster.touch(agent_id)
 
 
 def others_of_lost_start(cluster: Cluster, key: TaskKey, status: TaskStatus) -> tuple[str, list[TaskKey]]:

@@ -88,7 +88,7 @@ class Books:
     allocated: dict[TaskKey, _Entry] = field(default_factory=dict)
     #: Devices that must not be offered, and why.
     withheld_devices: dict[DeviceUuid, str] = field(default_factory=dict)
-    #: Withheld for the gang that fills; dropped with every change of what the agent has.
+    #: Withheld for gangs, all of them together; dropped with every change of what the agent has.
     gang_hold: Holding = field(default_factory=dict)
     #: Withheld for whom it was lent from, until the rest is back; dropped like the gang hold.
     earmark: Holding = field(default_factory=dict)
@@ -177,8 +177,11 @@ class Ledger:
         self.books: dict[AgentId, Books] = {}
         #: Agents that are present and have anything free: the only ones that a cycle looks at.
         self.with_free: set[AgentId] = set()
-        #: Agents on which something is withheld for a gang.
+        #: Agents on which something is withheld for a gang, and what for which, by its number.
         self.gang_holds: set[AgentId] = set()
+        self._held_for: dict[int, dict[AgentId, Holding]] = {}
+        #: Agents of which something is in revocable offers or tasks.
+        self.with_loans: set[AgentId] = set()
         #: Agents that have any devices.
         self._with_devices: set[AgentId] = set()
         self._task_agent: dict[TaskKey, AgentId] = {}
@@ -201,7 +204,7 @@ class Ledger:
 
     def remove_agent(self, agent_id: AgentId) -> None:
         """Close the books; nothing may be held."""
-        self.hold_for_gang(agent_id, {})
+        self.end_gang_holds(agent_id)
         self.set_earmark(agent_id, {})
         books = self.books[agent_id]
         assert not books.offered and not books.allocated, agent_id
@@ -247,22 +250,42 @@ class Ledger:
         """The agent is connected, or is not: what is free there can be offered or not."""
         books = self.books[agent_id]
         if books.present != present:
-            self.hold_for_gang(agent_id, {})
+            self.end_gang_holds(agent_id)
             self.set_earmark(agent_id, {})
             free = books.free
             self._set_free(agent_id, books, {})
             books.present = present
             self._set_free(agent_id, books, free)
 
-    def hold_for_gang(self, agent_id: AgentId, holding: Holding) -> None:
-        """Exactly this is withheld for the gang that fills, out of what is free and what was withheld for it before."""
-        books = self.books[agent_id]
-        if books.gang_hold == holding:
+    def hold_for_gang(self, agent_id: AgentId, number: int, holding: Holding) -> None:
+        """Exactly this is withheld for one gang, out of what is free and what was withheld for it before."""
+        books, before = self.books[agent_id], self.held_for(number).get(agent_id, _ALL_TAKEN)
+        if before == holding:
             return
-        free = subtract_holdings(add_holdings(books.free, books.gang_hold), holding)
-        books.gang_hold = holding
-        (self.gang_holds.add if holding else self.gang_holds.discard)(agent_id)
+        mine = self._held_for.setdefault(number, {})
+        if holding:
+            mine[agent_id] = holding
+        elif mine.pop(agent_id, None) and not mine:
+            del self._held_for[number]
+        free = subtract_holdings(add_holdings(books.free, before), holding)
+        books.gang_hold = add_holdings(subtract_holdings(books.gang_hold, before), holding)
+        (self.gang_holds.add if books.gang_hold else self.gang_holds.discard)(agent_id)
         self._set_free(agent_id, books, self._derive_free(books) if books.has_views else free)
+
+    def held_for(self, number: int) -> Mapping[AgentId, Holding]:
+        """What is withheld for a gang, by agent."""
+        return self._held_for.get(number, _HELD_NOWHERE)
+
+    def end_gang_holds(self, agent_id: AgentId) -> None:
+        """Nothing of an agent is withheld for any gang."""
+        for number in [number for number, held in self._held_for.items() if agent_id in held]:
+            self.hold_for_gang(agent_id, number, _ALL_TAKEN)
+
+    def holders_on(self, agent_id: AgentId) -> dict[int, Holding]:
+        """What of an agent is withheld for which gang, by number."""
+        if agent_id not in self.gang_holds:
+            return {}
+        return {number: held[agent_id] for number, held in self._held_for.items() if agent_id in held}
 
     def set_earmark(self, agent_id: AgentId, holding: Holding) -> None:
         """Exactly this is withheld for whom it was lent from, out of what is free and what was withheld for it before."""
@@ -287,6 +310,8 @@ class Ledger:
         else:
             self._take(agent_id, books, holding)
         books.offered[offer_id] = entry = _entry(client, holding, revocable)
+        if revocable:
+            self.with_loans.add(agent_id)
         if books.counted:
             self._accounts.charge(client, entry.amounts, entry.reserved)
 
@@ -325,7 +350,10 @@ class Ledger:
     def release_offer(self, agent_id: AgentId, offer_id: OfferId) -> Holding:
         """Make an offer's resources free again; return them."""
         books = self.books[agent_id]
-        return self._give_back(agent_id, books, books.offered.pop(offer_id))
+        entry = books.offered.pop(offer_id)
+        if entry.revocable:
+            self._note_loans(agent_id, books)
+        return self._give_back(agent_id, books, entry)
 
     def release_offers(self, offers: Iterable[tuple[AgentId, OfferId]]) -> list[Holding]:
         """The same for many, told to the accounts once for each client and what it gives back as often."""
@@ -337,7 +365,9 @@ class Ledger:
         for agent_id, offer_id in offers:
             books = all_books[agent_id]
             entry = books.offered.pop(offer_id)
-            client, holding, amounts, reserved, _ = entry
+            client, holding, amounts, reserved, revocable = entry
+            if revocable:
+                self._note_loans(agent_id, books)
             if books.counted:
                 if reserved:
                     self._accounts.discharge(client, amounts, reserved)
@@ -386,6 +416,8 @@ class Ledger:
         books = self.books[agent_id]
         entry = books.allocated.pop(key)
         books.allocated_sum = subtract_holdings(books.allocated_sum, entry.holding)
+        if entry.revocable:
+            self._note_loans(agent_id, books)
         self._give_back(agent_id, books, entry)
         return agent_id
 
@@ -396,6 +428,8 @@ class Ledger:
         books.allocated[key] = entry
         books.allocated_sum = add_holdings(books.allocated_sum, holding)
         self._task_agent[key] = agent_id
+        if revocable:
+            self.with_loans.add(agent_id)
         if books.counted:
             self._accounts.charge(client, entry.amounts, entry.reserved)
 
@@ -464,6 +498,9 @@ class Ledger:
             assert left == right, (agent_id, left, right)
             assert bool(books.free and books.present) == (agent_id in self.with_free), agent_id
             assert bool(books.gang_hold) == (agent_id in self.gang_holds) and (books.present or not books.gang_hold)
+            assert books.gang_hold == _sum(self.holders_on(agent_id).values()), agent_id
+            entries = (*books.offered.values(), *books.allocated.values())
+            assert any(entry.revocable for entry in entries) == (agent_id in self.with_loans), agent_id
             assert books.present or not books.earmark, agent_id
             devices = [uuid for uuid, _ in self.device_holders(agent_id)]
             assert len(devices) == len(set(devices)), (agent_id, devices)
@@ -553,12 +590,19 @@ class Ledger:
         if books.gang_hold:
             books.gang_hold = {}
             self.gang_holds.discard(agent_id)
+            for number in [number for number, held in self._held_for.items() if held.pop(agent_id, None)]:
+                if not self._held_for[number]:
+                    del self._held_for[number]
         if not (books.offered or books.allocated or books.withheld_devices or books.has_views):
             books.in_excess = False
             self._set_free(agent_id, books, books.total)
             return
         books.in_excess = bool(_beyond(books.held(), books.total))
         self._set_free(agent_id, books, self._derive_free(books))
+
+    def _note_loans(self, agent_id: AgentId, books: Books) -> None:
+        if not any(entry.revocable for entry in (*books.offered.values(), *books.allocated.values())):
+            self.with_loans.discard(agent_id)
 
     @staticmethod
     def _derive_free(books: Books) -> Holding:
@@ -596,6 +640,7 @@ class Ledger:
 
 _NOTHING: Mapping[str, int] = MappingProxyType({})
 _ALL_TAKEN: Holding = MappingProxyType({})
+_HELD_NOWHERE: Mapping[AgentId, Holding] = MappingProxyType({})
 
 
 def without_views(rest: Holding, taken: Holding) -> dict[Stack, Resources]:
@@ -621,9 +666,11 @@ _make_entry: Callable[[type[_Entry], tuple[Client, Holding, Mapping[str, int], M
 
 def _entry(client: Client, holding: Holding, revocable: bool = False) -> _Entry:
     if revocable:
-        # What is lent counts where it is reserved, if anywhere, and not in the quotas of those who borrow it.
+        # What is lent counts where it is reserved, if anywhere, and not in the quotas of those who borrow it. Where nothing of it is
+        # reserved, all of it was lent while a gang fills.
+        amounts = holding_total(holding).amounts()
         lent = [part for stack, part in holding.items() if stack]
-        return _Entry(client, holding, holding_total(holding).amounts(), sum_resources(lent).amounts(), True)
+        return _Entry(client, holding, amounts, sum_resources(lent).amounts() if lent else amounts, True)
     if len(holding) == 1:
         ((stack, part),) = holding.items()
         amounts = part.amounts() if part.devices else part.scalars

@@ -28,7 +28,7 @@ from bursar.core.tasks import StatusReason
 from bursar.core.text import format_duration
 from bursar.master import reservations
 from bursar.master.allocator.decision import Proposal, consider
-from bursar.master.allocator.lending import find_claim, is_active, loans_on
+from bursar.master.allocator.lending import find_claim, is_active, is_of_hold, loans_on
 from bursar.master.allocator.loans import Claim, Loan
 from bursar.master.allocator.shares import Client
 from bursar.master.groups import expander
@@ -122,7 +122,7 @@ def _withdraw(cluster: Cluster, turn: Turn, agent: Agent, stacks: frozenset[Stac
     holders = ", ".join(sorted({stack[-1].holder for stack in stacks}))
     why = f"what {agent.info.hostname} keeps for {holders} is lent no longer"
     loans = [loan for loan in loans_on(cluster, agent.agent_id) if not stacks.isdisjoint(loan.holding)]
-    done = _call_in(cluster, turn, loans, why)
+    done = call_in(cluster, turn, loans, why)
     cluster.touch(agent.agent_id)
     turn.publish("lending_withdrawn", why, agent_id=agent.agent_id)
     return done
@@ -150,7 +150,9 @@ def reclaim(cluster: Cluster, turn: Turn, agent_ids: AbstractSet[AgentId]) -> No
     in_order = sorted(agent_ids & cluster.lenders)
     for offers_alone in (True, False):
         for agent_id in in_order:
-            if agent_id not in cluster.claims and agent_id not in cluster.first_in_line:
+            if agent_id in cluster.claims or agent_id in cluster.first_in_line or agent_id in cluster.gangs.recalling:
+                continue
+            if agent_id in cluster.lenders:
                 _look(cluster, turn, cluster.agents[agent_id], {}, offers_alone=offers_alone)
 
 
@@ -158,9 +160,12 @@ def _look(cluster: Cluster, turn: Turn, agent: Agent, before: Holding, *, offers
     """See who wants something back of one agent; `before` was earmarked until now."""
     agent_id, ledger = agent.agent_id, cluster.ledger
     books, waiting = ledger.books[agent_id], cluster.claims.get(agent_id)
-    loans = sorted(loans_on(cluster, agent_id), key=lambda loan: _reluctance(cluster, loan))
-    if not loans and not agent.lent:
+    everything = loans_on(cluster, agent_id)
+    if not everything and not agent.lent:
         cluster.lenders.discard(agent_id)
+    # What was lent of what is held for a gang comes back to gangs.
+    mine = [loan for loan in everything if not is_of_hold(loan.holding)]
+    loans = sorted(mine, key=lambda loan: reluctance(cluster, loan))
     if offers_alone:
         loans = [loan for loan in loans if not isinstance(loan.holder, TaskKey)]
     have = books.free
@@ -174,18 +179,18 @@ def _look(cluster: Cluster, turn: Turn, agent: Agent, before: Holding, *, offers
     earmark: Holding = {}
     if claim is not None:
         who = cluster.frameworks[claim.client.framework_id].info.name or claim.client.framework_id
-        _call_in(cluster, turn, claim.loans, f"{who} wants what {agent.info.hostname} keeps for {claim.client.role}")
+        call_in(cluster, turn, claim.loans, f"{who} wants what {agent.info.hostname} keeps for {claim.client.role}")
         if all(isinstance(loan.holder, str) for loan in claim.loans):
             cluster.first_in_line[agent_id] = claim
         else:
             cluster.claims[agent_id] = claim
-            earmark = _overlap(claim.holding, books.free)
+            earmark = overlap(claim.holding, books.free)
     ledger.set_earmark(agent_id, earmark)
     if earmark != before or waiting is not None and claim is None:
         cluster.touch(agent_id)
 
 
-def _overlap(wanted: Holding, there: Holding) -> Holding:
+def overlap(wanted: Holding, there: Holding) -> Holding:
     """What is there already of what is wanted."""
     return {stack: common for stack, part in wanted.items() if (common := part.intersection(there.get(stack, EMPTY)))}
 
@@ -197,7 +202,7 @@ def _can_be_served(cluster: Cluster, agent: Agent, client: Client, have: Holding
     return isinstance(consider(cluster, agent, client, framework, dict(have), filters), Proposal)
 
 
-def _reluctance(cluster: Cluster, loan: Loan) -> tuple[int, int]:
+def reluctance(cluster: Cluster, loan: Loan) -> tuple[int, int]:
     """Which loans are given up first: offers, tasks that have a notice, then the youngest tasks."""
     if not isinstance(loan.holder, TaskKey):
         return 0, 0
@@ -205,11 +210,16 @@ def _reluctance(cluster: Cluster, loan: Loan) -> tuple[int, int]:
     return (1, task.preempt_at_ms) if _is_called_in(task) else (2, -task.assigned.launched_at_ms)
 
 
+def is_due(cluster: Cluster, loan: Loan) -> bool:
+    """Whether a loan will come back: its task has a notice, or is being killed."""
+    return isinstance(loan.holder, TaskKey) and _is_called_in(cluster.tasks[loan.holder])
+
+
 def _is_called_in(task: Task) -> bool:
     return bool(task.preempt_at_ms) or task.kill_reason is not StatusReason.UNSPECIFIED
 
 
-def _call_in(cluster: Cluster, turn: Turn, loans: Iterable[Loan], why: str) -> tuple[int, int]:
+def call_in(cluster: Cluster, turn: Turn, loans: Iterable[Loan], why: str) -> tuple[int, int]:
     """Rescind offers at once, and give tasks notice; return how many of each."""
     offers = [loan.holder for loan in loans if not isinstance(loan.holder, TaskKey)]
     rescinded = rescind(cluster, turn, offers, why) if offers else 0

@@ -39,6 +39,7 @@ from bursar.master import (
     tasks,
 )
 from bursar.master.allocator.constraints import settings_by_role
+from bursar.master.bundles import held_while_filling
 from bursar.master.effects import MasterEffect, Reply, SendToFramework
 from bursar.master.events import (
     AgentRegistering,
@@ -392,8 +393,13 @@ class MasterMachine:
         """One cycle; then see who was left without what is on loan, and lend what nobody took for whom it is kept."""
         cluster = self.cluster
         everywhere = full or cluster.all_dirty or bool(cluster.reopened) or cluster.shares.quota_moved
-        lenders = set(cluster.lenders if everywhere else cluster.lenders & cluster.dirty)
+        lenders = set(cluster.lenders | held_while_filling(cluster))
+        if not everywhere:
+            lenders &= cluster.dirty
         offers.allocate(cluster, turn, full=full)
+        if cluster.gangs.by_key:
+            # What they left is for gangs, too.
+            cluster.dirty.update(cluster.first_in_line)
         cluster.first_in_line.clear()
         if lenders:
             lending.reclaim(cluster, turn, lenders)

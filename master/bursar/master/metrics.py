@@ -158,6 +158,11 @@ class MasterMetrics(Collector):
         counter("calls_refused", "Accepts that were refused", counters.calls_refused)
         counter("allocation_cycles", "Allocation cycles", counters.cycles)
         counter("tasks_launched", "Tasks launched", counters.tasks_launched)
+        counter(
+            "tasks_preempted",
+            "Tasks that were given notice, for what they run on is wanted back",
+            counters.tasks_preempted,
+        )
         for task_state, count in sorted(counters.tasks_ended.items()):
             counter("tasks_ended", "Tasks ended, by state", count, state=task_state.name.lower())
         counter("agent_heartbeats", "Answers of agents to pings", counters.agent_heartbeats)

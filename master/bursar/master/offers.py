@@ -20,7 +20,7 @@ from bursar.master.allocator.lend_cycle import run_lend_cycle
 from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.shares import Client
 from bursar.master.allocator.visibility import Visibility
-from bursar.master.bundles import bundles_among, end_bundles, whole_bundles
+from bursar.master.bundles import bundles_among, end_bundles, held_while_filling, whole_bundles
 from bursar.master.starvation import fed
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Turn
 
@@ -40,8 +40,10 @@ def allocate(cluster: Cluster, turn: Turn, *, full: bool) -> int:
 
 
 def lend_idle(cluster: Cluster, turn: Turn, agent_ids: AbstractSet[AgentId]) -> int:
-    """Offer as revocable what is lent of these agents and was not taken in the cycle; return how many offers were made."""
-    agent_ids = agent_ids & cluster.lenders & cluster.ledger.with_free
+    """Offer as revocable what is lent of these agents and was not taken in the cycle, or is held for the gang that fills; return how many
+    offers were made.
+    """
+    agent_ids = agent_ids & ((cluster.lenders & cluster.ledger.with_free) | held_while_filling(cluster))
     if not agent_ids:
         return 0
     return _send(cluster, turn, run_lend_cycle(cluster, agent_ids, turn.now.monotonic_ms, turn.now.wall_ms))

@@ -36,6 +36,7 @@ from bursar.master import gangs, hoarding, lending, reservations
 from bursar.master.allocator.carve import carve
 from bursar.master.allocator.demand import shape_of_task
 from bursar.master.allocator.held_back import is_loose, loose_amounts
+from bursar.master.allocator.lending import is_of_hold
 from bursar.master.bundles import Gang, bundles_among, end_bundles, whole_bundles
 from bursar.master.ledger import TaskKey, without_views
 from bursar.master.offers import damp, damp_all, end_offers, refuse_until_ms
@@ -80,8 +81,9 @@ class _Plan:
     task_ids: set[str] = field(default_factory=set)
     #: Names of task groups.
     groups: set[str] = field(default_factory=set)
-    #: The offers are of what is lent.
+    #: The offers are of what is lent; and all of it was held for a gang.
     revocable: bool = False
+    of_hold: bool = False
 
     @property
     def failed(self) -> bool:
@@ -148,6 +150,15 @@ def _offers_problem(cluster: Cluster, framework: Framework, call: Accept) -> Err
             "accept the revocable ones by themselves",
             "offer_ids",
         )
+    offers = [cluster.offers[offer_id].offer for offer_id in call.offer_ids]
+    lent = {is_of_hold(to_holding(offer.resources)) for offer in offers if offer.revocable}
+    if len(lent) > 1:
+        return ErrorDetail(
+            ErrorReason.INVALID_OFFERS,
+            "some of the offers are of what is reserved and lent, others of what is held for a gang and lent",
+            "accept each kind by itself: those with a reserved part, and those without",
+            "offer_ids",
+        )
     bundles = {cluster.offers[offer_id].offer.bundle_id for offer_id in call.offer_ids}
     if bundles != {""} and (len(bundles) > 1 or call.partial):
         return ErrorDetail(
@@ -182,6 +193,8 @@ def _limit_problem(cluster: Cluster, plan: _Plan) -> ErrorDetail | None:
 
 def _counted(plan: _Plan, holding: Holding) -> dict[str, int]:
     """What counts of a holding within limits: nothing that is lent."""
+    if plan.of_hold:
+        return {}
     if plan.revocable:
         holding = {stack: part for stack, part in holding.items() if not stack}
     return loose_amounts(holding)
@@ -193,6 +206,7 @@ def _plan(cluster: Cluster, framework: Framework, call: Accept) -> _Plan:
     for offer in offers:
         offered[offer.agent_id] = add_holdings(offered.get(offer.agent_id, {}), to_holding(offer.resources))
     plan = _Plan(offers[0].role, offered, dict(offered), revocable=offers[0].revocable)
+    plan.of_hold = plan.revocable and all(is_of_hold(holding) for holding in offered.values())
     for index, operation in enumerate(call.operations):
         path = f"operations[{index}]"
         error: ErrorDetail | None
@@ -415,8 +429,10 @@ def _carry_out(
                     agent = cluster.agents[agent_id]
                     lending.set_lent(cluster, turn, agent, agent.lent | {target})
             case _Start(agent_id, spec, holding, operation_id):
+                # Whoever uses nothing of what is lent has nothing to give back.
+                revocable = plan.revocable and (plan.of_hold or not is_of_hold(holding))
                 assigned = AssignedTask(
-                    framework.framework_id, plan.role, spec, to_reserved(holding), turn.now.wall_ms, plan.revocable
+                    framework.framework_id, plan.role, spec, to_reserved(holding), turn.now.wall_ms, revocable
                 )
                 task = Task(agent_id, assigned, call_id=call.call_id, operation_id=operation_id)
                 add_task(cluster, task, held=True)

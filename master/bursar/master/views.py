@@ -75,7 +75,7 @@ def agent_view(cluster: Cluster, agent: Agent) -> AgentView:
         withheld=holding_total(books.withheld()),
         withheld_reasons=(
             *sorted(f"{uuid}: {why}" for uuid, why in books.withheld_devices.items()),
-            *_gang_hold(cluster, books),
+            *_gang_hold(cluster, agent.agent_id),
             *_earmark(cluster, agent.agent_id, books),
         ),
         excess=sum_resources(books.excess().values()),
@@ -89,12 +89,12 @@ def agent_view(cluster: Cluster, agent: Agent) -> AgentView:
     )
 
 
-def _gang_hold(cluster: Cluster, books: Books) -> tuple[str, ...]:
-    """What is withheld for the gang that fills, and for which."""
-    holder = cluster.gangs.holder
-    if not books.gang_hold or holder is None:
-        return ()
-    return (f"gang hold for {holder.key}: {format_resources(holding_total(books.gang_hold))}",)
+def _gang_hold(cluster: Cluster, agent_id: AgentId) -> tuple[str, ...]:
+    """What is withheld for gangs, and for which."""
+    return tuple(
+        f"gang hold for {cluster.gangs.by_number[number].key}: {format_resources(holding_total(held))}"
+        for number, held in sorted(cluster.ledger.holders_on(agent_id).items())
+    )
 
 
 def _earmark(cluster: Cluster, agent_id: AgentId, books: Books) -> tuple[str, ...]:
@@ -191,12 +191,15 @@ def device_views(cluster: Cluster, agent: Agent) -> list[DeviceView]:
     books = cluster.ledger.books[agent.agent_id]
     holders = dict(cluster.ledger.device_holders(agent.agent_id))
     owners = {uuid: stack[-1].holder for stack, part in books.total.items() if stack for uuid in part.devices}
-    in_gang_hold = holding_total(books.gang_hold).devices
-    gang_hold = f"gang hold for {cluster.gangs.holder.key}" if cluster.gangs.holder is not None else ""
+    in_gang_hold = {
+        uuid: f"gang hold for {cluster.gangs.by_number[number].key}"
+        for number, held in cluster.ledger.holders_on(agent.agent_id).items()
+        for uuid in holding_total(held).devices
+    }
     views = []
     for device in sorted(agent.devices.values(), key=lambda device: (device.index, device.uuid)):
         holder = holders.get(device.uuid)
-        reason = books.withheld_devices.get(device.uuid, "") or (gang_hold if device.uuid in in_gang_hold else "")
+        reason = books.withheld_devices.get(device.uuid, "") or in_gang_hold.get(device.uuid, "")
         use = "withheld" if reason else "free"
         framework_id = task_id = ""
         if isinstance(holder, TaskKey):

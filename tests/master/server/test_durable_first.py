@@ -155,6 +155,7 @@ def test_metrics_are_served_under_their_names(program: Program) -> None:
         "calls_refused": "counter",
         "allocation_cycles": "counter",
         "tasks_launched": "counter",
+        "tasks_preempted": "counter",
         "agent_registrations": "counter",
         "agents_made_unreachable": "counter",
         "framework_subscriptions": "counter",

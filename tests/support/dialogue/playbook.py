@@ -319,6 +319,8 @@ class Playbook:
             held = [
                 (entry.client.role, part)
                 for entry in (*books.offered.values(), *books.allocated.values())
+                # What was lent while a gang filled counts in no quota.
+                if not entry.revocable or any(entry.holding)
                 for stack, part in entry.holding.items()
                 if not stack or plain_holder(stack[-1].holder) is None
             ]
@@ -327,6 +329,8 @@ class Playbook:
                     for path in (role, *ancestors(role)):
                         consumed.setdefault(path, Counter()).update(part.amounts())
         for offer in fresh:
+            if offer.revocable and not any(part.stack for part in offer.resources):
+                continue
             for path in (offer.role, *ancestors(offer.role)):
                 for kind, limit in cluster.durable.quotas.get(path, op.Quota(path)).limits.items():
                     loose = [p for p in offer.resources if not p.stack or plain_holder(p.stack[-1].holder) is None]

@@ -37,6 +37,8 @@ def may_lend(cluster: Cluster, agent: Agent) -> bool:
     """Not while something is on its way back: what is back is for whom it is wanted by."""
     if agent.agent_id in cluster.claims or agent.agent_id in cluster.first_in_line:
         return False
+    if agent.agent_id in cluster.gangs.recalling:
+        return False
     entries = cluster.ledger.books[agent.agent_id].allocated
     return not any(entry.revocable and cluster.tasks[key].preempt_at_ms for key, entry in entries.items())
 
@@ -46,6 +48,11 @@ def lending_steps(cluster: Cluster, client: Client, framework: Framework) -> Ste
     replaced: dict[Step, Step] = {may_use_buckets: may_borrow_buckets, is_within_quota: is_within_quota_beside_loans}
     steps = [replaced.get(step, step) for step in steps_for(cluster, client, framework)]
     return (*steps, is_a_loan)
+
+
+def hold_steps(cluster: Cluster, client: Client, framework: Framework) -> Steps:
+    """The steps that decide about a borrower of what is held while a gang fills: quota counts nothing of it."""
+    return tuple([step for step in steps_for(cluster, client, framework) if step is not is_within_quota])
 
 
 def may_borrow_buckets(question: Question) -> RefusalReason | None:
@@ -103,6 +110,11 @@ def loans_on(cluster: Cluster, agent_id: AgentId) -> list[Loan]:
     offers = [Loan(offer_id, entry.holding) for offer_id, entry in books.offered.items() if entry.revocable]
     tasks = [Loan(key, entry.holding) for key, entry in books.allocated.items() if entry.revocable]
     return [*reversed(offers), *reversed(tasks)]
+
+
+def is_of_hold(holding: Holding) -> bool:
+    """Whether a loan is of what was held while a gang filled: nothing of it is reserved to anybody."""
+    return not any(holding)
 
 
 def find_claim(cluster: Cluster, agent: Agent, loans: Sequence[Loan], have: Holding) -> Claim | None:

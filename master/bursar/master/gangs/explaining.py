@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import reduce
 from heapq import nlargest
 
 from bursar.core.clock import Instant
 from bursar.core.ids import FrameworkId
 from bursar.core.messages.operator import GangStanding, Obstacle, ObstacleKind, RefusalReason
-from bursar.core.resources import GPUS, holding_total
+from bursar.core.resources import GPUS, Holding, add_holdings, holding_total
 from bursar.core.text import format_amount, format_duration
 from bursar.master.allocator.gangs import Shortage, missing_of, nearest_value, room_for
 from bursar.master.allocator.shares import Client
@@ -24,7 +25,9 @@ from bursar.master.gangs.holding import plan_of
 from bursar.master.gangs.limits import client_of, limit_left_in_the_way
 from bursar.master.gangs.line import MAX_CONSIDERED, line_up
 from bursar.master.gangs.offering import cut_bundle
-from bursar.master.gangs.room import by_value, look, places_of
+from bursar.master.gangs.room import by_value, counted_with_loans, loans_for, look, places_of
+from bursar.master.ledger import TaskKey
+from bursar.master.lending import is_due
 from bursar.master.state import Cluster
 
 #: Gangs in one answer; each is looked for on all agents.
@@ -53,7 +56,7 @@ class _Why:
 
 
 def _standing(cluster: Cluster, now: Instant, gang: Gang, line: Sequence[Gang]) -> GangStanding:
-    holds = cluster.gangs.holder is gang
+    holds = cluster.gangs.holder is gang or gang.recalls is not None
     known = (gang.key.gang_id, gang.key.framework_id, gang.request.role, gang.tasks)
     if gang.bundle_id:
         agents = len(gang.offer_ids)
@@ -64,7 +67,7 @@ def _standing(cluster: Cluster, now: Instant, gang: Gang, line: Sequence[Gang]) 
     with _on_paper(cluster, gang) as copy:
         look(cluster, copy, ())
         with_room = room_for(gang.request.groups, by_value(copy))
-        why = _why(cluster, copy, place, with_room)
+        why = _why(cluster, now, copy, place, with_room)
         obstacles = tuple(_obstacles(cluster, now, gang, copy, line[: place - 1], why))
     until_ms = now.wall_ms + gang.deadline_ms - now.monotonic_ms
     return GangStanding(
@@ -75,9 +78,11 @@ def _standing(cluster: Cluster, now: Instant, gang: Gang, line: Sequence[Gang]) 
 @contextmanager
 def _on_paper(cluster: Cluster, gang: Gang, *, holds: bool = False) -> Iterator[Gang]:
     """A copy of a gang, in its place: what is found out for it is forgotten. `holds`: as if what is withheld were so for it."""
-    copy = replace(gang, spots=None, classes={}, capacities={}, chosen=None)
     gangs = cluster.gangs
     holder = gangs.holder
+    copy = gang.counting_loans(0)
+    if holder is not None and holds:
+        copy.number = holder.number
     if holder is gang or holds:
         gangs.holder = copy
     try:
@@ -86,9 +91,11 @@ def _on_paper(cluster: Cluster, gang: Gang, *, holds: bool = False) -> Iterator[
         gangs.holder = holder
 
 
-def _why(cluster: Cluster, gang: Gang, place: int, with_room: int) -> _Why:
+def _why(cluster: Cluster, now: Instant, gang: Gang, place: int, with_room: int) -> _Why:
     """What stands in the way of a gang: the steps of `line.serve`."""
     role = gang.request.role
+    if gang.recalls is not None:
+        return _Why(RefusalReason.NOT_FREE, _recalled(cluster, now, gang), "wait a moment")
     places = places_of(cluster, gang, fresh=True)
     if places is not None and place > MAX_CONSIDERED:
         message = f"it would fit, but only the first {MAX_CONSIDERED} in line are looked at"
@@ -108,6 +115,9 @@ def _why(cluster: Cluster, gang: Gang, place: int, with_room: int) -> _Why:
         return _Why(gang.hindered_by, gang.hindrance, _HINTS[gang.hindered_by].format(role=role))
     groups, there = gang.request.groups, by_value(gang)
     message = f"{with_room} of its {gang.tasks} tasks have room now"
+    counting = counted_with_loans(cluster, gang)
+    if counting is not gang and (more := room_for(groups, by_value(counting))) > with_room:
+        message += f", {more} with what is on loan, which is called back once all have"
     if _fits_without_the_hold(cluster, gang):
         return _Why(
             RefusalReason.OTHERS_FIRST, f"{message}: what it lacks is withheld for another gang", _turn_hint(role)
@@ -153,31 +163,56 @@ def _obstacles(
         yield Obstacle(
             ObstacleKind.SHAPE, gang.key.gang_id, text, resource=short.kind, amount=short.wanted, of=short.there
         )
-    if cluster.gangs.holder is copy:
-        yield Obstacle(ObstacleKind.STATE, "holds", f"withheld for it now: {_held(cluster)}")
+    if cluster.gangs.holder is copy or gang.recalls is not None:
+        yield Obstacle(ObstacleKind.STATE, "holds", f"withheld for it now: {_held(cluster, gang)}")
+        if lent := _lent(cluster, copy):
+            yield Obstacle(ObstacleKind.STATE, "lent", f"on loan meanwhile: {lent}")
     elif (rests_ms := gang.rests_until_ms - now.monotonic_ms) > 0:
         text = f"it held for as long as it may ({gang.turns}×), and rests for another {format_duration(rests_ms)}"
         yield Obstacle(ObstacleKind.STATE, "rests", text, until_ms=now.wall_ms + rests_ms)
     for other in before[:_MAX_BEFORE]:
         text = f"gang {other.key.gang_id} of {other.key.framework_id} in role {other.request.role} comes before"
         if cluster.gangs.holder is other:
-            text += f", and has withheld for it {_held(cluster)}"
+            text += f", and has withheld for it {_held(cluster, other)}"
         yield Obstacle(ObstacleKind.GANG, other.key.gang_id, text, other.key.framework_id)
     if why.reason is RefusalReason.NOT_FREE:
         yield from _holders(cluster, copy, why.short)
 
 
-def _held(cluster: Cluster) -> str:
-    """What is withheld for the gang that holds."""
-    holds = cluster.ledger.gang_holds
-    if not holds:
-        return "nothing yet"
+def _held(cluster: Cluster, gang: Gang) -> str:
+    """What is withheld for a gang."""
+    return _on_agents(list(cluster.ledger.held_for(gang.number).values())) or "nothing yet"
+
+
+def _lent(cluster: Cluster, gang: Gang) -> str:
+    """What is on loan and can be called back for a gang; empty: nothing."""
+    loans = [loans_for(cluster, gang, agent_id) for agent_id in cluster.ledger.with_loans]
+    return _on_agents([reduce(add_holdings, (loan.holding for loan in some), {}) for some in loans if some])
+
+
+def _on_agents(holdings: Sequence[Holding]) -> str:
+    """What that comes to, and on how many agents."""
     amounts: dict[str, int] = {}
-    for agent_id in holds:
-        for kind, amount in holding_total(cluster.ledger.books[agent_id].gang_hold).amounts().items():
+    for holding in holdings:
+        for kind, amount in holding_total(holding).amounts().items():
             amounts[kind] = amounts.get(kind, 0) + amount
     text = ";".join(f"{kind}:{format_amount(kind, amount)}" for kind, amount in sorted(amounts.items()))
-    return f"{text} on {len(holds)} agent{'s' if len(holds) != 1 else ''}"
+    return f"{text} on {len(holdings)} agent{'s' if len(holdings) != 1 else ''}" if text else ""
+
+
+def _recalled(cluster: Cluster, now: Instant, gang: Gang) -> str:
+    """What was called back for a gang, and how long that takes."""
+    agents = [agent_id for agent_id, other in cluster.gangs.recalling.items() if other.number == gang.number]
+    due = [
+        cluster.tasks[loan.holder]
+        for agent_id in agents
+        for loan in loans_for(cluster, gang, agent_id)
+        if isinstance(loan.holder, TaskKey) and is_due(cluster, loan)
+    ]
+    left_ms = max([task.preempt_at_ms - now.wall_ms for task in due] or [0])
+    tasks = f"{len(due)} task{'s' if len(due) != 1 else ''} that borrowed it"
+    last = f", the last in {format_duration(left_ms)}" if left_ms > 0 else ""
+    return f"all of its {gang.tasks} tasks have room once what was called back is there: {tasks} end{last}"
 
 
 def _holders(cluster: Cluster, gang: Gang, short: Shortage | None) -> Iterator[Obstacle]:

@@ -50,10 +50,15 @@ def limit_left_in_the_way(cluster: Cluster, gang: Gang) -> bool:
     return False
 
 
-def quota_in_the_way(cluster: Cluster, gang: Gang, holdings: Iterable[Holding]) -> tuple[RefusalReason, str] | None:
-    """Why limits or headroom do not let a gang have all this together; None where they do (`held_back.cut_to_quota`)."""
+def quota_in_the_way(
+    cluster: Cluster, gang: Gang, holdings: Iterable[Holding], back: Iterable[Holding] = ()
+) -> tuple[RefusalReason, str] | None:
+    """Why limits or headroom do not let a gang have all this together; None where they do (`held_back.cut_to_quota`).
+
+    `back`: what will be free besides, for it is called back.
+    """
     shares = cluster.shares
-    client = client_of(gang)
+    client, back = client_of(gang), tuple(back)
     node = shares.client_node(client) or shares.nearest(client.role)
     loose: dict[tuple[str, bool], int] = {}
     for holding in holdings:
@@ -67,11 +72,8 @@ def quota_in_the_way(cluster: Cluster, gang: Gang, holdings: Iterable[Holding]) 
         if not unreserved and not shared:
             continue
         free = cluster.ledger.free_unreserved().get(kind, 0)
-        if cluster.gangs.holder is gang:
-            books = cluster.ledger.books
-            free += sum(
-                books[agent_id].gang_hold.get(UNRESERVED, EMPTY).amount(kind) for agent_id in cluster.ledger.gang_holds
-            )
+        mine = cluster.ledger.held_for(gang.number).values()
+        free += sum(held.get(UNRESERVED, EMPTY).amount(kind) for held in (*mine, *back))
         most, by_limits = allowance(node, kind, free), allowance(node, kind, None)
         least = min(most.amount, by_limits.amount - shared)
         if free < headroom(shares.root, kind):

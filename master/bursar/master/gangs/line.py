@@ -10,6 +10,7 @@ from bursar.master.bundles import Gang, forget_gang, release_hold, tell
 from bursar.master.gangs.holding import hold
 from bursar.master.gangs.limits import client_of
 from bursar.master.gangs.offering import offer_bundle
+from bursar.master.gangs.recalling import call_back, go_on
 from bursar.master.gangs.room import by_value, look, places_of
 from bursar.master.state import Cluster, Turn
 
@@ -23,24 +24,27 @@ def serve(cluster: Cluster, turn: Turn, *, full: bool) -> None:
     dirty = None if cluster.all_dirty else set(cluster.dirty)
     line = line_up(cluster)
     for gang in line[MAX_CONSIDERED:]:
-        gang.spots = None
+        gang.forget_room()
     line = line[:MAX_CONSIDERED]
     for gang in line:
         if dirty is None:
-            gang.spots = None
+            gang.forget_room()
         look(cluster, gang, dirty or (), sweep=full)
+        if gang.with_loans is not None:
+            look(cluster, gang.with_loans, dirty or (), sweep=full)
         places = places_of(cluster, gang)
-        if places is not None:
-            offer_bundle(cluster, turn, gang, places)
-    line = [gang for gang in line if not gang.bundle_id]
+        if places is not None and offer_bundle(cluster, turn, gang, places):
+            continue
+        if gang.recalls is None or not go_on(cluster, turn, gang):
+            call_back(cluster, turn, gang)
+    line = [gang for gang in line if not gang.bundle_id and gang.recalls is None]
     now_ms = turn.now.monotonic_ms
     if gangs.holder is not None and not hold(cluster, gangs.holder):
-        release_hold(cluster)
+        release_hold(cluster, gangs.holder)
     for gang in line:
         if gangs.holder is not None:
             return
-        if gang.rests_until_ms <= now_ms and hold(cluster, gang):
-            gangs.holder = gang
+        if gang.rests_until_ms <= now_ms and _begins_to_hold(cluster, gang):
             until_ms = now_ms + cluster.flags.duration_ms("gang-hold-timeout")
             cluster.deadlines.set(("gang-hold", str(gang.number)), until_ms)
             turn.publish(
@@ -48,16 +52,37 @@ def serve(cluster: Cluster, turn: Turn, *, full: bool) -> None:
                 f"what gang {gang.key.gang_id} needs is withheld for it as it becomes free",
                 framework_id=gang.key.framework_id,
             )
+            call_back(cluster, turn, gang)
+
+
+def _begins_to_hold(cluster: Cluster, gang: Gang) -> bool:
+    """Give the turn to a gang, if it can make use of it: what was lent in the turns of others counts for it, too."""
+    cluster.gangs.holder, gang.with_loans = gang, None
+    if hold(cluster, gang):
+        return True
+    release_hold(cluster, gang)
+    return False
 
 
 def line_up(cluster: Cluster) -> list[Gang]:
-    """Gangs that wait, in the order in which they are served: the one that holds; then by turns, fair share and age."""
+    """Gangs that wait, in the order in which they are served: those that wait for what is called back for them, the one that holds; then by
+    turns, fair share and age.
+    """
     gangs = cluster.gangs
     waiting = [gang for gang in gangs.by_key.values() if not gang.bundle_id]
     if len(waiting) < 2:
         return waiting
     standing = {gang.number: cluster.shares.standing(client_of(gang)) for gang in waiting}
-    return sorted(waiting, key=lambda gang: (gang is not gangs.holder, gang.turns, standing[gang.number], gang.number))
+    return sorted(
+        waiting,
+        key=lambda gang: (
+            gang.recalls is None,
+            gang is not gangs.holder,
+            gang.turns,
+            standing[gang.number],
+            gang.number,
+        ),
+    )
 
 
 def expire(cluster: Cluster, turn: Turn, number: int) -> bool:
@@ -84,7 +109,7 @@ def turn_over(cluster: Cluster, turn: Turn, number: int) -> bool:
     if gang is None:
         return False
     if cluster.gangs.holder is gang:
-        release_hold(cluster)
+        release_hold(cluster, gang)
         gang.turns += 1
         gang.rests_until_ms = turn.now.monotonic_ms + cluster.flags.duration_ms("gang-hold-timeout")
         cluster.deadlines.set(("gang-hold", str(number)), gang.rests_until_ms)

@@ -11,6 +11,7 @@ from bursar.core.messages.gangs import Bundle, BundleMember
 from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import (
+    Holding,
     Resources,
     Stack,
     add_holdings,
@@ -36,7 +37,8 @@ def cut_bundle(cluster: Cluster, gang: Gang, places: Counts) -> tuple[Cut, list[
     holdings: Cut = []
     members: list[BundleMember] = []
     for agent in chosen:
-        holding = _carve(cluster, gang, agent, places[agent.agent_id], members)
+        there = available_on(cluster, gang, agent.agent_id)
+        holding = carve_tasks(cluster, gang, agent, there, places[agent.agent_id], members)
         if holding is None:
             # Amounts are there, but not in this form.
             gang.hinder(RefusalReason.NOT_FREE, f"{agent.info.hostname} has the amounts, but not together")
@@ -57,9 +59,7 @@ def offer_bundle(cluster: Cluster, turn: Turn, gang: Gang, places: Counts) -> bo
     if cut is None:
         return False
     holdings, members = cut
-    if cluster.gangs.holder is gang:
-        release_hold(cluster)
-        cluster.deadlines.cancel(("gang-hold", str(gang.number)))
+    release_hold(cluster, gang)
     cluster.deadlines.cancel(("gang", str(gang.number)))
     cluster.gangs.bundles_made += 1
     bundle_id = f"{cluster.term}-B{cluster.gangs.bundles_made}"
@@ -83,7 +83,8 @@ def offer_bundle(cluster: Cluster, turn: Turn, gang: Gang, places: Counts) -> bo
         cluster.offers[offer_id] = OutstandingOffer(offer, turn.now.wall_ms)
         framework.offers.add(offer_id)
         offers.append(offer)
-    gang.bundle_id, gang.offer_ids, gang.spots = bundle_id, tuple(offer.offer_id for offer in offers), None
+    gang.bundle_id, gang.offer_ids = bundle_id, tuple(offer.offer_id for offer in offers)
+    gang.forget_room()
     cluster.gangs.by_bundle[bundle_id] = gang
     expires_at_ms = turn.now.monotonic_ms + expires_in_ms
     cluster.expiring_offers.setdefault(str(expires_at_ms), []).extend(gang.offer_ids)
@@ -95,11 +96,11 @@ def offer_bundle(cluster: Cluster, turn: Turn, gang: Gang, places: Counts) -> bo
     return True
 
 
-def _carve(
-    cluster: Cluster, gang: Gang, agent: Agent, counts: Sequence[int], members: list[BundleMember]
+def carve_tasks(
+    cluster: Cluster, gang: Gang, agent: Agent, there: Holding, counts: Sequence[int], members: list[BundleMember]
 ) -> dict[Stack, Resources] | None:
-    """Cut the tasks that go to an agent out of what it has, and note them as members; None where that is not possible."""
-    rest = available_on(cluster, gang, agent.agent_id)
+    """Cut the tasks that go to an agent out of what there is, and note them as members; None where that is not possible."""
+    rest = there
     holding: dict[Stack, Resources] = {}
     for index, count in enumerate(counts):
         request = gang.request.groups[index].resources

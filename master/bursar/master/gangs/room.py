@@ -30,11 +30,16 @@ from bursar.master.allocator.gangs import (
     room_in,
     worth_trying,
 )
+from bursar.master.allocator.lending import is_of_hold, loans_on
+from bursar.master.allocator.loans import Loan
 from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.visibility import strip
 from bursar.master.bundles import Gang
+from bursar.master.ledger import Books
 from bursar.master.state import Agent, Cluster, Framework
 
+#: Further than any two agents are apart in the order of agents.
+_BEHIND = 1 << 40
 #: So many kinds of agents more than there may be, of which most must be of the past.
 _MANY_CLASSES = 100
 
@@ -68,6 +73,17 @@ def _out_of_date(cluster: Cluster, gang: Gang) -> Iterator[AgentId]:
             yield agent.agent_id
 
 
+def counted_with_loans(cluster: Cluster, gang: Gang) -> Gang:
+    """The gang, looked for room as if what can be called back for it were back; itself where nothing is on loan."""
+    if not cluster.ledger.with_loans:
+        gang.with_loans = None
+        return gang
+    if gang.with_loans is None:
+        gang.with_loans = gang.counting_loans(-1)
+        look(cluster, gang.with_loans, ())
+    return gang.with_loans
+
+
 def _forget(gang: Gang, agent_id: AgentId) -> None:
     assert gang.spots is not None
     spot = gang.spots.pop(agent_id, None)
@@ -84,24 +100,29 @@ def _note(cluster: Cluster, gang: Gang, agents: Iterable[Agent]) -> None:
     framework = cluster.frameworks[gang.key.framework_id]
     role, capabilities, holders = gang.request.role, framework.info.capabilities, cluster.holders
     attribute, by_clique = gang.request.topology.same_attribute, gang.request.topology.nvlink_clique
-    holds, active = cluster.gangs.holder is gang, AgentState.ACTIVE
+    held, active = cluster.ledger.held_for(gang.number), AgentState.ACTIVE
+    on_loan = cluster.ledger.with_loans if gang.counts_loans else ()
+    first_in_line = cluster.first_in_line
     enter = Classes(gang, gang.classes).enter
     value: str | int | None = None
     cliques: Cliques | None = None
     for agent, rule in permitted(cluster, framework, role, agents):
-        if agent.state is not active:
+        if agent.state is not active or agent.agent_id in first_in_line:
+            # What is back is for whoever waited for it.
             continue
         if attribute and (value := agent.info.attributes.get(attribute)) is None:
             continue
         agent_id = agent.agent_id
         free = books_of[agent_id].free
-        if rule is None and not holds:
+        order = agent.order
+        if agent_id in on_loan and loans_for(cluster, gang, agent_id):
+            order = order[0] + gang.counts_loans * _BEHIND, agent_id
+        if rule is None and agent_id not in held and agent_id not in on_loan:
             available = offerable(holders, free, role, capabilities)
         else:
             available = available_on(cluster, gang, agent_id)
         if by_clique:
             cliques = cliques_on(cluster, agent)
-        order = agent.order
         spots[agent_id] = free, enter(order, value, available, cliques), order
 
 
@@ -170,11 +191,57 @@ def places_of(cluster: Cluster, gang: Gang, *, fresh: bool = False) -> Counts | 
 
 
 def available_on(cluster: Cluster, gang: Gang, agent_id: AgentId) -> Holding:
-    """What an agent has for a gang now: what its role may be offered of what is free or held for it."""
+    """What an agent has for a gang now: what its role may be offered of what is free or held for it; with what it counts of loans."""
     books = cluster.ledger.books[agent_id]
-    there = books.free
-    if books.gang_hold and cluster.gangs.holder is gang:
-        there = add_holdings(there, books.gang_hold)
+    there: Holding = books.free
+    if held := cluster.ledger.held_for(gang.number).get(agent_id):
+        there = add_holdings(there, held)
+    for loan in loans_for(cluster, gang, agent_id) if gang.counts_loans else ():
+        there = add_holdings(there, coming_back(books, loan))
+    return usable(cluster, gang, agent_id, there)
+
+
+def loans_for(cluster: Cluster, gang: Gang, agent_id: AgentId) -> list[Loan]:
+    """What is on loan of an agent and can be called back for a gang: what is kept for its role, and in its turn what was lent while a
+    gang fills, itself or one before it. Nothing where others have called something back already.
+    """
+    if (
+        agent_id not in cluster.ledger.with_loans
+        or agent_id in cluster.claims
+        or agent_id in cluster.first_in_line
+        or cluster.ledger.books[agent_id].in_excess
+    ):
+        return []
+    other, holder = cluster.gangs.recalling.get(agent_id), cluster.gangs.holder
+    if other is not None and other.number != gang.number:
+        return []
+    in_turn = other is not None or (holder is not None and holder.number == gang.number)
+    return [
+        loan
+        for loan in loans_on(cluster, agent_id)
+        if (in_turn if is_of_hold(loan.holding) else _is_for(cluster, gang, loan.holding))
+    ]
+
+
+def _is_for(cluster: Cluster, gang: Gang, holding: Holding) -> bool:
+    return any(offerable(cluster.holders, holding, gang.request.role, _capabilities(cluster, gang)))
+
+
+def coming_back(books: Books, loan: Loan) -> Holding:
+    """What will be there of a loan that is given back."""
+    withheld = books.withheld_devices.keys()
+    if not withheld:
+        return loan.holding
+    return {
+        stack: left
+        for stack, part in loan.holding.items()
+        if (left := Resources(part.scalars, part.ports, part.devices - withheld))
+    }
+
+
+def usable(cluster: Cluster, gang: Gang, agent_id: AgentId, there: Holding) -> Holding:
+    """What a gang may be offered of what there is on an agent."""
+    books = cluster.ledger.books[agent_id]
     available = offerable(cluster.holders, there, gang.request.role, _capabilities(cluster, gang))
     if not cluster.visibility.rules or not available:
         return available

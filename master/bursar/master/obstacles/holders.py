@@ -107,11 +107,10 @@ def who_holds_it(group: Group) -> Iterator[Obstacle]:
         found.append(
             (2, 0, Obstacle(ObstacleKind.DEVICE, uuid, text, agent_id=agent.agent_id, resource=GPUS, amount=MILLI))
         )
-    holder = group.cluster.gangs.holder
-    if books.gang_hold and holder is not None:
-        part = holding_total(books.gang_hold)
-        text = f"{format_resources(part)} of {agent.info.hostname} is withheld for gang {holder.key.gang_id} of {holder.key.framework_id}"
-        obstacle = with_amount(ObstacleKind.GANG, holder.key.gang_id, text, part, kinds, agent, holder.key.framework_id)
+    for number, withheld in sorted(group.cluster.ledger.holders_on(agent.agent_id).items()):
+        holder, part = group.cluster.gangs.by_number[number].key, holding_total(withheld)
+        text = f"{format_resources(part)} of {agent.info.hostname} is withheld for gang {holder.gang_id} of {holder.framework_id}"
+        obstacle = with_amount(ObstacleKind.GANG, holder.gang_id, text, part, kinds, agent, holder.framework_id)
         found.append((2, -obstacle.amount, obstacle))
     if group.reason is RefusalReason.OTHERS_FIRST:
         found = [entry for entry in found if entry[0] == 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,6 +146,11 @@ class Facts:
             elif kept.stack[:-1] == stack:
                 add_amounts(amounts, kept.resources, -1)
         return amounts
+
+
+def is_lent_while_filling(revocable: bool, parts: Iterable[ReservedResources]) -> bool:
+    """Whether an offer or a task is on loan of what is held for a gang: nothing of it is reserved."""
+    return revocable and not any(part.stack for part in parts)
 
 
 def covers(holder: str, role: str) -> bool:

@@ -12,13 +12,13 @@ from bursar.core.ids import OfferId
 from bursar.core.machine import Persist, TimePassed
 from bursar.core.messages.framework import Offers, UpdateFramework
 from bursar.core.messages.gangs import Bundle
-from bursar.core.messages.offers import CallResult
+from bursar.core.messages.offers import Accept, CallResult
 from bursar.master.effects import Reply, SendToFramework
 from bursar.master.events import FrameworkCalled, OperatorCalled
 from bursar.master.machine import MasterMachine
-from bursar.master.records import Durable, TaskRecorded
-from bursar.simulation.checkers.facts import Facts, covers
-from bursar.simulation.checkers.offers import OfferJudge
+from bursar.master.records import Durable, PreemptionRecorded, TaskRecorded
+from bursar.simulation.checkers.facts import Facts, covers, is_lent_while_filling
+from bursar.simulation.checkers.offers import OfferJudge, needed_of
 from bursar.simulation.checkers.verdicts import Judge, require
 from bursar.simulation.process import Process
 
@@ -53,6 +53,7 @@ class MasterJudge(Judge):
         machine.check()
         self._machine = machine
         self._bundles.clear()
+        self._offers.of_holds.clear()
         self.facts = self._offers.facts = Facts.of(durable, self._filter)
         require(machine.cluster.durable == durable, "the state that was loaded is not what was committed")
         if self._picture is not None:
@@ -92,7 +93,8 @@ class MasterJudge(Judge):
         changed = refused = False
         for effect in effects:
             if isinstance(effect, Persist):
-                self._judge_borrowing(effect.record)
+                self._judge_borrowing(effect.record, event)
+                self._judge_recall(effect.record, machine)
                 self.facts.apply(effect.record)
                 changed = True
         for effect in effects:
@@ -140,25 +142,62 @@ class MasterJudge(Judge):
             require(not left or left == offer_ids, f"of {bundle_id}, {sorted(left)} are out, and the others are not")
             if not left:
                 del self._bundles[bundle_id]
-        held: dict[str, int] = {}
-        for books in cluster.ledger.books.values():
-            for part in books.gang_hold.values():
-                for kind, amount in part.amounts().items():
-                    held[kind] = held.get(kind, 0) + amount
-        if held:
+        held: dict[int, Counter[str]] = {}
+        for agent_id in cluster.ledger.gang_holds:
+            for number, parts in cluster.ledger.holders_on(agent_id).items():
+                for part in parts.values():
+                    held.setdefault(number, Counter()).update(part.amounts())
+        for number, amounts in held.items():
             self._judged("a hold is of use")
-            holder = cluster.gangs.holder
-            require(holder is not None, f"{held} is held for nobody")
+            holder = cluster.gangs.by_number.get(number)
+            require(holder is not None and not holder.bundle_id, f"{amounts} is held for nobody")
             assert holder is not None
-            for kind, amount in held.items():
-                needed = sum(
-                    group.count
-                    * (1000 * group.resources.gpus if kind == "gpus" else group.resources.scalars.get(kind, 0))
-                    for group in holder.request.groups
-                )
+            require(
+                cluster.gangs.holder is holder or holder.recalls is not None,
+                f"{amounts} is held for {holder.key}, which has not its turn, and lacks more than what is called back",
+            )
+            for kind, amount in amounts.items():
+                needed = needed_of(holder.request, kind)
                 require(amount <= needed, f"{amount} of {kind} is held for {holder.key}, which needs {needed}")
 
-    def _judge_borrowing(self, record: Any) -> None:
+    def _judge_recall(self, record: Any, machine: MasterMachine) -> None:
+        """What was lent while a gang filled is called back for one that is complete with it: beside what runs for good, all has room."""
+        if not isinstance(record, PreemptionRecorded):
+            return
+        where, task = self.facts.tasks[record.framework_id, record.task_id]
+        if not is_lent_while_filling(task.revocable, task.resources):
+            return
+        self._judged("called back is what completes a gang")
+        gangs = machine.cluster.gangs
+        gang = gangs.recalling.get(where)
+        require(gang is not None, f"{record.task_id} on {where} is called back, and no gang needs it")
+        assert gang is not None and gang.recalls is not None
+        request = gang.request
+        placed = [sum(counts) for counts in zip(*gang.recalls.values(), strict=True)]
+        require(placed == [group.count for group in request.groups], f"{gang.key} has not all tasks placed: {placed}")
+        for agent_id, counts in gang.recalls.items():
+            for kind in {kind for group in request.groups for kind in group.resources.scalars}:
+                needed = sum(
+                    group.resources.scalars.get(kind, 0) * count
+                    for group, count in zip(request.groups, counts, strict=True)
+                )
+                there = sum(
+                    part.resources.amount(kind)
+                    for part in self.facts.agents[agent_id].resources
+                    if not part.stack or covers(part.stack[-1].holder, request.role)
+                ) - sum(
+                    part.resources.amount(kind)
+                    for on, other in self.facts.tasks.values()
+                    for part in other.resources
+                    if on == agent_id
+                    and not other.revocable
+                    and (not part.stack or covers(part.stack[-1].holder, request.role))
+                )
+                require(
+                    needed <= there, f"{gang.key} needs {needed} of {kind} on {agent_id}, and at most {there} come back"
+                )
+
+    def _judge_borrowing(self, record: Any, event: Any) -> None:
         """A task that is new: what is kept for others it only has as borrowed, and only where that is lent."""
         if (
             not isinstance(record, TaskRecorded)
@@ -166,6 +205,12 @@ class MasterJudge(Judge):
         ):
             return
         task = record.task
+        if isinstance(event, FrameworkCalled) and isinstance(event.call, Accept):
+            of_holds = not self._offers.of_holds.isdisjoint(event.call.offer_ids)
+            require(
+                task.revocable or not of_holds,
+                f"{task.spec.task_id} of {task.framework_id} gets for good what is held for a gang",
+            )
         foreign = [part.stack for part in task.resources if part.stack and not covers(part.stack[-1].holder, task.role)]
         what = f"{task.spec.task_id} of {task.framework_id} for {task.role}"
         if foreign:

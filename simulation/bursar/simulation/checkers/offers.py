@@ -6,13 +6,14 @@ from collections import Counter
 from typing import Any
 
 from bursar.core.devices import DeviceHealth
-from bursar.core.ids import DeviceUuid
+from bursar.core.ids import DeviceUuid, OfferId
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.messages.framework import GPU_RESOURCES, REVOCABLE_RESOURCES, FrameworkInfo, OfferSettings
+from bursar.core.messages.gangs import RequestGang
 from bursar.core.messages.offers import Offer
 from bursar.core.resources import Resources, Stack
 from bursar.master.machine import MasterMachine
-from bursar.simulation.checkers.facts import Facts, covers, is_kept
+from bursar.simulation.checkers.facts import Facts, covers, is_kept, is_lent_while_filling
 from bursar.simulation.checkers.verdicts import Judge, require
 
 
@@ -22,6 +23,8 @@ class OfferJudge(Judge):
     def __init__(self, verdicts: Counter[str]) -> None:
         super().__init__(verdicts)
         self.facts = Facts()
+        #: Those of what is held while a gang fills, in this reign.
+        self.of_holds: set[OfferId] = set()
 
     def judge_standing(self, offer: Offer) -> None:
         """An offer that is out: permitted, and of what may be offered to its role."""
@@ -64,16 +67,32 @@ class OfferJudge(Judge):
         what = f"{offer.offer_id} lends {offer.role} of {offer.framework_id}"
         require(REVOCABLE_RESOURCES in framework.capabilities, f"{what} something, and it lacks {REVOCABLE_RESOURCES}")
         stacks = [part.stack for part in offer.resources if part.stack]
+        if is_lent_while_filling(True, offer.resources):
+            return
         lent = self.facts.lent.get(offer.agent_id, frozenset())
         require(bool(stacks) and lent.issuperset(stacks), f"{what} {stacks}, and lent is {sorted(lent)}")
         for stack in stacks:
             require(not covers(stack[-1].holder, offer.role), f"{what} {stack}, which is kept for it")
+
+    def _judge_hold(self, offer: Offer, machine: MasterMachine) -> None:
+        """What is lent although nobody keeps it is held for somebody else's gang, and no more than a gang needs."""
+        self._judged("what is held while a gang fills is lent")
+        self.of_holds.add(offer.offer_id)
+        gangs = machine.cluster.gangs.by_key
+        what = f"{offer.offer_id} lends {offer.framework_id} what nobody keeps"
+        require(any(key.framework_id != offer.framework_id for key in gangs), f"{what}, and no gang of others waits")
+        for kind in {kind for part in offer.resources for kind in part.resources.amounts()}:
+            amount = sum(part.resources.amount(kind) for part in offer.resources)
+            most = max(needed_of(gang.request, kind) for gang in gangs.values())
+            require(amount <= most, f"{what}: {amount} of {kind}, and no gang needs more than {most}")
 
     def judge_new(self, offer: Offer, machine: MasterMachine) -> None:
         """A new offer: permitted, and of what nobody holds."""
         self._judged("an offer is permitted and of free things")
         facts = self.facts
         self.judge_standing(offer)
+        if is_lent_while_filling(offer.revocable, offer.resources):
+            self._judge_hold(offer, machine)
         info = facts.agents[offer.agent_id]
         settings = facts.frameworks[offer.framework_id].offer_settings
         for one in settings:
@@ -125,6 +144,8 @@ class OfferJudge(Judge):
             if covers(role, offer.role)
             for kind, limit in quota.limits.items()
         }
+        if is_lent_while_filling(offer.revocable, offer.resources):
+            return
         loose = [part.resources for part in offer.resources if not is_kept(part.stack)]
         for (role, kind), limit in limits.items():
             if any(resources.amount(kind) for resources in loose):
@@ -148,13 +169,27 @@ class OfferJudge(Judge):
                     total += facts.amounts_of(agent_id, stack).get(kind, 0)
                     if kind == "gpus":
                         total += 1000 * sum(facts.owner_of(agent_id, d.uuid) == stack for d in info.devices)
-        holders = [(task.role, agent_id, task.resources) for agent_id, task in facts.tasks.values()]
+        holders = [
+            (task.role, agent_id, task.resources)
+            for agent_id, task in facts.tasks.values()
+            if not is_lent_while_filling(task.revocable, task.resources)
+        ]
         for outstanding in machine.cluster.offers.values():
-            holders.append((outstanding.offer.role, outstanding.offer.agent_id, outstanding.offer.resources))
+            out = outstanding.offer
+            if not is_lent_while_filling(out.revocable, out.resources):
+                holders.append((out.role, out.agent_id, out.resources))
         for holder, agent_id, parts in holders:
             if covers(role, holder) and agent_id not in facts.unreachable:
                 total += sum(part.resources.amount(kind) for part in parts if not is_kept(part.stack))
         return total
+
+
+def needed_of(request: RequestGang, kind: str) -> int:
+    """How much of a kind all tasks of a gang need."""
+    return sum(
+        group.count * (1000 * group.resources.gpus if kind == "gpus" else group.resources.scalars.get(kind, 0))
+        for group in request.groups
+    )
 
 
 def _is_taken(settings: OfferSettings, offer: Offer, agent: AgentInfo) -> bool:
