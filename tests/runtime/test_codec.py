@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bursar.core.ids import DeviceUuid
-from bursar.core.messages import agent, framework, offers, operator
+from bursar.core.messages import agent, executor, framework, offers, operator
 from bursar.core.resources import PortRange, Reservation, ReservationType, ResourceRequest, Resources, normalize_ports
 from bursar.core.tasks import StatusReason, TaskState, TaskStatus
 from bursar.runtime.codec import decode, encode, message_class, operator_types, unwrap, wrap
 from bursar.v1 import (
     agent_service_pb2,
+    executor_service_pb2,
     framework_service_pb2,
     offers_pb2,
     operator_service_pb2,
@@ -33,6 +34,8 @@ WRAPPERS = {
     "FrameworkEvent": framework.FrameworkEvent,
     "AgentMessage": agent.AgentMessage,
     "MasterMessage": agent.MasterMessage,
+    "ExecutorCall": executor.ExecutorCall,
+    "ExecutorEvent": executor.ExecutorEvent,
 }
 METHODS = [method.name for method in operator_service_pb2.DESCRIPTOR.services_by_name["OperatorService"].methods]
 UNARY = [name for name in METHODS if hasattr(operator, f"{name}Request")]
@@ -134,7 +137,9 @@ def test_every_message_of_a_stream_has_a_value() -> None:
     """A call, event or message that no machine knows would be dropped silently."""
     for name, union in WRAPPERS.items():
         (module,) = [
-            m for m in (framework_service_pb2, agent_service_pb2) if name in m.DESCRIPTOR.message_types_by_name
+            m
+            for m in (framework_service_pb2, agent_service_pb2, executor_service_pb2)
+            if name in m.DESCRIPTOR.message_types_by_name
         ]
         fields = module.DESCRIPTOR.message_types_by_name[name].oneofs[0].fields
         assert {field.message_type.name for field in fields} == {kind.__name__ for kind in get_args(union)}

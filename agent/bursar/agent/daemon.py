@@ -44,6 +44,7 @@ from bursar.agent.effects import (
     CloseConnection,
     CutCard,
     KillContainer,
+    LaunchOnExecutor,
     Log,
     LookAtCard,
     LookAtDevices,
@@ -56,6 +57,7 @@ from bursar.agent.effects import (
     RemoveSandbox,
     SendToMaster,
     StartContainer,
+    TellExecutor,
 )
 from bursar.agent.events import (
     CardCut,
@@ -73,7 +75,8 @@ from bursar.agent.events import (
     ImagePulled,
     SandboxOverfilled,
 )
-from bursar.agent.launch import Launcher
+from bursar.agent.executors_service import ExecutorSockets
+from bursar.agent.launch import Launcher, owner_of
 from bursar.agent.logs_service import LogSender
 from bursar.agent.machine import AgentConfig, AgentMachine
 from bursar.agent.master_client import MasterClient
@@ -148,7 +151,10 @@ class AgentDaemon:
         self._bindings = bindings or DeviceBindings(info.agent_id, ())
         rules = volumes or VolumeRules(work_dir.volumes)
         fetcher = Fetcher(work_dir.fetched, rules.roots, fetch_cache_bytes)
-        self._launcher = Launcher(runtime, devices.driver, rules, work_dir, self._bindings, fetcher, self._is_unwanted)
+        self._executors = ExecutorSockets(work_dir.executors, lambda event: self.driver.post(event))
+        self._launcher = Launcher(
+            runtime, devices.driver, rules, work_dir, self._bindings, fetcher, self._is_unwanted, self._executors
+        )
         self._log = logger()
         config = AgentConfig(
             info,
@@ -186,6 +192,7 @@ class AgentDaemon:
             except RuntimeUnavailable as error:
                 raise BursarError(str(error)) from error
             self._take_over(recovered)
+            await self._find_executors()
             notify("READY=1")
             await asyncio.to_thread(self._work_dir.sweep, self._wanted_sandboxes())
             others += [asyncio.create_task(self.client.run()), asyncio.create_task(self._watch_devices())]
@@ -204,6 +211,7 @@ class AgentDaemon:
             await asyncio.gather(*others, return_exceptions=True)
             await self._log_sender.close()
             await self._session_server.close()
+            await self._executors.close()
             self._launcher.close()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_TIMEOUT_S):
@@ -240,6 +248,17 @@ class AgentDaemon:
         self.driver.post(ContainersRecovered(tuple(recovered)))
         for event in early:
             self.driver.post(event)
+
+    async def _find_executors(self) -> None:
+        """Listen again where those of an earlier life look for us."""
+        state, agent_id = self.machine.state, self.machine.info.agent_id
+        for record in list(state.tasks.values()):
+            container_id = container_of(agent_id, record.key)
+            if record.task.spec.is_executor and not record.state.is_terminal and container_id in self._containers:
+                try:
+                    await self._executors.open(container_id, owner_of(record.task))
+                except (OSError, LaunchFailed) as error:
+                    self._log.error("an executor's socket cannot be opened", container=container_id, reason=str(error))
 
     def _wanted_sandboxes(self) -> set[ContainerId]:
         state, agent_id = self.machine.state, self.machine.info.agent_id
@@ -353,6 +372,10 @@ class AgentDaemon:
                 self._to_start.append(effect)
                 if len(self._to_start) == 1:
                     self._spawn(self._start_all(), self._starts)
+            case TellExecutor(container_id, event):
+                self._executors.tell(container_id, event)
+            case LaunchOnExecutor():
+                self._launcher.hand_over(effect)
             case PullImage():
                 self._spawn(self._pull(effect), self._others)
             case CheckContainer():
@@ -471,6 +494,7 @@ class AgentDaemon:
     async def _remove(self, container_id: ContainerId) -> None:
         mine = self._containers[container_id]
         await self._patiently("remove a container", self._runtime.remove, container_id)
+        await self._executors.remove(container_id)
         mine.settled.set()
         if self._containers.get(container_id) is mine:
             del self._containers[container_id]

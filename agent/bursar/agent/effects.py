@@ -13,6 +13,7 @@ from bursar.core.ids import ConnectionId, DeviceUuid
 from bursar.core.lives import Check
 from bursar.core.machine import Persist
 from bursar.core.messages.agent import AgentMessage
+from bursar.core.messages.executor import ExecutorEvent
 from bursar.core.messages.sessions import SessionStart
 from bursar.core.tasks import AssignedTask
 
@@ -161,6 +162,23 @@ class Log:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class TellExecutor:
+    """Say something to the program of a container, on its socket; dropped where it is not connected."""
+
+    container_id: ContainerId
+    event: ExecutorEvent
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOnExecutor:
+    """Give a task to its executor as an ExecutorLaunch, with the environment that belongs to its devices."""
+
+    container_id: ContainerId
+    task: AssignedTask
+    devices: tuple[Device, ...]
+
+
 AgentEffect = (
     Persist
     | SendToMaster
@@ -180,6 +198,8 @@ AgentEffect = (
     | LookAtCard
     | CutCard
     | LookAtDevices
+    | TellExecutor
+    | LaunchOnExecutor
 )
 
 __all__ = [
@@ -189,6 +209,7 @@ __all__ = [
     "CloseConnection",
     "CutCard",
     "KillContainer",
+    "LaunchOnExecutor",
     "Log",
     "LookAtCard",
     "LookAtDevices",
@@ -202,4 +223,5 @@ __all__ = [
     "RemoveSandbox",
     "SendToMaster",
     "StartContainer",
+    "TellExecutor",
 ]

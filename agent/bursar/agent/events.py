@@ -14,6 +14,7 @@ from bursar.core.ids import ConnectionId, DeviceUuid
 from bursar.core.lives import CheckStatus
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages.agent import MasterMessage
+from bursar.core.messages.executor import ExecutorCall
 from bursar.core.resources import ReservedResources
 from bursar.core.tasks import StatusReason
 
@@ -167,6 +168,21 @@ class SandboxOverfilled:
     container_id: ContainerId
 
 
+@dataclass(frozen=True, slots=True)
+class ExecutorCalled:
+    """The program of a container says something on the socket that was made for it alone."""
+
+    container_id: ContainerId
+    call: ExecutorCall
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorLeft:
+    """It is not connected any more; it may come back."""
+
+    container_id: ContainerId
+
+
 AgentEvent = (
     ContainersRecovered
     | MasterConnected
@@ -186,6 +202,8 @@ AgentEvent = (
     | CardLookedAt
     | CardCut
     | SandboxOverfilled
+    | ExecutorCalled
+    | ExecutorLeft
     | TimePassed
     | Stalled
 )
@@ -204,6 +222,8 @@ __all__ = [
     "DeviceUsersTold",
     "DevicesDiscovered",
     "DevicesSignalled",
+    "ExecutorCalled",
+    "ExecutorLeft",
     "ImageMissed",
     "ImagePulled",
     "MasterConnected",

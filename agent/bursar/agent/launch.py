@@ -20,15 +20,34 @@ from bursar.agent.containers.volumes import VolumeRules
 from bursar.agent.cpusets import near_cpus
 from bursar.agent.devices.bindings import DeviceBindings
 from bursar.agent.devices.driver import ContainerDecorator
-from bursar.agent.effects import StartContainer
-from bursar.agent.pinning import DEVICES_FILE, devices_file_content, task_environment
+from bursar.agent.effects import LaunchOnExecutor, StartContainer
+from bursar.agent.executors_service import SOCKET_NAME, ExecutorSockets
+from bursar.agent.pinning import (
+    DEVICES_FILE,
+    devices_file_content,
+    is_gpu,
+    task_environment,
+    visible_devices,
+    visible_id,
+)
 from bursar.agent.service_ports import check_free, port_variables
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
+from bursar.core.messages.executor import ExecutorLaunch
 from bursar.core.resources import CPUS, MEM, sum_resources
 from bursar.core.surroundings import ContainerSettings
-from bursar.core.tasks import AssignedTask, StatusReason, memory_environment, memory_plan
+from bursar.core.tasks import (
+    EXECUTOR_SOCKET,
+    PINNING_VARIABLES,
+    AssignedTask,
+    StatusReason,
+    memory_environment,
+    memory_plan,
+)
 from bursar.runtime.telemetry import logger
+
+#: Inside a container.
+_SOCKETS = "/run/bursar"
 
 
 @dataclass(slots=True)
@@ -41,6 +60,11 @@ class Draft:
     decoration: Decoration = field(default_factory=Decoration)
     #: The granted devices that exist.
     real: list[Device] = field(default_factory=list)
+
+
+def owner_of(task: AssignedTask) -> tuple[int, int] | None:
+    """User and group of its processes, where that is not the agent's."""
+    return task.spec.container.owner if task.spec.container else None
 
 
 class Step(NamedTuple):
@@ -63,6 +87,7 @@ class Launcher:
         bindings: DeviceBindings | None = None,
         fetcher: Fetcher | None = None,
         unwanted: Callable[[AssignedTask], bool] = lambda task: False,
+        executors: ExecutorSockets | None = None,
     ) -> None:
         """`unwanted`: whether a task that is being launched is to end already; a long fetch asks it."""
         self._runtime = runtime
@@ -72,6 +97,7 @@ class Launcher:
         self._bindings = bindings
         self._fetcher = fetcher or Fetcher(work_dir.fetched, volumes.roots)
         self._unwanted = unwanted
+        self._executors = executors or ExecutorSockets(work_dir.executors, lambda event: None)
         #: In order. Named volumes stay: they are kept from the first naming on, whatever becomes of the task.
         self.steps: list[Step] = [
             Step("volumes", self._find_volumes),
@@ -80,6 +106,7 @@ class Launcher:
             Step("devices", self._add_devices),
             Step("claim", self._claim_devices, self._free_devices),
             Step("ports", self._check_ports),
+            Step("executor", self._open_socket, self._remove_socket),
             Step("container", self._start_container),
         ]
 
@@ -170,6 +197,26 @@ class Launcher:
         if services and not self._runtime.own_network:
             await asyncio.to_thread(check_free, services)
 
+    async def _open_socket(self, draft: Draft) -> None:
+        if draft.effect.task.spec.is_executor:
+            await self._executors.open(draft.effect.container_id, owner_of(draft.effect.task))
+
+    async def _remove_socket(self, draft: Draft) -> None:
+        if draft.effect.task.spec.is_executor:
+            await self._executors.remove(draft.effect.container_id)
+
+    def hand_over(self, effect: LaunchOnExecutor) -> None:
+        """Tell an executor to run a task."""
+        spec = effect.task.spec
+        environment = {variable.name: variable.value for variable in spec.environment}
+        environment = {name: value for name, value in environment.items() if name not in PINNING_VARIABLES}
+        if self._runtime.name == "process":
+            # A container has its devices from its beginning, and the variables that say which.
+            environment |= visible_devices([visible_id(device) for device in effect.devices if is_gpu(device)])
+            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        environment["BURSAR_TASK_ID"] = spec.task_id
+        self._executors.tell(effect.container_id, ExecutorLaunch(spec, environment))
+
     async def _start_container(self, draft: Draft) -> None:
         await self._runtime.start(self._spec(draft))
         if self._bindings and draft.real:
@@ -182,6 +229,14 @@ class Launcher:
         task = effect.task
         amounts = sum_resources(part.resources for part in task.resources).scalars
         memory = memory_plan(task.spec, runtime)
+        volumes = draft.volumes
+        socket: dict[str, str] = {}
+        if task.spec.is_executor:
+            directory = self._executors.directory_of(effect.container_id)
+            seen = Path(_SOCKETS) if runtime == "docker" else directory
+            socket[EXECUTOR_SOCKET] = str(seen / SOCKET_NAME)
+            # The directory, as the next life of the agent makes another socket in it.
+            volumes = (*volumes, *((Mount(str(directory), _SOCKETS),) if runtime == "docker" else ()))
         planned: dict[str, Any] = memory_environment(task.spec, memory) if memory is not None else {}
         return ContainerSpec(
             container_id=effect.container_id,
@@ -200,7 +255,8 @@ class Launcher:
                 pinning=draft.decoration.pinning,
                 ports=port_variables(task.spec.service_ports, self._runtime.own_network),
             )
-            | planned,
+            | planned
+            | socket,
             sandbox=draft.sandbox,
             cpus_milli=amounts.get(CPUS, 0),
             mem_bytes=amounts.get(MEM, 0),
@@ -209,7 +265,7 @@ class Launcher:
             memory=memory,
             labels=task.spec.labels,
             settings=task.spec.container or ContainerSettings(),
-            volumes=draft.volumes,
+            volumes=volumes,
             network_id=effect.network_id,
             service_ports=task.spec.service_ports,
         )

@@ -13,6 +13,7 @@ from bursar.agent.checkups import Checkups
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
 from bursar.agent.effects import PullImage, RemoveContainer, StartContainer
 from bursar.agent.events import ContainerLaunchFailed
+from bursar.agent.executors import Executors
 from bursar.agent.leaving import BUSY_PAUSE_MS, Leaving
 from bursar.agent.pinning import granted_devices
 from bursar.agent.reporting import Reporting
@@ -49,7 +50,8 @@ class Lives:
         self._reporting = reporting
         self._leaving = leaving
         self.checkups = Checkups(books, reporting, self._kill_here)
-        self.groups = TaskGroups(books, self._kill)
+        self.groups = TaskGroups(books, self._kill, leaving)
+        self.executors = Executors(books, self._runs, self._end, lambda key, end: self._leave(key, end, final=True))
         for key, record in books.state.tasks.items():
             if not record.state.is_terminal:
                 container_id = container_of(books.info.agent_id, key)
@@ -120,7 +122,8 @@ class Lives:
             else:
                 self._reporting.report(record, Verdict(TaskState.STARTING, StatusReason.UNSPECIFIED, ""))
         for task in () if problems else fresh:
-            self._start(TaskKey(task.framework_id, task.spec.task_id))
+            begin = self.executors.begin if task.spec.runs_on else self._start
+            begin(TaskKey(task.framework_id, task.spec.task_id))
 
     def _problem(self, task: AssignedTask, fresh: Sequence[AssignedTask]) -> Verdict | None:
         """Why a task cannot be launched, with these others at once; or nothing."""
@@ -138,7 +141,7 @@ class Lives:
             return Verdict(TaskState.DROPPED, StatusReason.AGENT_REFUSED, f"container {container_id} still runs")
         if problem is None and task.spec.task_group is not None:
             return incomplete(task.spec.task_group, fresh)
-        return problem
+        return problem or self.executors.problem(task)
 
     def _ports_in_use(self) -> Iterable[tuple[TaskKey, Sequence[ServicePort]]]:
         """The service ports of everything that has a container, or will."""
@@ -192,7 +195,23 @@ class Lives:
         elif record.pulling:
             self._end(key, killed_early(record))
         elif container_id not in self._books.starting:
-            self._books.kill_container(container_id, grace_ms_of(record.task, kill))
+            self._end_container(record, grace_ms_of(record.task, kill))
+
+    def _end_container(self, record: TaskRecord, grace_ms: int) -> None:
+        """End what runs a task, or have its executor end it."""
+        if record.task.spec.runs_on:
+            self.executors.kill(record.key, grace_ms)
+        elif not self.executors.shut_down(record, grace_ms):
+            self._books.kill_container(container_of(self._books.info.agent_id, record.key), grace_ms)
+
+    def kill_due(self, container_id: ContainerId) -> None:
+        """What was to end by now has not."""
+        key = self._books.live.get(container_id)
+        self._books.log("warning", "a container does not end; asking again", container=container_id)
+        if key is not None and self._books.state.tasks[key].task.spec.runs_on:
+            self.executors.kill(key, 0)
+        else:
+            self._books.kill_container(container_id, 0)
 
     def _keep(self, key: TaskKey) -> None:
         if key in self._books.state.tasks:
@@ -212,9 +231,13 @@ class Lives:
         self._books.recovered = True
         found = {container.container_id: container for container in containers}
         for container_id, key in list(self._books.live.items()):
+            if container_id not in self._books.live:
+                continue  # its executor has ended, and it with that
             record = self._books.state.tasks[key]
             container = found.pop(container_id, None)
-            if record.pulling:
+            if record.task.spec.runs_on:
+                self.executors.adopt(key)
+            elif record.pulling:
                 # It has never begun, for certain: go on where it was.
                 self._pull(key)
             elif record.waiting and (container is None or container.exit is not None):
@@ -288,7 +311,7 @@ class Lives:
         self._books.log("warning", "ending a task", **names(key), reason=message)
         record = replace(record, kill=kill, kill_message=message)
         self._reporting.report(record, Verdict(TaskState.KILLING, reason, message))
-        self._books.kill_container(container_of(self._books.info.agent_id, key), grace_ms_of(record.task, kill))
+        self._end_container(self._books.state.tasks[key], grace_ms_of(record.task, kill))
 
     def _end_orphan(self, container_id: ContainerId) -> None:
         """Ours by its label, but no live task's: it may hold devices until it is gone."""
@@ -484,7 +507,8 @@ class Lives:
             # It begins anew already: once is enough.
             return
         ended = container_of(self._books.info.agent_id, key) in self._leaving
-        if ended or record.task.spec.task_group is not None:
+        spec = record.task.spec
+        if ended or spec.task_group is not None or spec.executor is not None:
             return
         if record.waiting:
             self._books.deadlines.set(("restart", key), self._books.now.monotonic_ms)
@@ -512,4 +536,8 @@ class Lives:
         self._books.deadlines.cancel(("run_time", key))
         self.checkups.stop(key)
         self._reporting.report(record, verdict)
+        if record.task.spec.runs_on:
+            return
+        if record.task.spec.is_executor:
+            self.executors.ended(key)
         self._books.effects.append(RemoveContainer(container_id))

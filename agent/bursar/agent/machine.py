@@ -35,6 +35,8 @@ from bursar.agent.events import (
     DevicesDiscovered,
     DevicesSignalled,
     DeviceUsersTold,
+    ExecutorCalled,
+    ExecutorLeft,
     ImageMissed,
     ImagePulled,
     MasterConnected,
@@ -97,6 +99,10 @@ class AgentMachine:
                 self.lives.exited(container_id, exit)
             case ContainerChecked(container_id, kind, status):
                 self.lives.checkups.seen(container_id, kind, status)
+            case ExecutorCalled(container_id, call):
+                self.lives.executors.called(container_id, call)
+            case ExecutorLeft(container_id):
+                self.lives.executors.left(container_id)
             case SandboxOverfilled(container_id):
                 self.lives.sandbox_overfilled(container_id)
             case ImageMissed(container_id):
@@ -248,8 +254,7 @@ class AgentMachine:
                     self.lives.restart_due(subject)
                 case "kill":
                     assert isinstance(subject, str)
-                    self.books.log("warning", "a container does not end; asking again", container=subject)
-                    self.books.kill_container(ContainerId(subject), 0)
+                    self.lives.kill_due(ContainerId(subject))
                 case "leave" | "users":
                     assert isinstance(subject, str)
                     self.leaving.due(kind, subject)

@@ -55,8 +55,9 @@ def undone(group: TaskGroup, culprit: AssignedTask, verdict: Verdict) -> Verdict
 class TaskGroups:
     """Looks, at the end of each step, at the groups of which something was reported in it."""
 
-    def __init__(self, books: Books, kill: Callable[[KillTask, str], None]) -> None:
-        """`kill` has a task ended, for a reason in words."""
+    def __init__(self, books: Books, kill: Callable[[KillTask, str], None], leaving: Container[ContainerId]) -> None:
+        """`kill` has a task ended, for a reason in words; `leaving` are containers that have ended, and their tasks not yet."""
+        self._leaving = leaving
         self._books = books
         self._kill = kill
 
@@ -69,7 +70,8 @@ class TaskGroups:
             if container_of(self._books.info.agent_id, record.key) in leaving:
                 continue
             cause = self._cause(record.key.framework_id, group)
-            assert not cause or record.kill is not None, f"{record.key} goes on although {cause}"
+            gone = container_of(self._books.info.agent_id, record.key) in self._leaving
+            assert not cause or gone or record.kill is not None, f"{record.key} goes on although {cause}"
 
     def recovered(self) -> None:
         """Look at all that there are: a life of the agent begins."""

@@ -78,6 +78,9 @@ class TaskRecord:
     pulling: bool = False
     #: It was pulled for this launch already: once is enough.
     pulled: bool = False
+    #: Of a task that is run by an executor: whether it was given to it, and the number of its last update.
+    handed: bool = False
+    executor_update: int = 0
 
     @property
     def key(self) -> TaskKey:
@@ -92,7 +95,7 @@ class TaskRecord:
 
 def has_container(record: TaskRecord) -> bool:
     """Whether a container of it must be there, unless it is being started this moment."""
-    between = record.waiting or record.pulling
+    between = record.waiting or record.pulling or record.task.spec.runs_on
     return record.state in (TaskState.RUNNING, TaskState.KILLING) and not between
 
 
@@ -154,7 +157,7 @@ def launch_problem(
         )
     if runtime == "process" and (problem := process_problem(task.spec.container, task.spec.volumes)):
         return Verdict(TaskState.ERROR, StatusReason.AGENT_REFUSED, f"{problem[0]}: {problem[1]}")
-    if runtime == "docker" and not task.spec.image and not default_image:
+    if runtime == "docker" and not task.spec.image and not default_image and not task.spec.runs_on:
         return Verdict(
             TaskState.ERROR,
             StatusReason.AGENT_REFUSED,

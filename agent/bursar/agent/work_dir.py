@@ -44,6 +44,11 @@ class WorkDir:
         return self.path / "fetched"
 
     @property
+    def executors(self) -> Path:
+        """Sockets of executors, each in a directory of its own."""
+        return self.path / "executors"
+
+    @property
     def simulated_faults(self) -> Path:
         """Where faults of simulated devices are ordered."""
         return self.path / "simulated-faults"

@@ -44,6 +44,7 @@ LISTING = out.Listing(
             sorted(uuid for part in task.resources for uuid in part.resources.device_uuids)
         ),
         "GROUP": lambda task: _group(task),
+        "EXECUTOR": lambda task: "itself" if task.spec.executor.serves else task.spec.executor.executor_id,
         "AGENT": lambda task: task.agent_id,
         "LABELS": lambda task: out.labels(task.spec.labels),
         "REVOCABLE": lambda task: "yes" if task.revocable else "",

@@ -14,6 +14,7 @@ from bursar.core.lives import (
     Check,
     CheckStatus,
     HealthCheck,
+    RestartMode,
     RestartPolicy,
     check_problem,
     health_problem,
@@ -122,6 +123,7 @@ class StatusReason(IntEnum):
     REVOKED = 45
     GROUP_MEMBER_ENDED = 50
     PORT_IN_USE = 33
+    EXECUTOR_ENDED = 51
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,19 @@ class EnvironmentVariable:
 
     def __repr__(self) -> str:
         return f"EnvironmentVariable({self.name!r}, {'…' if self.secret else repr(self.value)})"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskExecutor:
+    """A task that runs others, or is run by one; mirrors `bursar.v1.TaskExecutor`."""
+
+    serves: bool = False
+    executor_id: TaskId = TaskId("")
+
+
+#: The capability of agents that know executors.
+EXECUTORS = "EXECUTORS"
+EXECUTOR_SOCKET = "BURSAR_EXECUTOR_SOCKET"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +175,17 @@ class TaskSpec:
     fetch: tuple[Fetch, ...] = ()
     task_group: TaskGroup | None = None
     service_ports: tuple[ServicePort, ...] = ()
+    executor: TaskExecutor | None = None
+
+    @property
+    def runs_on(self) -> TaskId:
+        """The executor that runs it; empty: its agent does."""
+        return self.executor.executor_id if self.executor is not None else TaskId("")
+
+    @property
+    def is_executor(self) -> bool:
+        """Whether it runs other tasks."""
+        return self.executor is not None and self.executor.serves
 
     def without_secrets(self) -> TaskSpec:
         """The same with the values of secret variables empty: for everybody but the task."""
@@ -217,6 +243,7 @@ PINNING_VARIABLES = frozenset(
         "BURSAR_TASK_ID",
         "BURSAR_SANDBOX",
         "BURSAR_DEVICES_FILE",
+        EXECUTOR_SOCKET,
     }
 )
 
@@ -230,7 +257,7 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
     """Say what is wrong with a task as (field, problem), whatever the cluster; or nothing. TSK-2, GPU-1."""
     if problem := id_problem(spec.task_id):
         return "task_id", problem
-    if not spec.command and not spec.image:
+    if not spec.command and not spec.image and not (spec.executor and spec.executor.executor_id):
         return "command", "a task needs a command, or an image that has one"
     for argument in spec.command:
         if "\x00" in argument:
@@ -289,7 +316,28 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
         )
     if problem_at := service_ports_problem(spec.service_ports, request.ports, request.port_count):
         return problem_at
+    if spec.executor is not None and (problem_at := _executor_problem(spec, spec.executor)):
+        return problem_at
     return _memory_problem(spec)
+
+
+def _executor_problem(spec: TaskSpec, executor: TaskExecutor) -> tuple[str, str] | None:
+    """What cannot be said together with `executor`."""
+    if executor.serves == bool(executor.executor_id):
+        return "executor", "a task is an executor (`serves`), or run by one (`executor_id`): say one of them"
+    if executor.executor_id == spec.task_id:
+        return "executor.executor_id", "a task cannot run itself"
+    if spec.task_group is not None:
+        return "task_group", "an executor and its tasks are in no task group"
+    if spec.restart is not None and spec.restart.mode is not RestartMode.UNSPECIFIED:
+        return "restart", "neither an executor nor its tasks are started again: launch another"
+    if executor.executor_id:
+        for name in ("image", "container", "volumes", "fetch", "check", "health_check", "service_ports"):
+            if getattr(spec, name):
+                return name, "its executor runs it, in its own container: say this of the executor"
+        if not spec.memory.is_empty:
+            return "memory", "its executor runs it, in its own container: say this of the executor"
+    return None
 
 
 def _memory_problem(spec: TaskSpec) -> tuple[str, str] | None:

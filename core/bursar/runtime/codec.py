@@ -33,6 +33,7 @@ from bursar.v1 import (
     agent_service_pb2,
     containers_pb2,
     errors_pb2,
+    executor_service_pb2,
     framework_service_pb2,
     gangs_pb2,
     lives_pb2,
@@ -60,6 +61,7 @@ _MODULES = (
     operator_service_pb2,
     rules_pb2,
     sessions_pb2,
+    executor_service_pb2,
 )
 
 
@@ -71,6 +73,10 @@ def _members(wrapper: str) -> tuple[type, ...]:
     """
     if wrapper in ("FrameworkCall", "FrameworkEvent"):
         return get_args(getattr(framework, wrapper))
+    if wrapper in ("ExecutorCall", "ExecutorEvent"):
+        from bursar.core.messages import executor
+
+        return get_args(getattr(executor, wrapper))
     from bursar.core.messages import agent
 
     return get_args(getattr(agent, wrapper))

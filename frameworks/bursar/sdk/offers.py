@@ -133,7 +133,7 @@ class Offer:
             return f"{where} runs plain processes, no images"
         if self.runtime == "process" and (problem := process_problem(task.container, task.parsed_volumes)):
             return f"{where}: {problem[0]}: {problem[1]}"
-        if not task.image and not self.runs_without_image:
+        if not task.image and not self.runs_without_image and not task.on_executor:
             return f"{where} runs containers and has no default image, and the task names none"
         return ""
 

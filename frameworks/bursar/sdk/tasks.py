@@ -16,7 +16,15 @@ from bursar.core.memory.text import parse_memory, parse_memory_text
 from bursar.core.resources import MEM, ResourceRequest, normalize_ports
 from bursar.core.service_ports import ServicePort, parse_service_port, ports_of
 from bursar.core.surroundings import ContainerSettings, Volume, parse_volume
-from bursar.core.tasks import EnvironmentVariable, StatusReason, TaskSpec, TaskState, TaskStatus, spec_problem
+from bursar.core.tasks import (
+    EnvironmentVariable,
+    StatusReason,
+    TaskExecutor,
+    TaskSpec,
+    TaskState,
+    TaskStatus,
+    spec_problem,
+)
 from bursar.sdk.amounts import Amount, exact, request
 
 #: Ends that the command has no part in: another try elsewhere may well succeed.
@@ -30,6 +38,7 @@ _NOT_THE_COMMANDS_FAULT = frozenset(
         StatusReason.LAUNCH_TIMEOUT,
         StatusReason.INVALID_OFFERS,
         StatusReason.GANG_MEMBER_LOST,
+        StatusReason.EXECUTOR_ENDED,
         StatusReason.DEVICE_LOST,
         StatusReason.PORT_IN_USE,
     }
@@ -155,6 +164,10 @@ class Task:
     #: At which others reach it: `jupyter`, `ssh`, … or `web:8080`; `web:8080@31000` for that very port of the machine. The task listens
     #: on `$BURSAR_PORT_NAME`; `services` says where it is reached, from its first status on.
     service_ports: Sequence[str] = ()
+    #: It is an executor: its program (`bursar.sdk.executor`) runs tasks that name it.
+    executor: bool = False
+    #: The id of the executor that runs it, on whose agent's offers it is yielded; `command` is for that to read.
+    on_executor: str = ""
     #: The author's own; Bursar does not look at it.
     data: Any = None
     #: Unique among all tasks that the framework ever had; made by the SDK, anew for each launch, where it is left empty.
@@ -227,6 +240,9 @@ class Task:
             check=self.check,
             health_check=self.health_check,
             restart=self.restart,
+            executor=TaskExecutor(self.executor, TaskId(self.on_executor))
+            if self.executor or self.on_executor
+            else None,
             fetch=self._fetch,
             service_ports=self._service_ports,
         )

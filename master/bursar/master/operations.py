@@ -38,6 +38,7 @@ from bursar.master.allocator.demand import shape_of_task
 from bursar.master.allocator.held_back import is_loose, loose_amounts
 from bursar.master.allocator.lending import is_of_hold
 from bursar.master.bundles import Gang, bundles_among, end_bundles, whole_bundles
+from bursar.master.executors import executor_refusal
 from bursar.master.ledger import TaskKey, without_views
 from bursar.master.offers import damp, damp_all, end_offers, refuse_until_ms
 from bursar.master.ports import whose_port
@@ -328,14 +329,14 @@ def _task_problem(
             "accept offers of agents whose runtime is docker, or leave it out",
             f"{path}.{problem[0]}",
         )
-    if not spec.image and not info.runs_without_image:
+    if not spec.image and not info.runs_without_image and not spec.runs_on:
         return ErrorDetail(
             ErrorReason.TASK_INVALID,
             f"task {spec.task_id!r} has no image, and agent {info.hostname} has no default image",
             "name an image, or start the agent with --default-image",
             f"{path}.image",
         )
-    return None
+    return executor_refusal(cluster, framework.framework_id, spec, agent_id, f"{path}.executor")
 
 
 def _plan_reserve(

@@ -231,6 +231,13 @@ def restart(cluster: Cluster, turn: Turn, task: Task, message: str, grace_ms: in
             "launch it anew where it has ended",
             "task",
         )
+    if task.assigned.spec.executor is not None:
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"task {name} is an executor, or run by one, and is not started again",
+            "kill it, and launch another",
+            "task",
+        )
     if task.assigned.spec.task_group is not None:
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT,

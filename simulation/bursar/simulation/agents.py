@@ -40,6 +40,7 @@ from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, ConnectionId, DeviceUuid
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.task_groups import TASK_GROUPS
+from bursar.core.tasks import EXECUTORS
 from bursar.simulation.containers import SimulatedContainer, SimulatedContainers
 from bursar.simulation.devices import SimulatedGpus
 from bursar.simulation.network import CLIENT, Stream
@@ -133,7 +134,7 @@ class AgentNode:
             devices=devices,
             runtime=self._runtime,
             runs_without_image=True,
-            capabilities=(TASK_GROUPS,),
+            capabilities=(TASK_GROUPS, EXECUTORS),
         )
         config = AgentConfig(
             info,

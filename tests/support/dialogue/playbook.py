@@ -40,6 +40,7 @@ from bursar.core.resources import (
 from bursar.core.role_expressions import plain_holder
 from bursar.core.roles import ancestors
 from bursar.core.task_groups import TASK_GROUPS
+from bursar.core.tasks import EXECUTORS
 from bursar.core.tasks import AssignedTask, TaskState
 from bursar.core.text import parse_amounts
 from bursar.master.effects import CloseStream, Publish, Reply, SendToAgent, SendToFramework
@@ -130,7 +131,7 @@ class Playbook:
         if parts is None:
             parts = (ReservedResources((), resources(cpus, mem, [device.uuid for device in found], ports)),)
         fields: dict[str, Any] = {"boot_id": "boot-1", "hostname": f"{agent_id}.host", "incarnation": 1} | info
-        fields.setdefault("capabilities", (TASK_GROUPS,))
+        fields.setdefault("capabilities", (TASK_GROUPS, EXECUTORS))
         peer = AgentPeer(self, agent_id, AgentInfo(AgentId(agent_id), resources=tuple(parts), devices=found, **fields))
         self.agents[agent_id] = peer
         return peer.connect(cluster_id="") if connect else peer
