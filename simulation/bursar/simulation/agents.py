@@ -12,6 +12,7 @@ from bursar.agent.effects import (
     CheckContainer,
     CloseConnection,
     KillContainer,
+    LaunchOnExecutor,
     Log,
     OpenLogStream,
     OpenSessionStream,
@@ -22,6 +23,7 @@ from bursar.agent.effects import (
     RemoveSandbox,
     SendToMaster,
     StartContainer,
+    TellExecutor,
 )
 from bursar.agent.events import (
     ContainersRecovered,
@@ -43,6 +45,7 @@ from bursar.core.task_groups import TASK_GROUPS
 from bursar.core.tasks import EXECUTORS
 from bursar.simulation.containers import SimulatedContainer, SimulatedContainers
 from bursar.simulation.devices import SimulatedGpus
+from bursar.simulation.executors import SimulatedExecutors
 from bursar.simulation.network import CLIENT, Stream
 from bursar.simulation.process import Mortality, Process
 
@@ -106,6 +109,7 @@ class AgentNode:
             on_fail=lambda container: world.checkers.groups.began(self.agent_id, container),
             on_end=self._ended,
         )
+        self.executors = SimulatedExecutors(self.agent_id, world.timeline, self._random, self.containers, self._began)
         self._stream: Stream | None = None
         self._connection = ConnectionId(0)
 
@@ -205,6 +209,7 @@ class AgentNode:
         if process is self.process:
             process.post(ContainersRecovered(self.containers.recover()))
             self.containers.watcher = process.post
+            self.executors.agent_lives()
 
     def _connect(self, process: Process) -> None:
         if process is self.process and self._stream is None:
@@ -310,6 +315,7 @@ class AgentNode:
         match effect:
             case SendToMaster(connection, message):
                 self._world.checkers.agents.said(self.agent_id, message, self.checkpoint)
+                self._world.checkers.executors.said(self.agent_id, message, self.checkpoint)
                 if connection == self._connection and self._stream is not None:
                     self._stream.send(CLIENT, message)
             case CloseConnection(connection, _):
@@ -329,6 +335,12 @@ class AgentNode:
                 self.containers.remove(container_id)
             case ReleaseNetwork(network_id):
                 self._world.checkers.groups.network_released(self.agent_id, network_id, self.containers.live)
+            case TellExecutor(container_id, event):
+                self._world.checkers.executors.told(self.agent_id, container_id, event, self.checkpoint)
+                self.executors.tell(container_id, event)
+            case LaunchOnExecutor():
+                self._world.checkers.executors.handed(self.agent_id, effect, self.checkpoint)
+                self.executors.launch(effect)
             case ProbeDevice(uuid):
                 self._world.checkers.agents.probes(self.agent_id, uuid, self.containers.live)
                 assert self.process is not None

@@ -58,6 +58,7 @@ class SimulatedContainer:
     group: tuple[TaskId, ...] = ()
     grace_ms: int = DEFAULT_KILL_GRACE_MS
     host_ports: tuple[int, ...] = ()
+    is_executor: bool = False
     exit: ContainerExit | None = None
     dying: bool = False
 
@@ -103,6 +104,10 @@ class SimulatedContainers:
         self.forgotten: set[ContainerId] = set()
         #: Whose image is here, after it was missing.
         self._pulled_for: set[ContainerId] = set()
+        #: What runs inside an executor's container, and in which: it ends with that.
+        self.within: dict[ContainerId, tuple[ContainerId, SimulatedContainer]] = {}
+        #: Told of executors that begin.
+        self.on_executor: Callable[[SimulatedContainer], None] = lambda container: None
 
     # --- what an agent asks for ---
 
@@ -121,6 +126,7 @@ class SimulatedContainers:
             task.spec.task_group.task_ids if task.spec.task_group else (),
             DEFAULT_KILL_GRACE_MS if task.spec.kill_grace_ms is None else task.spec.kill_grace_ms,
             tuple(one.host_port for one in task.spec.service_ports),
+            is_executor=task.spec.is_executor,
         )
         self._starting[effect.container_id] = container
         self._timeline.after(self._random.randint(0, self.faults.start_ms), self._begin, container)
@@ -177,6 +183,8 @@ class SimulatedContainers:
 
     def lose(self, container_id: ContainerId) -> None:
         """A container vanishes: the agent hears that it is lost, or, where there is none, finds nothing."""
+        if container_id in self.within:
+            container_id, _ = self.within[container_id]
         container = self.containers[container_id]
         watched = self.watcher is not None
         self._end(container, ContainerExit(None, StatusReason.CONTAINER_LOST, "it vanished"))
@@ -205,6 +213,7 @@ class SimulatedContainers:
     def reboot(self) -> None:
         """Nothing survives a restart of the machine but, maybe, a record of it."""
         for container in list(self.containers.values()):
+            self._end_within(container)
             if container.live:
                 how = self._random.randrange(3)
                 if how == 0:
@@ -218,7 +227,8 @@ class SimulatedContainers:
     @property
     def live(self) -> list[SimulatedContainer]:
         """What runs."""
-        return [container for container in self.containers.values() if container.live]
+        inner = [container for _, container in self.within.values()]
+        return [container for container in (*self.containers.values(), *inner) if container.live]
 
     # --- inside ---
 
@@ -261,14 +271,27 @@ class SimulatedContainers:
     def _create(self, container: SimulatedContainer) -> None:
         self._on_begin(container)
         self.containers[container.container_id] = container
+        if container.is_executor:
+            self.on_executor(container)
         _, run_ms, code, *_ = container.command
         if run_ms != "-":
             end = ContainerExit(int(code), StatusReason.COMMAND_EXITED)
             self._timeline.after(int(run_ms), self._end, container, end)
 
+    def end(self, container: SimulatedContainer, end: ContainerExit) -> None:
+        """It ends, as it wants to."""
+        self._end(container, end)
+
+    def _end_within(self, container: SimulatedContainer) -> None:
+        for container_id, (outer, inner) in list(self.within.items()):
+            if outer == container.container_id:
+                inner.exit = ContainerExit(None, StatusReason.EXECUTOR_ENDED)
+                del self.within[container_id]
+
     def _end(self, container: SimulatedContainer, end: ContainerExit) -> None:
         if container.live:
             container.exit = end
+            self._end_within(container)
             self._on_end(container)
             self._tell(ContainerExited(container.container_id, end))
 

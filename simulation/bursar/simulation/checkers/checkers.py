@@ -6,6 +6,7 @@ from collections import Counter
 
 from bursar.simulation.checkers.agents import AgentJudge
 from bursar.simulation.checkers.durability import DurabilityJudge
+from bursar.simulation.checkers.executors import ExecutorJudge
 from bursar.simulation.checkers.frameworks import FrameworkJudge
 from bursar.simulation.checkers.groups import GroupJudge
 from bursar.simulation.checkers.master import MasterJudge
@@ -24,3 +25,4 @@ class Checkers:
         self.frameworks = FrameworkJudge(self.verdicts)
         self.groups = GroupJudge(self.verdicts)
         self.repairs = RepairJudge(self.verdicts)
+        self.executors = ExecutorJudge(self.verdicts)
