@@ -40,8 +40,7 @@ from bursar.core.resources import (
 from bursar.core.role_expressions import plain_holder
 from bursar.core.roles import ancestors
 from bursar.core.task_groups import TASK_GROUPS
-from bursar.core.tasks import EXECUTORS
-from bursar.core.tasks import AssignedTask, TaskState
+from bursar.core.tasks import EXECUTORS, AssignedTask, TaskState
 from bursar.core.text import parse_amounts
 from bursar.master.effects import CloseStream, Publish, Reply, SendToAgent, SendToFramework
 from bursar.master.events import (
