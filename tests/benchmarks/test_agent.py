@@ -71,8 +71,12 @@ async def hold(cluster: LocalCluster, framework: Held, meanwhile: Callable[[], A
     """Seconds until all run, and from the first kill until all have ended; `meanwhile` is called in a thread in between."""
     session = asyncio.create_task(FrameworkSession(framework, cluster.address).run())
     waiting = asyncio.create_task(framework.all_run.wait())
-    await asyncio.wait([session, waiting], timeout=300, return_when=asyncio.FIRST_COMPLETED)
-    assert framework.all_run.is_set(), f"{framework.up} of {framework.count} run"
+    await asyncio.wait([session, waiting], timeout=600, return_when=asyncio.FIRST_COMPLETED)
+    if not framework.all_run.is_set():
+        # What runs is ended with the framework, or it would be left behind.
+        framework.stop()
+        await asyncio.wait_for(session, 300)
+        pytest.fail(f"{framework.up} of {framework.count} run")
     up = time.perf_counter() - framework.begun
     await asyncio.to_thread(meanwhile)
     begun = time.perf_counter()

@@ -217,3 +217,39 @@ async def test_the_example_of_the_documentation_runs(cluster: Cluster) -> None:
             and {task.exit_code for task in tasks} == {0}
         )
         assert await client.frameworks() == []
+
+
+async def test_watching_goes_on_over_a_restart_of_the_master(cluster: Cluster) -> None:
+    """Each event is a line; a master that was killed is followed by the next."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bursar.cli.main", "--master", f"127.0.0.1:{cluster.port}",
+        "watch", "--kind", "flag_*", "-o", "json",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        for _ in range(2):
+            event = await _told_while_flags_change(cluster, process)
+            assert event["kind"] == "flag_changed" and "filter-gpu-resources" in event["message"]
+            await cluster.kill("master")
+            assert process.stderr is not None
+            async with asyncio.timeout(60):
+                assert b"waiting for" in await process.stderr.readline()
+            await cluster.start_master()
+            await cluster.until_ready()
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 30) == 130
+
+
+async def _told_while_flags_change(cluster: Cluster, process: asyncio.subprocess.Process) -> dict[str, Any]:
+    """Change a flag until the watcher, which began at a moment that nobody is told, says so."""
+    assert process.stdout is not None
+    line = asyncio.create_task(process.stdout.readline())
+    async with asyncio.timeout(60), OperatorClient(f"127.0.0.1:{cluster.port}") as client:
+        value = False
+        while not line.done():
+            value = not value
+            await client.set_flag("filter-gpu-resources", str(value).lower())
+            await asyncio.wait([line], timeout=0.2)
+    event: dict[str, Any] = json.loads(await line)
+    return event

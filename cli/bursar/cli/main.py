@@ -41,6 +41,7 @@ COMMANDS = {
     "weight": "weights:weight",
     "quota": "quotas:quota",
     "memory": "memory:memory",
+    "watch": "watch:watch",
 }
 
 
