@@ -23,6 +23,7 @@ from bursar.agent.containers.runtime import (
     ContainerRuntime,
     ImageMissing,
     LaunchFailed,
+    PullFailed,
     RecoveredContainer,
     RuntimeUnavailable,
 )
@@ -40,6 +41,7 @@ from bursar.agent.devices.source import DeviceSource, with_containers
 from bursar.agent.disk import Ballast, commit_patiently
 from bursar.agent.effects import (
     AskWhoUses,
+    CancelPrefetch,
     CheckContainer,
     CloseConnection,
     CutCard,
@@ -50,6 +52,7 @@ from bursar.agent.effects import (
     LookAtDevices,
     OpenLogStream,
     OpenSessionStream,
+    PrefetchImage,
     ProbeDevice,
     PullImage,
     ReleaseNetwork,
@@ -73,6 +76,9 @@ from bursar.agent.events import (
     DeviceUsersTold,
     ImageMissed,
     ImagePulled,
+    ImagesListed,
+    PrefetchEnded,
+    PrefetchProgressed,
     SandboxOverfilled,
 )
 from bursar.agent.executors_service import ExecutorSockets
@@ -90,6 +96,7 @@ from bursar.agent.watchdog import notify
 from bursar.agent.work_dir import WorkDir
 from bursar.core.errors import BursarError
 from bursar.core.ids import DeviceUuid
+from bursar.core.images import PullFailure, PullProgress
 from bursar.core.lives import CheckStatus
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.resources import DISK, sum_resources
@@ -178,6 +185,7 @@ class AgentDaemon:
         self._look_failed = ""
         self._starts: set[asyncio.Task[None]] = set()
         self._others: set[asyncio.Task[None]] = set()
+        self._prefetches: dict[str, asyncio.Task[None]] = {}
         metrics.watch(self.machine, lambda: self.client.connections_total)
         self._comparison = Comparison(self.machine, runtime, self.driver.post, metrics.registry)
         self._meter = UsageMeter(self.machine, runtime, devices.driver, metrics.registry)
@@ -196,6 +204,7 @@ class AgentDaemon:
             notify("READY=1")
             await asyncio.to_thread(self._work_dir.sweep, self._wanted_sandboxes())
             others += [asyncio.create_task(self.client.run()), asyncio.create_task(self._watch_devices())]
+            others.append(asyncio.create_task(self._watch_images()))
             others.append(asyncio.create_task(self._comparison.run()))
             if self.machine.info.metrics_address:
                 others.append(asyncio.create_task(self._meter.run()))
@@ -378,6 +387,11 @@ class AgentDaemon:
                 self._launcher.hand_over(effect)
             case PullImage():
                 self._spawn(self._pull(effect), self._others)
+            case PrefetchImage(pull_id, image):
+                self._prefetches[pull_id] = self._spawn(self._prefetch(pull_id, image), self._others)
+            case CancelPrefetch(pull_id):
+                if (prefetch := self._prefetches.get(pull_id)) is not None:
+                    prefetch.cancel()
             case CheckContainer():
                 self._spawn(self._check_container(effect), self._others)
             case KillContainer(container_id, grace_ms):
@@ -490,6 +504,35 @@ class AgentDaemon:
             message = f"{type(error).__name__}: {error}"
             outcome = ContainerLaunchFailed(effect.container_id, StatusReason.LAUNCH_FAILED, message)
         self.driver.post(outcome)
+
+    async def _prefetch(self, pull_id: str, image: str) -> None:
+        """Have an image that no task waits for; one that does joins."""
+
+        def tell(progress: PullProgress) -> None:
+            self.driver.post(PrefetchProgressed(pull_id, progress))
+
+        outcome = PrefetchEnded(pull_id)
+        try:
+            await self._runtime.pull(image, tell)
+        except PullFailed as error:
+            outcome = PrefetchEnded(pull_id, error.failure, error.message)
+        except LaunchFailed as error:
+            outcome = PrefetchEnded(pull_id, PullFailure.OTHER, error.message)
+        except Exception as error:  # noqa: BLE001 - as with a start
+            self._log.exception("an image cannot be pulled", image=image)
+            outcome = PrefetchEnded(pull_id, PullFailure.OTHER, f"{type(error).__name__}: {error}")
+        finally:
+            self._prefetches.pop(pull_id, None)
+        self.driver.post(outcome)
+        await self._list_images()
+
+    async def _watch_images(self) -> None:
+        while True:
+            await self._list_images()
+            await asyncio.sleep(DISCOVERY_INTERVAL_S)
+
+    async def _list_images(self) -> None:
+        self.driver.post(ImagesListed(tuple(await self._runtime.images())))
 
     async def _remove(self, container_id: ContainerId) -> None:
         mine = self._containers[container_id]

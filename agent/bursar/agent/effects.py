@@ -57,6 +57,21 @@ class PullImage:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefetchImage:
+    """Fetch an image that no task asks for, beside one that does; PrefetchProgressed may follow, and PrefetchEnded does."""
+
+    pull_id: str
+    image: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPrefetch:
+    """Nobody waits for that any more; nothing need follow."""
+
+    pull_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class CheckContainer:
     """Look at a running task; ContainerChecked follows, at the latest after the check's time-out."""
 
@@ -185,6 +200,8 @@ AgentEffect = (
     | CloseConnection
     | StartContainer
     | PullImage
+    | PrefetchImage
+    | CancelPrefetch
     | CheckContainer
     | KillContainer
     | RemoveContainer
@@ -205,6 +222,7 @@ AgentEffect = (
 __all__ = [
     "AgentEffect",
     "AskWhoUses",
+    "CancelPrefetch",
     "CheckContainer",
     "CloseConnection",
     "CutCard",
@@ -216,6 +234,7 @@ __all__ = [
     "OpenLogStream",
     "OpenSessionStream",
     "Persist",
+    "PrefetchImage",
     "ProbeDevice",
     "PullImage",
     "ReleaseNetwork",

@@ -11,6 +11,7 @@ from bursar.agent.devices.health import DeviceSignal, Remedy
 from bursar.agent.devices.users import DeviceUser
 from bursar.core.devices import Device
 from bursar.core.ids import ConnectionId, DeviceUuid
+from bursar.core.images import Image, PullFailure, PullProgress
 from bursar.core.lives import CheckStatus
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages.agent import MasterMessage
@@ -183,6 +184,30 @@ class ExecutorLeft:
     container_id: ContainerId
 
 
+@dataclass(frozen=True, slots=True)
+class PrefetchProgressed:
+    """The engine told how far `PrefetchImage` is."""
+
+    pull_id: str
+    progress: PullProgress
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchEnded:
+    """The image is here, where the failure is UNSPECIFIED; or it cannot be had."""
+
+    pull_id: str
+    failure: PullFailure = PullFailure.UNSPECIFIED
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImagesListed:
+    """What the engine has."""
+
+    images: tuple[Image, ...]
+
+
 AgentEvent = (
     ContainersRecovered
     | MasterConnected
@@ -204,6 +229,9 @@ AgentEvent = (
     | SandboxOverfilled
     | ExecutorCalled
     | ExecutorLeft
+    | PrefetchProgressed
+    | PrefetchEnded
+    | ImagesListed
     | TimePassed
     | Stalled
 )
@@ -226,9 +254,12 @@ __all__ = [
     "ExecutorLeft",
     "ImageMissed",
     "ImagePulled",
+    "ImagesListed",
     "MasterConnected",
     "MasterDisconnected",
     "MasterMessageReceived",
+    "PrefetchEnded",
+    "PrefetchProgressed",
     "SandboxOverfilled",
     "Stalled",
     "TimePassed",

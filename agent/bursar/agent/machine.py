@@ -39,11 +39,15 @@ from bursar.agent.events import (
     ExecutorLeft,
     ImageMissed,
     ImagePulled,
+    ImagesListed,
     MasterConnected,
     MasterDisconnected,
     MasterMessageReceived,
+    PrefetchEnded,
+    PrefetchProgressed,
     SandboxOverfilled,
 )
+from bursar.agent.images import ImageRoom
 from bursar.agent.leaving import Leaving
 from bursar.agent.lives import Lives
 from bursar.agent.reporting import Reporting
@@ -56,6 +60,7 @@ from bursar.core.messages.agent import (
     AcknowledgeUpdates,
     AgentInfo,
     BooksRequest,
+    CancelImagePull,
     DesiredState,
     DeviceOrders,
     OpenLog,
@@ -65,6 +70,7 @@ from bursar.core.messages.agent import (
     Refused,
     Registered,
     RestartTask,
+    StartImagePull,
 )
 
 __all__ = ["AgentConfig", "AgentMachine"]
@@ -82,6 +88,7 @@ class AgentMachine:
         self.leaving = Leaving(self.books, self.ward)
         self.lives = Lives(self.books, self.reporting, self.leaving)
         self.cuts = Cuts(self.books)
+        self.images = ImageRoom(self.books)
 
     # --- the protocol of machines -----------------------------------------------------------------------------------
 
@@ -111,6 +118,12 @@ class AgentMachine:
                 self.lives.image_pulled(container_id)
             case ContainerLaunchFailed():
                 self.lives.launch_failed(event)
+            case PrefetchProgressed(pull_id, progress):
+                self.images.progressed(pull_id, progress)
+            case PrefetchEnded(pull_id, failure, message):
+                self.images.ended(pull_id, failure, message)
+            case ImagesListed(images):
+                self.images.listed(images)
             case MasterConnected(connection):
                 self.conversation.lose()
                 books.connection = connection
@@ -158,6 +171,7 @@ class AgentMachine:
         self.cuts.report()
         self.reporting.flush()
         self.digests.flush()
+        self.images.flush()
         return books.effects
 
     def next_deadline_ms(self) -> int | None:
@@ -170,6 +184,7 @@ class AgentMachine:
         self.lives.check()
         self.ward.check()
         self.leaving.check()
+        self.images.check()
         assert not (self.registered and self.books.connection is None)
         assert not (self.registered and not self.books.recovered)
 
@@ -213,7 +228,10 @@ class AgentMachine:
             case Ping(number):
                 self.books.send(connection, Pong(number))
             case Registered():
+                was_in = self.registered
                 self.conversation.let_in(connection, message)
+                if self.registered and not was_in:
+                    self.images.begin()
             case Refused(error):
                 self.conversation.close(connection, str(error), refused=True)
             case DesiredState():
@@ -227,6 +245,12 @@ class AgentMachine:
             case RestartTask():
                 if self.registered:
                     self.lives.restart(message)
+            case StartImagePull():
+                if self.registered:
+                    self.images.order(message)
+            case CancelImagePull(pull_id):
+                if self.registered:
+                    self.images.cancel(pull_id)
             case OpenLog():
                 self.conversation.open_log(connection, message)
             case OpenSession():

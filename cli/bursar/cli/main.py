@@ -27,6 +27,7 @@ COMMANDS = {
     "offer": "offers:offer",
     "task": "tasks:task",
     "gpu": "gpus:gpu",
+    "image": "images:image",
     "reserve": "reservations:reserve",
     "unreserve": "reservations:unreserve",
     "reservation": "reservations:reservation",

@@ -36,6 +36,7 @@ from bursar.v1 import (
     executor_service_pb2,
     framework_service_pb2,
     gangs_pb2,
+    images_pb2,
     lives_pb2,
     offers_pb2,
     operator_service_pb2,
@@ -62,6 +63,7 @@ _MODULES = (
     rules_pb2,
     sessions_pb2,
     executor_service_pb2,
+    images_pb2,
 )
 
 

@@ -340,6 +340,32 @@ class OperatorClient:
         request = operator_service_pb2.RemoveRuleRequest(request_id=_fresh_id(), name=name)
         return await self._call("RemoveRule", request)  # type: ignore[no-any-return]
 
+    async def images(self, agent: str = "") -> list[operator_service_pb2.ImageView]:
+        """Which agents have which images; of one agent or of all."""
+        return await self._all("Images", "images", agent=agent)
+
+    async def image_pulls(self) -> list[operator_service_pb2.ImagePullView]:
+        """Pulls that were ordered, the oldest first."""
+        return await self._all("ImagePulls", "pulls")
+
+    async def image_pull(self, pull: str) -> operator_service_pb2.ImagePullView:
+        """One of them, by its id."""
+        return (await self._all("ImagePulls", "pulls", pull=pull))[0]  # type: ignore[no-any-return]
+
+    async def pull_image(
+        self, image: str, *, agents: Iterable[str] = (), where: str = "", everywhere: bool = False
+    ) -> operator_service_pb2.ImagePullView:
+        """Have agents pull an image before a task needs it: those that are named, those that predicates are true of, or all."""
+        request = operator_service_pb2.PullImageRequest(
+            request_id=_fresh_id(), image=image, agents=list(agents), where=where, all=everywhere
+        )
+        return (await self._call("PullImage", request)).pull  # type: ignore[no-any-return]
+
+    async def cancel_image_pull(self, pull: str) -> operator_service_pb2.ImagePullView:
+        """End a pull wherever it is not over."""
+        request = operator_service_pb2.CancelImagePullRequest(request_id=_fresh_id(), pull=pull)
+        return (await self._call("CancelImagePull", request)).pull  # type: ignore[no-any-return]
+
     async def cordon_devices(
         self, devices: Iterable[str], reason: str = ""
     ) -> operator_service_pb2.CordonDevicesResponse:

@@ -11,6 +11,8 @@ from bursar.core.messages.agent import (
     BooksReport,
     CutReport,
     DevicesChanged,
+    ImagePulls,
+    Images,
     Pong,
     Register,
     ResyncRequest,
@@ -36,7 +38,17 @@ class AgentSpoke:
     """A registered agent sent a message."""
 
     connection: ConnectionId
-    message: TaskUpdates | Pong | ResyncRequest | DevicesChanged | BooksDigest | BooksReport | CutReport
+    message: (
+        TaskUpdates
+        | Pong
+        | ResyncRequest
+        | DevicesChanged
+        | BooksDigest
+        | BooksReport
+        | ImagePulls
+        | Images
+        | CutReport
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, ConnectionId, FrameworkId
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages import framework as calls
-from bursar.core.messages.agent import BooksDigest, BooksReport, CutReport
+from bursar.core.messages.agent import BooksDigest, BooksReport, CutReport, ImagePulls, Images
 from bursar.core.messages.framework import FrameworkCall, LookupResults, StatusUpdates
 from bursar.core.messages.gangs import CancelGang, RequestGang
 from bursar.core.messages.offers import Accept, Decline
@@ -28,6 +28,7 @@ from bursar.master import (
     frameworks,
     gangs,
     groups,
+    images,
     lending,
     offers,
     operations,
@@ -97,6 +98,8 @@ class MasterMachine:
                     partitions.reported(cluster, turn, agent, message)
                 elif isinstance(message, (BooksDigest, BooksReport)):
                     comparing.hear(cluster, turn, agent, message)
+                elif isinstance(message, (ImagePulls, Images)):
+                    images.hear(cluster, turn, agent, message)
                 else:
                     agents.hear(cluster, turn, agent, message)
             case AgentStreamEnded(connection):

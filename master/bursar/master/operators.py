@@ -13,6 +13,7 @@ from bursar.master import (
     device_orders,
     frameworks,
     groups,
+    images,
     lending,
     partitions,
     quotas,
@@ -51,6 +52,8 @@ MUTATING = (
     op.UncordonDevicesRequest,
     op.LendReservationsRequest,
     op.PartitionDeviceRequest,
+    op.PullImageRequest,
+    op.CancelImagePullRequest,
 )
 
 
@@ -129,6 +132,10 @@ def answer(
         case op.ListQuotasRequest(page):
             set_quotas, token = views.page_of(quotas.views(cluster), lambda view: view.quota.role, page)
             return op.ListQuotasResponse(set_quotas, token)
+        case op.ListImagePullsRequest():
+            return images.list_pulls(cluster, request)
+        case op.ListImagesRequest():
+            return images.list_images(cluster, request)
         case (
             op.TeardownFrameworkRequest()
             | op.KillTaskRequest()
@@ -147,6 +154,8 @@ def answer(
             | op.UncordonDevicesRequest()
             | op.LendReservationsRequest()
             | op.PartitionDeviceRequest()
+            | op.PullImageRequest()
+            | op.CancelImagePullRequest()
         ):
             result = _change(cluster, turn, request, principal)
             if not isinstance(result, ErrorDetail) and not getattr(request, "dry_run", False):
@@ -176,7 +185,9 @@ def _change(
     | op.CordonDevicesRequest
     | op.UncordonDevicesRequest
     | op.LendReservationsRequest
-    | op.PartitionDeviceRequest,
+    | op.PartitionDeviceRequest
+    | op.PullImageRequest
+    | op.CancelImagePullRequest,
     principal: str,
 ) -> Answer:
     match request:
@@ -223,6 +234,10 @@ def _change(
             return lending.lend(cluster, turn, request)
         case op.PartitionDeviceRequest():
             return partitions.partition(cluster, turn, request, principal)
+        case op.PullImageRequest():
+            return images.pull(cluster, turn, request, principal)
+        case op.CancelImagePullRequest():
+            return images.cancel(cluster, turn, request)
         case _:
             assert_never(request)
 

@@ -39,6 +39,7 @@ from bursar.master.agents import (
 from bursar.master.differences import NEVER_NORMAL, differences, is_to_end, report_repairs
 from bursar.master.effects import CloseStream, SendToAgent
 from bursar.master.events import AgentRegistering
+from bursar.master.images import greet
 from bursar.master.ledger import TaskKey
 from bursar.master.offers import offers_on, rescind
 from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, KillRecorded, TaskRecorded, TermRaised
@@ -75,6 +76,7 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     agent.generation = generation_above(cluster, turn, agent, event.register.generation)
     turn.to_agent(agent, registered(cluster))
     tell_device_orders(cluster, turn, agent)
+    greet(cluster, turn, agent)
     turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
     repeat_restarts(cluster, turn, agent, event.tasks)
     cluster.deadlines.set(

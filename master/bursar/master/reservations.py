@@ -268,7 +268,7 @@ def _find_agents(cluster: Cluster, name: str, where: str) -> _Found | ErrorDetai
     else:
         agents = [agent for agent in cluster.agents.values() if agent.state is AgentState.ACTIVE]
         agents.sort(key=lambda agent: (agent.info.hostname, agent.agent_id))
-    matching = [agent for agent in agents if all(_is_true(cluster, agent, predicate) for predicate in predicates)]
+    matching = [agent for agent in agents if all(is_true_of(cluster, agent, predicate) for predicate in predicates)]
     if not matching:
         if not agents:
             return ErrorDetail(
@@ -276,7 +276,8 @@ def _find_agents(cluster: Cluster, name: str, where: str) -> _Found | ErrorDetai
             )
         of = len(agents)
         counts = ", ".join(
-            f"{predicate} of {sum(_is_true(cluster, agent, predicate) for agent in agents)}" for predicate in predicates
+            f"{predicate} of {sum(is_true_of(cluster, agent, predicate) for agent in agents)}"
+            for predicate in predicates
         )
         return ErrorDetail(
             ErrorReason.INSUFFICIENT_RESOURCES,
@@ -303,7 +304,7 @@ def _missing_attributes(agents: Sequence[Agent], predicates: Iterable[Predicate]
     return f"no agent has the attribute {missing[0]}; " + (f"there are {known}" if known else "there are none at all")
 
 
-def _is_true(cluster: Cluster, agent: Agent, predicate: Predicate) -> bool:
+def is_true_of(cluster: Cluster, agent: Agent, predicate: Predicate) -> bool:
     """Of an agent with all that it has; what is about devices, of any of them."""
     if is_about_devices(predicate):
         return any(matches_device(predicate, device) for device in agent.info.devices)

@@ -37,6 +37,7 @@ from bursar.master.bundles import Gangs
 from bursar.master.described import Described
 from bursar.master.effects import CloseStream, MasterEffect, Publish, SendToAgent, SendToFramework
 from bursar.master.flags import FlagValues
+from bursar.master.image_books import ImageBooks
 from bursar.master.ledger import Ledger, TaskKey
 from bursar.master.records import Durable, Record, RestartOrder
 
@@ -361,6 +362,8 @@ class Cluster:
         self.reopened: set[FrameworkId] = set()
         self.offer_sequence = 0
         self.gangs = Gangs()
+        #: Pulls that were ordered, and which agents have which images; soft.
+        self.images = ImageBooks()
         #: Agents of which something is lent, or on loan.
         self.lenders: set[AgentId] = set()
         #: Who waits for what was lent to come back, by agent; soft.

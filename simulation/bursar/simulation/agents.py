@@ -9,6 +9,7 @@ from bursar.agent.compare import INTERVAL_S, TwoLooks
 from bursar.agent.devices.health import DeviceSignal, HealthRules
 from bursar.agent.effects import (
     AskWhoUses,
+    CancelPrefetch,
     CheckContainer,
     CloseConnection,
     KillContainer,
@@ -16,6 +17,7 @@ from bursar.agent.effects import (
     Log,
     OpenLogStream,
     OpenSessionStream,
+    PrefetchImage,
     ProbeDevice,
     PullImage,
     ReleaseNetwork,
@@ -327,6 +329,10 @@ class AgentNode:
                 self.containers.start(effect)
             case PullImage():
                 self.containers.pull(effect)
+            case PrefetchImage():
+                self.containers.prefetch(effect)
+            case CancelPrefetch(pull_id):
+                self.containers.cancel_prefetch(pull_id)
             case CheckContainer():
                 self.containers.check(effect)
             case KillContainer(container_id, grace_ms):

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, NetworkId, RecoveredContainer
-from bursar.agent.effects import CheckContainer, PullImage, StartContainer
+from bursar.agent.effects import CheckContainer, PrefetchImage, PullImage, StartContainer
 from bursar.agent.events import (
     ContainerChecked,
     ContainerExited,
@@ -19,8 +19,12 @@ from bursar.agent.events import (
     ContainerStarted,
     ImageMissed,
     ImagePulled,
+    ImagesListed,
+    PrefetchEnded,
+    PrefetchProgressed,
 )
 from bursar.core.ids import DeviceUuid, FrameworkId, TaskId
+from bursar.core.images import Image, PullFailure, PullProgress
 from bursar.core.lives import CheckStatus
 from bursar.core.tasks import DEFAULT_KILL_GRACE_MS, StatusReason
 from bursar.simulation.faults import Faults
@@ -108,6 +112,9 @@ class SimulatedContainers:
         self.within: dict[ContainerId, tuple[ContainerId, SimulatedContainer]] = {}
         #: Told of executors that begin.
         self.on_executor: Callable[[SimulatedContainer], None] = lambda container: None
+        #: What was pulled beforehand, and what is being.
+        self.images: set[str] = set()
+        self._prefetching: set[str] = set()
 
     # --- what an agent asks for ---
 
@@ -135,6 +142,18 @@ class SimulatedContainers:
         """Fetch an image; it takes its time, and there may be none."""
         delay_ms = self._random.randint(0, self.faults.pull_ms)
         self._timeline.after(delay_ms, self._pulled, effect.container_id, self.watcher)
+
+    def prefetch(self, effect: PrefetchImage) -> None:
+        """Fetch an image that no task asks for: half of it first, then the rest, or there is none."""
+        watcher, delay_ms = self.watcher, self._random.randint(0, self.faults.pull_ms)
+        self._prefetching.add(effect.pull_id)
+        half = PrefetchProgressed(effect.pull_id, PullProgress(2, 1, 2_000, 1_000))
+        self._timeline.after(delay_ms // 2, self._tell, half, watcher)
+        self._timeline.after(delay_ms, self._prefetched, effect, watcher)
+
+    def cancel_prefetch(self, pull_id: str) -> None:
+        """Nobody hears of it any more."""
+        self._prefetching.discard(pull_id)
 
     def check(self, effect: CheckContainer) -> None:
         """Look at a container, which may fail."""
@@ -180,6 +199,7 @@ class SimulatedContainers:
             if self._random.random() < 0.5:
                 self._create(container)
         self._starting.clear()
+        self._prefetching.clear()
 
     def lose(self, container_id: ContainerId) -> None:
         """A container vanishes: the agent hears that it is lost, or, where there is none, finds nothing."""
@@ -259,6 +279,18 @@ class SimulatedContainers:
         self._create(container)
         # Whether its end is told first is chance.
         self._timeline.after(random.randint(0, 5), self._tell, ContainerStarted(container_id), self.watcher)
+
+    def _prefetched(self, effect: PrefetchImage, watcher: Watcher | None) -> None:
+        if effect.pull_id not in self._prefetching or self.watcher is not watcher:
+            return
+        self._prefetching.discard(effect.pull_id)
+        if self._random.random() < 0.3:
+            failed = PrefetchEnded(effect.pull_id, PullFailure.IMAGE_NOT_FOUND, "there is no such image")
+            self._tell(failed, watcher)
+            return
+        self.images.add(effect.image)
+        self._tell(PrefetchEnded(effect.pull_id), watcher)
+        self._tell(ImagesListed(tuple(Image(name, (name,), 2_000) for name in sorted(self.images))), watcher)
 
     def _pulled(self, container_id: ContainerId, watcher: Watcher | None) -> None:
         if self._random.random() < 0.3:

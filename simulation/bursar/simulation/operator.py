@@ -85,7 +85,7 @@ class Operator:
         random, world = self._random, self._world
         agent = random.choice(world.agents).name
         role = random.choice(self._roles)
-        match random.randrange(17):
+        match random.randrange(18):
             case 0 | 1:
                 gpus = random.randint(0, 2)
                 scalars = {} if gpus and random.random() < 0.5 else {"cpus": random.choice((100, 1_000, 1_500))}
@@ -124,12 +124,31 @@ class Operator:
             case 15 | 16:
                 everywhere, withdraw = random.random() < 0.5, random.random() < 0.3
                 return op.LendReservationsRequest(self._id(), "" if everywhere else agent, role, withdraw=withdraw)
+            case 17:
+                return self._about_images(agent)
             case 8 if random.random() < 0.1:
                 return op.TeardownFrameworkRequest(self._id(), random.choice(world.frameworks).framework_id)
             case 9 | 10:
                 return self._choose_rule()
             case _:
                 return self._look(agent)
+
+    def _about_images(self, agent: str) -> op.OperatorRequest:
+        """Have an image pulled, here or everywhere; or no more."""
+        random = self._random
+        what = random.random()
+        if what < 0.2:
+            return op.ListImagesRequest()
+        if what < 0.4:
+            pulls = sorted(self._world.pulls())
+            return op.CancelImagePullRequest(random.choice(pulls) if pulls else "none", self._id())
+        image = random.choice(("small:1", "large:1", "large:2", "an image; with a shell"))
+        if random.random() < 0.3:
+            return op.PullImageRequest(
+                image, where=random.choice(("gpus>=1", "hostname=nobody")), request_id=self._id()
+            )
+        everywhere = random.random() < 0.5
+        return op.PullImageRequest(image, () if everywhere else (agent,), "", everywhere, self._id())
 
     def _choose_rule(self) -> op.OperatorRequest:
         random, world = self._random, self._world

@@ -144,6 +144,11 @@ class World:
         machine = self.master.machine
         return sorted(machine.cluster.tasks) if machine is not None else []
 
+    def pulls(self) -> list[str]:
+        """Pulls of images that the master knows of."""
+        machine = self.master.machine
+        return list(machine.cluster.images.orders) if machine is not None else []
+
     def shown(self) -> str:
         """The cluster in a few words."""
         agents = ", ".join(f"{agent.name} ({len(agent.gpus.uuids)} GPUs)" for agent in self.agents)

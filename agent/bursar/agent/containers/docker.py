@@ -34,6 +34,7 @@ from bursar.agent.containers.docker_engine import (
     words_of,
 )
 from bursar.agent.containers.docker_events import EventThread
+from bursar.agent.containers.docker_images import DockerImages
 from bursar.agent.containers.docker_logs import LogPump
 from bursar.agent.containers.docker_network import ensure_holder, release_holder, sweep_holders
 from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, Witness, judge
@@ -48,6 +49,7 @@ from bursar.agent.containers.runtime import (
     ImageMissing,
     LaunchFailed,
     NetworkId,
+    ProgressCallback,
     RecoveredContainer,
     RuntimeUnavailable,
 )
@@ -56,6 +58,7 @@ from bursar.agent.containers.thread_session import ThreadSession
 from bursar.agent.containers.usage import stats_work
 from bursar.agent.service_ports import engine_conflict
 from bursar.core.ids import AgentId
+from bursar.core.images import Image
 from bursar.core.lives import Check, CheckStatus
 from bursar.core.memory.pools import MemoryPlan
 from bursar.core.messages.sessions import SessionKind, SessionStart
@@ -124,6 +127,7 @@ class DockerRuntime:
         self._calls = ThreadPoolExecutor(_CALLS, "docker-call")
         self._pulls = ThreadPoolExecutor(_PULLS, "docker-pull")
         self._checks = ThreadPoolExecutor(_CHECKS, "docker-check")
+        self._images = DockerImages(self._engine, self._pulls)
         self._log_limit_bytes = log_limit_bytes
         self._log_check_interval_s = log_check_interval_s
         self._engine_patience_s = engine_patience_s
@@ -131,7 +135,6 @@ class DockerRuntime:
         #: Reported lost while the engine was away; removed when it is back, before anything is started again.
         self._lost: set[ContainerId] = set()
         self._pumps: dict[ContainerId, LogPump] = {}
-        self._pulling: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_up = False
         #: Set while the engine does not answer.
@@ -272,25 +275,16 @@ class DockerRuntime:
             watched.witness = Witness(seen.pid)
         return None
 
-    async def pull(self, image: str) -> None:
-        """Pull an image, once for all who wait for it. Raises LaunchFailed in the engine's words."""
-        try:
-            await self._pull(image)
-        except docker.errors.DockerException as error:
-            raise LaunchFailed(StatusReason.IMAGE_NOT_FOUND, f"image {image}: {words_of(error)}") from error
-        except CONNECTION_ERRORS as error:
-            raise LaunchFailed(StatusReason.ENGINE_LOST, f"the Docker engine went away: {root_cause(error)}") from error
+    async def pull(self, image: str, on_progress: ProgressCallback | None = None) -> None:
+        """As the interface says."""
+        await self._images.pull(image, on_progress)
 
-    async def _pull(self, image: str) -> None:
-        task = self._pulling.get(image)
-        if task is None:
-            task = asyncio.create_task(self._call(self._engine.pull, image, pool=self._pulls))
-            self._pulling[image] = task
-            task.add_done_callback(lambda _: self._pulling.pop(image, None))
+    async def images(self) -> list[Image]:
+        """As the interface says."""
         try:
-            await asyncio.shield(task)
-        except LaunchFailed as failed:
-            raise LaunchFailed(failed.reason, failed.message) from failed
+            return await self._images.listed()
+        except ENGINE_ERRORS:
+            return []
 
     async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """SIGTERM to the first process, SIGKILL to all after the grace. A second kill can only shorten the grace."""

@@ -32,6 +32,7 @@ from bursar.agent.containers.logs import LogStream
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, ContainerSpec, LaunchFailed
 from bursar.agent.pinning import CONTAINER_SANDBOX
 from bursar.core.ids import AgentId
+from bursar.core.images import Image
 from bursar.core.tasks import StatusReason
 
 log = logging.getLogger(__name__)
@@ -178,15 +179,18 @@ class DockerEngine:
             raise LaunchFailed(StatusReason.LAUNCH_FAILED, words) from error
         return None
 
-    def pull(self, image: str) -> None:
-        """Pull an image. Raises LaunchFailed with IMAGE_NOT_FOUND and the engine's words."""
+    def pull(self, image: str) -> Any:
+        """Pull an image: an iterator over what the engine tells, with `close()`. Raises DockerException too."""
         repository, tag = parse_repository_tag(image)
-        try:
-            for line in self._api.pull(repository, tag=tag or "latest", stream=True, decode=True):
-                if isinstance(line, dict) and line.get("error"):
-                    raise LaunchFailed(StatusReason.IMAGE_NOT_FOUND, f"image {image}: {line['error']}")
-        except docker.errors.APIError as error:
-            raise LaunchFailed(StatusReason.IMAGE_NOT_FOUND, f"image {image}: {words_of(error)}") from error
+        return self._api.pull(repository, tag=tag or "latest", stream=True, decode=True)
+
+    def images(self) -> list[Image]:
+        """Every image that has a name, or is nobody's layer. Raises DockerException too."""
+        found = []
+        for one in self._api.images():
+            names = [name for name in one.get("RepoTags") or () if name != "<none>:<none>"]
+            found.append(Image(str(one.get("Id", "")), tuple(sorted(names)), int(one.get("Size") or 0)))
+        return found
 
     def signal(self, container_id: ContainerId, name: str) -> None:
         """Send a signal; a container that is not there or has ended is none of our concern."""

@@ -34,12 +34,14 @@ from bursar.agent.containers.runtime import (
     ExitCallback,
     LaunchFailed,
     NetworkId,
+    ProgressCallback,
     RecoveredContainer,
     RuntimeUnavailable,
 )
 from bursar.agent.containers.sessions import Session, SessionRefused
 from bursar.agent.containers.signals import pass_on_no_ignored_signals
 from bursar.agent.containers.thread_session import ThreadSession
+from bursar.core.images import Image
 from bursar.core.lives import Check, CheckStatus
 from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.tasks import StatusReason
@@ -195,8 +197,12 @@ class ProcessRuntime:
                 os.close(fd)
         self._watch(_Running(spec.container_id, spec.sandbox, path, popen.pid, popen, _open_pidfd(popen.pid)))
 
-    async def pull(self, image: str) -> None:
+    async def pull(self, image: str, on_progress: ProgressCallback | None = None) -> None:
         """Nothing to do: processes have no images."""
+
+    async def images(self) -> list[Image]:
+        """None."""
+        return []
 
     async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """SIGTERM to the process group, SIGKILL after the grace. A second kill can shorten the grace, never lengthen it."""

@@ -13,6 +13,7 @@ from typing import NewType, Protocol
 
 from bursar.agent.containers.sessions import Session
 from bursar.core.ids import FrameworkId, TaskId
+from bursar.core.images import Image, PullFailure, PullProgress
 from bursar.core.lives import Check, CheckStatus
 from bursar.core.memory.pools import MemoryPlan
 from bursar.core.messages.sessions import SessionStart
@@ -122,12 +123,24 @@ class ImageMissing(LaunchFailed):
         super().__init__(StatusReason.IMAGE_NOT_FOUND, f"image {image} is not on this machine")
 
 
+class PullFailed(LaunchFailed):
+    """An image cannot be had."""
+
+    def __init__(self, failure: PullFailure, message: str, reason: StatusReason = StatusReason.IMAGE_NOT_FOUND) -> None:
+        super().__init__(reason, message)
+        self.failure = failure
+
+
 class RuntimeUnavailable(Exception):
     """The engine cannot be used at all; the message says why and what to do (for example `--runtime process`)."""
 
 
 ExitCallback = Callable[[ContainerId, ContainerExit], None]
 """Called in the event loop, exactly once per container that was started or recovered as running."""
+
+
+ProgressCallback = Callable[[PullProgress], None]
+"""Called in the event loop, now and then while an image is pulled."""
 
 
 class ContainerRuntime(Protocol):
@@ -153,8 +166,14 @@ class ContainerRuntime(Protocol):
         Raises LaunchFailed; ImageMissing where a `pull` may help. Nothing of the container is left then.
         """
 
-    async def pull(self, image: str) -> None:
-        """Have an image on this machine, from its registry if need be. May take minutes. Raises LaunchFailed."""
+    async def pull(self, image: str, on_progress: ProgressCallback | None = None) -> None:
+        """Have an image on this machine, from its registry if need be. May take minutes. Raises LaunchFailed, PullFailed.
+
+        Who wants one that is being pulled joins that. It is given up when everybody who waited was cancelled.
+        """
+
+    async def images(self) -> list[Image]:
+        """What the engine has; nothing where there is none, or it does not answer."""
 
     async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """SIGTERM now, SIGKILL after the grace; returns at once, `on_exit` tells the end. Unknown ids are ignored."""

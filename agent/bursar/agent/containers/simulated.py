@@ -23,11 +23,14 @@ from bursar.agent.containers.runtime import (
     ImageMissing,
     LaunchFailed,
     NetworkId,
+    ProgressCallback,
+    PullFailed,
     RecoveredContainer,
     RuntimeUnavailable,
 )
 from bursar.agent.containers.sessions import Session, SessionRefused
 from bursar.agent.containers.thread_session import ThreadSession
+from bursar.core.images import Image, PullFailure, PullProgress
 from bursar.core.lives import Check, CheckStatus
 from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.tasks import StatusReason
@@ -210,11 +213,20 @@ class SimulatedRuntime:
         self._engine._start(spec)
         self._watched.add(spec.container_id)
 
-    async def pull(self, image: str) -> None:
-        """Raises LaunchFailed where the engine's registry does not have it."""
+    async def pull(self, image: str, on_progress: ProgressCallback | None = None) -> None:
+        """Raises PullFailed where the engine's registry does not have it."""
         if image not in self._engine.registry:
-            raise LaunchFailed(StatusReason.IMAGE_NOT_FOUND, f"image {image}: no such image")
+            raise PullFailed(PullFailure.IMAGE_NOT_FOUND, f"image {image}: no such image")
+        if on_progress is not None:
+            on_progress(PullProgress(1, 1, 1000, 1000))
         self._engine.missing_images.discard(image)
+
+    async def images(self) -> list[Image]:
+        """Of the registry, what is not missing."""
+        return [
+            Image(f"sha256:{name}", (name,), 1000)
+            for name in sorted(self._engine.registry - self._engine.missing_images)
+        ]
 
     async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """As the interface says."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, Generation, TaskId
+from bursar.core.images import Image, ImagePull
 from bursar.core.messages.offers import Attributes
 from bursar.core.messages.sessions import SessionStart
 from bursar.core.resources import ReservedResources
@@ -129,8 +130,32 @@ class CutReport:
     now: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ImagePulls:
+    """Where pulls are: all at first, then those of which something is different."""
+
+    pulls: tuple[ImagePull, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """What the agent's engine has."""
+
+    images: tuple[Image, ...] = ()
+
+
 AgentMessage = (
-    Register | TaskReports | TaskUpdates | Pong | ResyncRequest | DevicesChanged | BooksDigest | BooksReport | CutReport
+    Register
+    | TaskReports
+    | TaskUpdates
+    | Pong
+    | ResyncRequest
+    | DevicesChanged
+    | BooksDigest
+    | BooksReport
+    | ImagePulls
+    | Images
+    | CutReport
 )
 
 
@@ -261,6 +286,23 @@ class BooksRequest:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class StartImagePull:
+    """Have this image, though no task asks for it."""
+
+    pull_id: str
+    image: str
+    principal: str = ""
+    ordered_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CancelImagePull:
+    """Nobody wants this pull any more."""
+
+    pull_id: str
+
+
 MasterMessage = (
     Registered
     | Refused
@@ -272,4 +314,6 @@ MasterMessage = (
     | DeviceOrders
     | OpenSession
     | BooksRequest
+    | StartImagePull
+    | CancelImagePull
 )

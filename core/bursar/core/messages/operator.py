@@ -8,6 +8,7 @@ from enum import IntEnum
 
 from bursar.core.devices import Device
 from bursar.core.ids import AgentId, FrameworkId, TaskId
+from bursar.core.images import Image, ImagePull
 from bursar.core.lives import CheckStatus
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import Attributes, Demand, Offer
@@ -1026,6 +1027,100 @@ class PartitionDeviceResponse:
     rescinded_offers: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class PullImageRequest:
+    """Have agents pull an image; one of the three says which."""
+
+    image: str
+    agents: tuple[str, ...] = ()
+    where: str = ""
+    all: bool = False
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePullMember:
+    """Where a pull is on one agent."""
+
+    agent_id: AgentId
+    hostname: str
+    pull: ImagePull
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePullView:
+    """An order to have an image on some agents."""
+
+    pull_id: str
+    image: str
+    principal: str = ""
+    ordered_at_ms: int = 0
+    members: tuple[ImagePullMember, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PullImageResponse:
+    """What was ordered."""
+
+    pull: ImagePullView
+
+
+@dataclass(frozen=True, slots=True)
+class CancelImagePullRequest:
+    """End a pull wherever it is not over."""
+
+    pull: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelImagePullResponse:
+    """As it is now."""
+
+    pull: ImagePullView
+
+
+@dataclass(frozen=True, slots=True)
+class ListImagePullsRequest:
+    """The pulls that were ordered, or one of them."""
+
+    page: Page = Page()
+    pull: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListImagePullsResponse:
+    """A page of them."""
+
+    pulls: tuple[ImagePullView, ...] = ()
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """An image of an agent."""
+
+    agent_id: AgentId
+    hostname: str
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class ListImagesRequest:
+    """Which agents have which images."""
+
+    page: Page = Page()
+    agent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListImagesResponse:
+    """A page of them."""
+
+    images: tuple[ImageView, ...] = ()
+    next_page_token: str = ""
+
+
 OperatorRequest = (
     GetMasterRequest
     | ListAgentsRequest
@@ -1066,6 +1161,10 @@ OperatorRequest = (
     | UncordonDevicesRequest
     | LendReservationsRequest
     | PartitionDeviceRequest
+    | PullImageRequest
+    | CancelImagePullRequest
+    | ListImagePullsRequest
+    | ListImagesRequest
 )
 OperatorResponse = (
     GetMasterResponse
@@ -1107,4 +1206,8 @@ OperatorResponse = (
     | UncordonDevicesResponse
     | LendReservationsResponse
     | PartitionDeviceResponse
+    | PullImageResponse
+    | CancelImagePullResponse
+    | ListImagePullsResponse
+    | ListImagesResponse
 )
