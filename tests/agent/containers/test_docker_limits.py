@@ -61,12 +61,14 @@ async def test_a_task_can_give_up_more(bench: Any) -> None:
 
 
 async def test_forking_without_end_meets_the_limit_and_only_its_own(bench: Any) -> None:
-    text = "i=0; while [ $i -lt 60 ]; do sleep 30 & i=$((i+1)); done 2>/dev/null; echo never"
+    text = "i=0; (while [ $i -lt 60 ]; do sleep 30 & i=$((i+1)); done 2>/dev/null; echo never); code=$?; sleep 2; exit $code"
     runtime = await bench.open()
     spec = bench.spec("bomb", bench.script(text, NOTHING), settings=ContainerSettings(pids_limit=20))
     end = await bench.run(runtime, spec)
     await runtime.remove(spec.container_id)
     assert end.exit_code != 0 and "never" not in bench.output(spec), "the shell could not fork"
+    if Path("/sys/fs/cgroup/pids/docker").exists() or Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        assert "it met its limit of 20 processes and threads" in end.message
     other = bench.spec("other", bench.script("exit 3", NOTHING))
     assert (await bench.run(runtime, other)).exit_code == 3
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bursar.agent.containers import evidence
-from bursar.agent.containers.evidence import Witness, judge, memory_cgroup, numbers_of, usage_of
+from bursar.agent.containers.evidence import Witness, judge, memory_cgroup, numbers_of, usage_of, with_forks
+from bursar.agent.containers.runtime import ContainerExit
 from bursar.core.memory.overrun import MemoryUsage
 from bursar.core.memory.tasks import plan_task
 from bursar.core.memory.text import parse_memory_text
@@ -98,3 +99,25 @@ def test_memory_stat_of_version_1() -> None:
     text = "cache 10\nrss 7\nshmem 3\ntotal_rss 8\ntotal_shmem 4\nunevictable 1\nbroken\n"
     assert usage_of(numbers_of(text)) == MemoryUsage(anon_bytes=8, shm_bytes=3, locked_bytes=1)
     assert usage_of({}) is None
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_forks_that_were_refused_while_it_ran_are_said_where_it_failed(tmp_path: Path, version: int) -> None:
+    proc, cgroups = make_container(tmp_path, "8:pids:/docker/x\n0::/docker/x\n" if version == 1 else "0::/docker/x\n")
+    directory = cgroups / ("pids/docker/x" if version == 1 else "docker/x")
+    directory.mkdir(parents=True)
+    (directory / "pids.events").write_text("max 2\n")
+    (directory / "pids.max").write_text("20\n")
+    witness = Witness(7, proc=proc, cgroups=cgroups)
+    failed = ContainerExit(2, R.COMMAND_EXITED, "exited with code 2")
+    assert with_forks(failed, witness.testify()) == failed, "what was refused before it is not its own"
+    (directory / "pids.events").write_text("max 5\n")
+    witness.look_at_forks()
+    (directory / "pids.events").unlink()
+    testimony = witness.testify()
+    witness.close()
+    assert with_forks(failed, testimony).message == (
+        "exited with code 2; it met its limit of 20 processes and threads 3 times; allow it more with --pids"
+    )
+    well = ContainerExit(0, R.COMMAND_EXITED, "")
+    assert with_forks(well, testimony) == well, "it got along without them"

@@ -37,7 +37,7 @@ from bursar.agent.containers.docker_events import EventThread
 from bursar.agent.containers.docker_images import DockerImages
 from bursar.agent.containers.docker_logs import LogPump
 from bursar.agent.containers.docker_network import ensure_holder, release_holder, sweep_holders
-from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, Witness, judge
+from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, Witness, judge, with_forks
 from bursar.agent.containers.limits import give_to_user
 from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES
 from bursar.agent.containers.process import boot_id
@@ -593,6 +593,8 @@ class DockerRuntime:
         for watched in self._watched.values():
             if watched.plan is not None and watched.witness is not None:
                 watched.witness.look()
+            elif watched.witness is not None:
+                watched.witness.look_at_forks()
         for pump in self._pumps.values():
             for file in pump.files:
                 file.cut(self._log_limit_bytes)
@@ -619,5 +621,5 @@ def _judged(watched: _Watched, end: ContainerExit) -> ContainerExit:
         or (end.exit_code == KILLED and (testimony.oom_kills or not watched.asked_signal))
     ):
         assert end.exit_code is not None
-        return judge(end.exit_code, testimony, engine_says_oom=is_oom, plan=watched.plan)
-    return end
+        end = judge(end.exit_code, testimony, engine_says_oom=is_oom, plan=watched.plan)
+    return with_forks(end, testimony)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bursar.agent.containers.runtime import ContainerExit
@@ -33,6 +33,18 @@ class Testimony:
     shm_bytes: int | None = None
     shm_free_bytes: int | None = None
     usage: MemoryUsage | None = None
+    #: Forks that the kernel refused at the container's limit of processes and threads.
+    refused_forks: int | None = None
+    pids_limit: int = 0
+
+
+def with_forks(end: ContainerExit, testimony: Testimony) -> ContainerExit:
+    """The same end; where forks were refused meanwhile it says so: that may be why, and nothing else shows it. Pure."""
+    if not testimony.refused_forks or not end.exit_code:
+        return end
+    times = f"{testimony.refused_forks} times" if testimony.refused_forks > 1 else "once"
+    words = f"it met its limit of {testimony.pids_limit} processes and threads {times}; allow it more with --pids"
+    return replace(end, message=f"{end.message}; {words}" if end.message else words)
 
 
 def judge(
@@ -73,7 +85,9 @@ class Witness:
         with contextlib.suppress(OSError):
             self._shm = os.open(proc / str(pid) / "root/dev/shm", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._memory = memory_cgroup(_read(proc / str(pid) / "cgroup"), cgroups)
+        self._pids = _cgroup(_read(proc / str(pid) / "cgroup"), cgroups, "pids", "pids.events")
         self._before = self._oom_kills()
+        self._forks_before = self._refused_forks() or 0
         self._seen = Testimony()
 
     def look(self) -> None:
@@ -82,7 +96,16 @@ class Witness:
         if kills is not None:
             counted = kills - (self._before or 0)
             usage = self._usage()
-            self._seen = Testimony(counted, usage=usage)
+            self._seen = replace(self._seen, oom_kills=counted, usage=usage)
+        self.look_at_forks()
+
+    def look_at_forks(self) -> None:
+        """The same of processes alone: the kernel tells nobody when it refuses one."""
+        if (refused := self._refused_forks()) is not None:
+            limit = _read(self._pids / "pids.max").strip() if self._pids is not None else ""
+            self._seen = replace(
+                self._seen, refused_forks=refused - self._forks_before, pids_limit=int(limit) if limit.isdigit() else 0
+            )
 
     def testify(self) -> Testimony:
         """All that is known, now that it has ended, or still runs."""
@@ -92,7 +115,7 @@ class Witness:
             with contextlib.suppress(OSError):
                 status = os.fstatvfs(self._shm)
                 total, free = status.f_blocks * status.f_frsize, status.f_bfree * status.f_frsize
-        return Testimony(self._seen.oom_kills, total, free, self._seen.usage)
+        return replace(self._seen, shm_bytes=total, shm_free_bytes=free)
 
     def close(self) -> None:
         """Let go: the memory file system goes away only then."""
@@ -109,6 +132,9 @@ class Witness:
             if counted is not None:
                 return counted
         return None
+
+    def _refused_forks(self) -> int | None:
+        return None if self._pids is None else numbers_of(_read(self._pids / "pids.events")).get("max")
 
     def _usage(self) -> MemoryUsage | None:
         if self._memory is None:
@@ -130,16 +156,21 @@ def usage_of(stat: Mapping[str, int]) -> MemoryUsage | None:
 
 def memory_cgroup(text: str, cgroups: Path = _CGROUPS) -> Path | None:
     """Where the memory of a process is accounted, by its `/proc/PID/cgroup`; None where that cannot be seen from here."""
+    return _cgroup(text, cgroups, "memory", "memory.events")
+
+
+def _cgroup(text: str, cgroups: Path, controller: str, proof: str) -> Path | None:
+    """Where a controller accounts a process; `proof`: a file that version 2 has there."""
     unified = None
     for line in text.splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if "memory" in controllers.split(","):
-            found = cgroups / "memory" / path.lstrip("/")
+        if controller in controllers.split(","):
+            found = cgroups / controller / path.lstrip("/")
             return found if found.is_dir() else None
         if not controllers:
             unified = cgroups / path.lstrip("/")
-    return unified if unified is not None and (unified / "memory.events").exists() else None
+    return unified if unified is not None and (unified / proof).exists() else None
 
 
 def numbers_of(text: str) -> dict[str, int]:
