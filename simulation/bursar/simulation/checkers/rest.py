@@ -100,10 +100,10 @@ def unsettled(
             wrong.append(f"{key2} is {task.state.name}, and no container runs")
         elif task.state is not TaskState.RUNNING or task.kill_reason is not StatusReason.UNSPECIFIED:
             wrong.append(f"{key2} is {task.state.name} (to end: {task.kill_reason.name})")
-    for order in machine.cluster.images.orders.values():
-        for agent_id, pull in order.members.items():
+    for wanted in machine.cluster.images.orders.values():
+        for agent_id, pull in wanted.members.items():
             if agent_id in agents and not pull.state.is_over:
-                wrong.append(f"{order.pull_id} of {order.image} on {agent_id} is still {pull.state.name}")
+                wrong.append(f"{wanted.pull_id} of {wanted.image} on {agent_id} is still {pull.state.name}")
     for agent_id, ledger_books in machine.cluster.ledger.books.items():
         devices = sum_resources(
             part for entry in ledger_books.allocated.values() for part in entry.holding.values()
