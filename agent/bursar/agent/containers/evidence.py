@@ -33,7 +33,7 @@ class Testimony:
     shm_bytes: int | None = None
     shm_free_bytes: int | None = None
     usage: MemoryUsage | None = None
-    #: Forks that the kernel refused at the container's limit of processes and threads.
+    #: Forks that the kernel refused at the container's limit of processes and threads; all since its start, as the cgroup is its own.
     refused_forks: int | None = None
     pids_limit: int = 0
 
@@ -87,7 +87,6 @@ class Witness:
         self._memory = memory_cgroup(_read(proc / str(pid) / "cgroup"), cgroups)
         self._pids = _cgroup(_read(proc / str(pid) / "cgroup"), cgroups, "pids", "pids.events")
         self._before = self._oom_kills()
-        self._forks_before = self._refused_forks() or 0
         self._seen = Testimony()
 
     def look(self) -> None:
@@ -103,9 +102,7 @@ class Witness:
         """The same of processes alone: the kernel tells nobody when it refuses one."""
         if (refused := self._refused_forks()) is not None:
             limit = _read(self._pids / "pids.max").strip() if self._pids is not None else ""
-            self._seen = replace(
-                self._seen, refused_forks=refused - self._forks_before, pids_limit=int(limit) if limit.isdigit() else 0
-            )
+            self._seen = replace(self._seen, refused_forks=refused, pids_limit=int(limit) if limit.isdigit() else 0)
 
     def testify(self) -> Testimony:
         """All that is known, now that it has ended, or still runs."""
