@@ -81,8 +81,8 @@ def task_environment(
         result["PATH"] = agent_environment.get("PATH") or _DEFAULT_PATH
         result["HOME"] = seen
         result["LANG"] = agent_environment.get("LANG") or _DEFAULT_LANG
-    result.update(decoration or {})
-    result.update((variable.name, variable.value) for variable in variables if variable.name not in PINNING_VARIABLES)
+    said = {**(decoration or {}), **{variable.name: variable.value for variable in variables}}
+    result.update((name, value) for name, value in said.items() if name not in PINNING_VARIABLES)
     result.update(visible_devices([visible_id(device) for device in granted if is_gpu(device)]))
     result.update(pinning or {})
     result.update(ports or {})

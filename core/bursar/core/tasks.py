@@ -234,7 +234,7 @@ class TaskStatus:
     service_ports: tuple[ServicePort, ...] = ()
 
 
-#: Set by the agent for every task; a user's own values for these names are dropped.
+#: Set by the agent for every task, the socket for executors; a user's own values for these names are dropped.
 PINNING_VARIABLES = frozenset(
     {
         "CUDA_VISIBLE_DEVICES",

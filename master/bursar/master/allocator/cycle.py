@@ -419,7 +419,7 @@ class Cycle:
     def _note_refusal(self, turn: _Turn, plan: Plan, decision: RefusalReason) -> None:
         """Remember a refusal for as long, and for as many agents, as it holds."""
         cluster, client, framework, agent, alike = self.cluster, plan.client, plan.framework, turn.agent, turn.alike
-        if not _may_change(decision, framework):
+        if not _may_change(decision, framework, is_cut=self.question.within is not None):
             turn.done.add(plan.node)
         if decision is RefusalReason.HIDDEN_BY_RULE:
             cell = cluster.visibility.hider(agent.info, client.role, framework.info)
@@ -494,8 +494,10 @@ def _is_about_agent(question: Question, decision: RefusalReason) -> bool:
     return decision is RefusalReason.OTHER_REGION
 
 
-def _may_change(decision: Decision, framework: Framework) -> bool:
-    """Whether less of the agent may be offered where more was not: a demand is cut differently, `gpus<=2` is true at last."""
+def _may_change(decision: Decision, framework: Framework, *, is_cut: bool) -> bool:
+    """Whether less of the agent may be offered where more was not: a demand is cut differently, and so is what quota cuts; `gpus<=2` is true
+    at last.
+    """
     if decision is RefusalReason.DECLINED:
-        return framework.demand.version > 0
+        return framework.demand.version > 0 or is_cut
     return decision is RefusalReason.OFFER_CONSTRAINTS
