@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bursar.core.devices import Device, DeviceLink, pick_connected
+from bursar.core.devices import PCIE_MOST, Device, DeviceLink, pick_connected
 from bursar.core.ids import DeviceUuid
 
 
@@ -20,22 +20,25 @@ def uuid(index: int) -> DeviceUuid:
 def machines(draw: st.DrawFn) -> list[Device]:
     """Up to six devices; a link may be described by one end only, and there may be several between two."""
     size = draw(st.integers(1, 6))
-    links = draw(st.lists(st.tuples(st.integers(0, size - 1), st.integers(0, size - 1), st.integers(0, 3)), max_size=8))
+    kinds = st.sampled_from(["nvlink", "pcie"])
+    ends = st.integers(0, size - 1)
+    links = draw(st.lists(st.tuples(ends, ends, kinds, st.integers(0, 6)), max_size=8))
     return [
         Device(
             uuid(index),
             "gpus",
             index=index,
             numa_node=draw(st.none() | st.integers(0, 1)),
-            links=tuple(DeviceLink(uuid(peer), "nvlink", s) for left, peer, s in links if left == index != peer),
+            links=tuple(DeviceLink(uuid(peer), kind, s) for left, peer, kind, s in links if left == index != peer),
         )
         for index in range(size)
     ]
 
 
 def closeness(left: Device, right: Device) -> int:
-    strengths = [1 + link.strength for link in left.links if link.peer_uuid == right.uuid]
-    strengths += [1 + link.strength for link in right.links if link.peer_uuid == left.uuid]
+    between = [link for link in left.links if link.peer_uuid == right.uuid]
+    between += [link for link in right.links if link.peer_uuid == left.uuid]
+    strengths = [1 + min(4, link.strength) if link.kind == "pcie" else 5 + link.strength for link in between]
     if left.numa_node is not None and left.numa_node == right.numa_node:
         strengths.append(1)
     return max(strengths, default=0)
@@ -58,6 +61,14 @@ def test_the_pick_is_the_best_of_all_sets(devices: list[Device], data: st.DataOb
     ordered = sorted((known[name] for name in pool), key=lambda device: device.index)
     best = max(combinations(ordered, count), key=score)
     assert picked == tuple(device.uuid for device in best)
+
+
+def test_any_link_is_closer_than_the_best_path_over_the_bus() -> None:
+    one = Device(
+        uuid(0), "gpus", links=(DeviceLink(uuid(1), "pcie", PCIE_MOST), DeviceLink(uuid(2), "nvlink", 1)), numa_node=0
+    )
+    known = {d.uuid: d for d in [one, Device(uuid(1), "gpus", index=1, numa_node=0), Device(uuid(2), "gpus", index=2)]}
+    assert pick_connected(known, 2, known) == (uuid(0), uuid(2))
 
 
 def test_cliques_are_kept_whole() -> None:

@@ -31,14 +31,18 @@ class DeviceCondition(IntEnum):
     BUSY = 6
 
 
+#: The kind of a link over the machine's bus, and its greatest strength: on one board, then over one switch, several, a host bridge.
+PCIE, PCIE_MOST = "pcie", 4
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceLink:
     """How a device is connected to another one of the same agent."""
 
     peer_uuid: DeviceUuid
-    #: `nvlink`, `pcie`, ….
+    #: `nvlink`, `xgmi`, …; `PCIE`: over the machine's bus.
     kind: str
-    #: Higher is closer; comparable within one agent only.
+    #: Higher is closer; comparable within one agent only, and among links of one kind. Every link is closer than one over the bus.
     strength: int
 
 
@@ -77,7 +81,8 @@ def pick_connected(
 ) -> tuple[DeviceUuid, ...]:
     """Pick `count` of `candidates` that are best connected, and that leave well-connected ones behind.
 
-    Closeness of a pair is 1 + the strength of its link, or 1 on the same NUMA node, or 0. Among sets of equal closeness the one
+    Closeness of a pair is 1 + the strength of its link – over the bus at most `PCIE_MOST`, which any other link is above –, or 1 on the same
+    NUMA node, or 0. Among sets of equal closeness the one
     with the weakest ties to the rest wins (cliques are kept whole), then the one of lowest indices: the choice is total.
     Raises ValueError where there are not enough.
     """
@@ -100,7 +105,7 @@ def pick_connected(
             if peer is not None and link.peer_uuid != left:
                 # Whichever end describes it, and the closest where there are several.
                 here = position[left]
-                closest = max(closeness[here][peer], 1 + link.strength)
+                closest = max(closeness[here][peer], _closeness(link))
                 closeness[here][peer] = closeness[peer][here] = closest
                 uniform = False
         for right in pool:
@@ -113,6 +118,10 @@ def pick_connected(
         return tuple(pool[:count])
     chosen = _best_set(tuple(map(tuple, closeness)), count)
     return tuple(pool[index] for index in sorted(chosen))
+
+
+def _closeness(link: DeviceLink) -> int:
+    return 1 + (min(link.strength, PCIE_MOST) if link.kind == PCIE else PCIE_MOST + link.strength)
 
 
 @lru_cache(maxsize=4096)

@@ -44,6 +44,20 @@ def test_a_switch_joins_all_that_are_linked_to_it(observe: Any, layout: str) -> 
     assert links == {"a": [("b", 18), ("d", 16)], "b": [("a", 18), ("d", 16)], "c": [], "d": [("a", 16), ("b", 16)]}
 
 
+def test_paths_over_the_bus_where_nothing_else_joins_two(observe: Any, layout: str) -> None:
+    """One switch between a and c, a host bridge between a and d, two processors between b and c; a and b have NVLinks."""
+    paths = layout + "path 0 1 10\npath 0 2 10\npath 0 3 30\npath 1 2 50\n"
+    lost = paths.replace("3B:00.0 1 0 0", "3B:00.0 1 0 15")
+    well, ill = observe("nvml", paths, lost)["discoveries"]
+    links = {
+        device["uuid"][4]: [(link["peer_uuid"][4], link["kind"], link["strength"]) for link in device["links"]]
+        for device in well
+    }
+    assert links["a"] == [("b", "nvlink", 12), ("c", "pcie", 3), ("d", "pcie", 1)]
+    assert links["b"] == [("a", "nvlink", 12)] and links["c"] == [("d", "nvlink", 4), ("a", "pcie", 3)]
+    assert [device["links"] for device in ill] == [device["links"] for device in well], "as they were told last"
+
+
 def test_a_lost_device_stays_unhealthy_with_the_drivers_words_and_recovers(observe: Any, layout: str) -> None:
     lost = layout.replace("3B:00.0 1 0 0", "3B:00.0 1 0 15")
     well, ill, again = observe("nvml", layout, lost, layout)["discoveries"]

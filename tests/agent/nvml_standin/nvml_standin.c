@@ -7,6 +7,7 @@
  *   rows INDEX PENDING FAILED                          remapped memory rows; without the line: not supported
  *   link INDEX INDEX COUNT                             NVLinks between two devices
  *   switch INDEX COUNT                                 NVLinks from a device to the switch
+ *   path INDEX INDEX LEVEL                             what two devices have in common on the bus; without the line: not supported
  *   recovery INDEX ACTION                              the recovery action; without the line: not supported
  *   xid INDEX NUMBER                                   reported once to who waits for events, when the line is new
  *   mig INDEX MOST                                     the device is cut into instances, MOST at most; without the line: not supported
@@ -57,6 +58,7 @@ enum { MAX_PROCESSES = 64 };
 static struct { char uuid[96]; unsigned int pid; unsigned long long mem; } processes[MAX_PROCESSES];
 static int process_count;
 enum { MAX_XIDS = 64 };
+static int levels[MAX_DEVICES][MAX_DEVICES];
 static int xids, xids_told, xid_device[MAX_XIDS], xid_number[MAX_XIDS];
 
 enum { MAX_CUTS = 32, PROFILES = 6 };
@@ -135,6 +137,7 @@ static void load(void) {
     count = 0;
     init_code = xids = instance_count = process_count = gi_count = ci_count = fail_count = 0;
     memset(devices, 0, sizeof devices);
+    memset(levels, -1, sizeof levels);
     while (file && fgets(line, sizeof line, file)) {
         device_t d = {0};
         int a, b, n;
@@ -146,6 +149,8 @@ static void load(void) {
         } else if (sscanf(line, "link %d %d %d", &a, &b, &n) == 3) {
             add_links(a, b, n);
             add_links(b, a, n);
+        } else if (sscanf(line, "path %d %d %d", &a, &b, &n) == 3 && a < count && b < count) {
+            levels[a][b] = levels[b][a] = n;
         } else if (sscanf(line, "switch %d %d", &a, &n) == 2) {
             add_links(a, TO_SWITCH, n);
         } else if (sscanf(line, "recovery %d %d", &a, &b) == 2 && a < count) {
@@ -286,6 +291,14 @@ int nvmlDeviceGetNvLinkRemoteDeviceType(device_t *d, unsigned int link, unsigned
 int nvmlDeviceGetNvLinkRemotePciInfo_v2(device_t *d, unsigned int link, pci_t *answer) {
     if ((int)link >= d->links) return INVALID_ARGUMENT;
     pci(d->peer[link] == TO_SWITCH ? "00000000:FF:00.0" : devices[d->peer[link]].bus, answer);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetTopologyCommonAncestor(device_t *one, device_t *other, unsigned int *level) {
+    if (one->code) return one->code;
+    if (other->code) return other->code;
+    if (levels[one->index][other->index] < 0) return NOT_SUPPORTED;
+    *level = (unsigned int)levels[one->index][other->index];
     return SUCCESS;
 }
 

@@ -25,7 +25,7 @@ from bursar.agent.devices.nvml_mig import like_card, nodes_of, slices_of
 from bursar.agent.devices.users import DeviceUser
 from bursar.agent.pinning import visible_devices, visible_id
 from bursar.core.device_names import native_id, parent_of
-from bursar.core.devices import Device, DeviceHealth, DeviceLink
+from bursar.core.devices import PCIE, PCIE_MOST, Device, DeviceHealth, DeviceLink
 from bursar.core.ids import DeviceUuid
 from bursar.core.resources import GPUS
 
@@ -62,6 +62,15 @@ class _Found:
     links: dict[str, int]
 
 
+#: NVML's level of what two cards have in common → strength of a link over the bus.
+_PATHS = {
+    pynvml.NVML_TOPOLOGY_INTERNAL: PCIE_MOST,
+    pynvml.NVML_TOPOLOGY_SINGLE: 3,
+    pynvml.NVML_TOPOLOGY_MULTIPLE: 2,
+    pynvml.NVML_TOPOLOGY_HOSTBRIDGE: 1,
+}
+
+
 class NvmlDevices:
     """The GPUs of this machine."""
 
@@ -78,6 +87,8 @@ class NvmlDevices:
         self._remedies: dict[DeviceUuid, Remedy] = {}
         #: The instances of the cards that are cut.
         self._slices: dict[DeviceUuid, tuple[Device, ...]] = {}
+        #: Strengths of the paths over the bus, as they were told last.
+        self._told_paths: dict[tuple[DeviceUuid, DeviceUuid], int] = {}
         self._events = NvmlEvents()
 
     def discover(self) -> tuple[Device, ...]:
@@ -93,7 +104,7 @@ class NvmlDevices:
         for device in found:
             if device.minor is not None:
                 self._minors[device.device.uuid] = device.minor
-        cards = [dataclasses.replace(one.device, links=_links(one, found)) for one in found]
+        cards = [dataclasses.replace(one.device, links=_links(one, found) + self._paths(one, found)) for one in found]
         views = [view for card in cards for view in self._views(card)]
         if not self._slices:
             return tuple(views)
@@ -278,6 +289,22 @@ class NvmlDevices:
         links = _active_links(handle)
         return _Found(_unhealthy(device, "; ".join(complaints)) if complaints else device, minor, links)
 
+    def _paths(self, one: _Found, found: Sequence[_Found]) -> tuple[DeviceLink, ...]:
+        """How near the others are over the bus, where nothing else joins them; what only a NUMA node has in common is told by its number."""
+        links = []
+        for other in found:
+            pair = (one.device.uuid, other.device.uuid)
+            if other is one or _nvlinks(one, other):
+                continue
+            try:
+                level = pynvml.nvmlDeviceGetTopologyCommonAncestor(*(self._handles[uuid] for uuid in pair))
+                self._told_paths[pair] = _PATHS.get(int(level), 0)
+            except (pynvml.NVMLError, KeyError):
+                pass  # not supported, or lost by now: what it was
+            if strength := self._told_paths.get(pair, 0):
+                links.append(DeviceLink(other.device.uuid, PCIE, strength))
+        return tuple(links)
+
     def _numa_node(self, ask: Callable[..., Any], address: str) -> int | None:
         """The host's node that is nearest.
 
@@ -346,9 +373,10 @@ def _links(one: _Found, found: Sequence[_Found]) -> tuple[DeviceLink, ...]:
     for other in found:
         if other is one:
             continue
-        strength = one.links.get(other.device.pci_address, 0) or min(
-            one.links.get(_SWITCH, 0), other.links.get(_SWITCH, 0)
-        )
-        if strength:
+        if strength := _nvlinks(one, other):
             links.append(DeviceLink(other.device.uuid, "nvlink", strength))
     return tuple(links)
+
+
+def _nvlinks(one: _Found, other: _Found) -> int:
+    return one.links.get(other.device.pci_address, 0) or min(one.links.get(_SWITCH, 0), other.links.get(_SWITCH, 0))
