@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import AgentId
 from bursar.core.messages.gangs import GangState
 from bursar.core.text import format_duration
 from bursar.master.allocator.gangs import room_for
@@ -21,26 +24,28 @@ MAX_CONSIDERED = 8
 def serve(cluster: Cluster, turn: Turn, *, full: bool) -> None:
     """Make bundles for those that fit, and hold for the first that does not. Before the cycle: it offers what is left."""
     gangs = cluster.gangs
-    dirty = None if cluster.all_dirty else set(cluster.dirty)
     line = line_up(cluster)
     for gang in line[MAX_CONSIDERED:]:
         gang.forget_room()
     line = line[:MAX_CONSIDERED]
+    given: set[AgentId] = set()
     for gang in line:
-        if dirty is None:
+        if cluster.all_dirty:
             gang.forget_room()
-        look(cluster, gang, dirty or (), sweep=full)
-        if gang.with_loans is not None:
-            look(cluster, gang.with_loans, dirty or (), sweep=full)
+        _look(cluster, gang, given, sweep=full)
         places = places_of(cluster, gang)
         if places is not None and offer_bundle(cluster, turn, gang, places):
+            given.update(places)
             continue
         if gang.recalls is None or not go_on(cluster, turn, gang):
             call_back(cluster, turn, gang)
     line = [gang for gang in line if not gang.bundle_id and gang.recalls is None]
     now_ms = turn.now.monotonic_ms
-    if gangs.holder is not None and not hold(cluster, gangs.holder):
-        release_hold(cluster, gangs.holder)
+    if gangs.holder is not None:
+        # Those behind it may have had a bundle, and let go of what they held.
+        _look(cluster, gangs.holder, given, sweep=full or cluster.all_dirty)
+        if not hold(cluster, gangs.holder):
+            release_hold(cluster, gangs.holder)
     for gang in line:
         if gangs.holder is not None:
             return
@@ -53,6 +58,13 @@ def serve(cluster: Cluster, turn: Turn, *, full: bool) -> None:
                 framework_id=gang.key.framework_id,
             )
             call_back(cluster, turn, gang)
+
+
+def _look(cluster: Cluster, gang: Gang, given: AbstractSet[AgentId], *, sweep: bool) -> None:
+    """Look at what has changed by now: also where others in line were given something, or let go of it."""
+    look(cluster, gang, cluster.dirty | given, sweep=sweep)
+    if gang.with_loans is not None:
+        look(cluster, gang.with_loans, cluster.dirty | given, sweep=sweep)
 
 
 def _begins_to_hold(cluster: Cluster, gang: Gang) -> bool:
