@@ -165,8 +165,11 @@ class Offering(Quotas):
             if not self.changed:
                 return
             agents, self.changed = self.changed, set()
-            # What anybody consumes or frees changes what limits and headroom leave elsewhere.
-            self.cycle(self.agents if self.quotas else agents)
+            made = -1
+            while made < len(self.offers):
+                made = len(self.offers)
+                # What anybody consumes or frees, by an offer too, changes what limits and headroom leave elsewhere.
+                self.cycle(self.agents if self.quotas else agents)
 
     def look_for(self, framework: Framework) -> None:
         """A stated demand is another one than agents were looked at for. Where more is open, any agent may serve it; where less
