@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -129,8 +128,7 @@ def _prepare() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
-    logging.getLogger("bursar.sdk").addHandler(logging.NullHandler())
-    logging.getLogger("bursar.sdk").propagate = bool(os.environ.get("BURSAR_DEBUG"))
+    problems.quiet_loggers()
 
 
 def _forget_stdout() -> None:

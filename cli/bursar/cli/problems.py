@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -57,6 +58,13 @@ def say(text: str) -> None:
         sys.stderr.flush()
     except OSError:
         pass
+
+
+def quiet_loggers() -> None:
+    """What libraries log is for those who look for a bug: gRPC's poller may outlive an event loop that was interrupted, and asyncio says so."""
+    for name in ("bursar.sdk", "asyncio"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = bool(os.environ.get("BURSAR_DEBUG"))
 
 
 def say_bug(error: Exception) -> None:

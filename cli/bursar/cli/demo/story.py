@@ -20,7 +20,7 @@ from bursar.cli.demo.report import Report
 from bursar.cli.demo.setting import Setting, choose
 from bursar.cli.local import Interrupted, Interrupts, LocalAgent, LocalCluster, OwnedDirectory, remove_orphans
 from bursar.cli.output import write_table
-from bursar.cli.problems import INTERRUPTED, REFUSED, TERMINATED, Failure, say, say_bug, say_error
+from bursar.cli.problems import INTERRUPTED, REFUSED, TERMINATED, Failure, quiet_loggers, say, say_bug, say_error
 from bursar.core.errors import BursarError
 from bursar.core.text import parse_request
 from bursar.frameworks.batch import Batch, from_template
@@ -35,6 +35,7 @@ _TASK_SCRIPT = 'echo "begin $(date +%s) $CUDA_VISIBLE_DEVICES"; sleep 1; echo "e
 
 def main() -> int:
     """Tell the story; 0 only if all that was checked held."""
+    quiet_loggers()
     console = Console(soft_wrap=not sys.stdout.isatty())
     interrupts = Interrupts()
     begin = time.monotonic()
