@@ -71,7 +71,7 @@ class Executor:
 
     async def execute(self, task: ExecutorTask) -> str | None:
         """Run a task. It has FINISHED when this returns (a text is its message), FAILED when it raises; it is cancelled to be KILLED."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `execute`: override it, it runs the tasks")
 
 
 def run(executor: Executor, socket: str | None = None) -> None:
