@@ -175,6 +175,18 @@ async def test_a_signal_ends_task_and_framework(
     assert task["state"] == "KILLED" and task["reason"] == "KILLED_BY_FRAMEWORK"
 
 
+async def test_tasks_are_found_by_what_is_known_of_them(cluster: Cluster, bursar: Any) -> None:
+    for owner in ("ada", "bob"):
+        assert (await bursar("run", "--label", "sweep=lr", "--label", f"owner={owner}", "--", "true")).code == 0
+    listing = ("task", "ls", "-a", "-o", "name", "--label", "sweep=lr")
+    both, bobs = [(await bursar(*listing, *more)).stdout.split() for more in ((), ("--label", "owner=bob"))]
+    assert len(both) == 2 and len(bobs) == 1 and bobs[0] in both
+    assert "owner=bob" in (await bursar("task", "show", bobs[0])).stdout
+    assert (await bursar(*listing, "--roles", "ml/**")).stdout == ""
+    refused = await bursar(*listing, "--agent", "nowhere")
+    assert refused.code == 3 and "nowhere" in refused.stderr
+
+
 async def test_operators_end_what_users_run(cluster: Cluster, bursar: Any) -> None:
     first, second = [await bursar.start("run", "--", "sh", "-c", "echo up; exec sleep 60") for _ in range(2)]
     for process in (first, second):

@@ -188,6 +188,21 @@ def ask(question: Callable[[OperatorClient], Awaitable[T]]) -> T:
     return asyncio.run(talk())
 
 
+def _read_labels(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    labels = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"{value!r} is not NAME=VALUE", ctx, param)
+        labels[name] = text
+    return labels
+
+
+def labels_option(text: str) -> Callable[[F], F]:
+    """`--label NAME=VALUE`, given to the command as `labels`."""
+    return click.option("--label", "labels", multiple=True, callback=_read_labels, metavar="NAME=VALUE", help=text)
+
+
 def _read_environment(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     """`K=V`; `K` alone takes the caller's own value, and is left out where there is none (as docker does)."""
     result: dict[str, str] = {}

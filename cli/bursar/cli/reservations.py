@@ -17,6 +17,7 @@ from bursar.cli.options import (
     RESOURCES,
     ROLES,
     ask,
+    labels_option,
     master_option,
     output_option,
 )
@@ -51,14 +52,7 @@ def _what(command: F) -> F:
     for option in (
         master_option,
         output_option,
-        click.option(
-            "--label",
-            "labels",
-            multiple=True,
-            callback=_read_labels,
-            metavar="NAME=VALUE",
-            help="Repeatable; part of its identity.",
-        ),
+        labels_option("Repeatable; part of its identity."),
         click.option("--dry-run", is_flag=True, help="Only print what would be done."),
         click.option(
             "--where",
@@ -84,16 +78,6 @@ def _what(command: F) -> F:
     ):
         command = option(command)
     return command
-
-
-def _read_labels(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    labels = {}
-    for value in values:
-        name, equals, text = value.partition("=")
-        if not name or not equals:
-            raise click.BadParameter(f"{value!r} is not NAME=VALUE", ctx, param)
-        labels[name] = text
-    return labels
 
 
 def _check_holder(role: str, roles: str) -> None:
@@ -230,14 +214,7 @@ def list_reservations(wide: bool, output: str) -> None:
 @click.option("--role", type=RESERVABLE_ROLE, default="", help="What is reserved to this role.")
 @click.option("--roles", type=ROLES, default="", metavar="EXPR", help="Instead, to this role expression.")
 @click.option("--agent", default="", help="An id, prefix or hostname.  [all]")
-@click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    callback=_read_labels,
-    metavar="NAME=VALUE",
-    help="Repeatable; only what is reserved under these.",
-)
+@labels_option("Repeatable; only what is reserved under these.")
 @click.option("--withdraw", is_flag=True, help="Lend it no longer: offers are rescinded, tasks get a notice.")
 @output_option
 @master_option

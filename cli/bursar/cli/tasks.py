@@ -9,16 +9,22 @@ from typing import Any
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import DURATION_MS, ask, master_address, master_option, output_option
+from bursar.cli.options import DURATION_MS, TextType, ask, labels_option, master_address, master_option, output_option
 from bursar.cli.problems import BROKEN_PIPE
 from bursar.cli.streams import OutputClosed, StandardStreams
 from bursar.cli.task_files import cp_command
 from bursar.cli.task_sessions import attach_command, exec_command
 from bursar.cli.task_stats import stats_command
 from bursar.core.lives import CheckStatus
+from bursar.core.role_expressions import parse_role_expression
+from bursar.core.roles import DEFAULT_ROLE
 from bursar.core.text import format_request
 from bursar.runtime.codec import decode, decode_request
 from bursar.sdk import LogReader, OperatorClient
+
+_ROLES_OR_DEFAULT = TextType(
+    "expression", lambda text: text if text.strip() in ("", DEFAULT_ROLE) else str(parse_role_expression(text))
+)
 
 LISTING = out.Listing(
     columns={
@@ -70,11 +76,19 @@ def task() -> None:
 @task.command("ls")
 @click.option("-a", "--all", "ended", is_flag=True, help="Also those that have ended.")
 @click.option("--framework", default="", help="Only this framework's: an id or prefix.")
+@click.option("--agent", default="", help="Only those on this agent: an id, prefix or hostname.")
+@click.option(
+    "--roles",
+    type=_ROLES_OR_DEFAULT,
+    default="",
+    help="Only those of roles that this role expression covers, such as 'ml/**'.",
+)
+@labels_option("Only those with this label; repeatable, for and.")
 @output_option
 @master_option
-def list_tasks(ended: bool, framework: str, output: str) -> None:
+def list_tasks(ended: bool, framework: str, agent: str, roles: str, labels: dict[str, str], output: str) -> None:
     """List tasks."""
-    tasks = ask(lambda client: client.tasks(framework, ended=ended))
+    tasks = ask(lambda client: client.tasks(framework, ended=ended, agent=agent, roles=roles, labels=labels))
     grouped = {"GROUP": lambda task: task.spec.task_group.name or "-"}
     columns = LISTING.columns | (grouped if any(task.spec.HasField("task_group") for task in tasks) else {})
     out.print_list(tasks, replace(LISTING, columns=columns), output)

@@ -89,9 +89,19 @@ class OperatorClient:
         """All outstanding offers."""
         return await self._all("Offers", "offers")
 
-    async def tasks(self, framework: str = "", *, ended: bool = False) -> list[operator_service_pb2.TaskView]:
-        """Tasks, of one framework or of all; also those that have ended where `ended`."""
-        return await self._all("Tasks", "tasks", framework=framework, all=ended)
+    async def tasks(
+        self,
+        framework: str = "",
+        *,
+        ended: bool = False,
+        agent: str = "",
+        roles: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> list[operator_service_pb2.TaskView]:
+        """Tasks, of one framework, agent and role expression and with all `labels`, or of all; also those that have ended where `ended`."""
+        return await self._all(
+            "Tasks", "tasks", framework=framework, all=ended, agent=agent, roles=roles, labels=labels or {}
+        )
 
     async def task(self, task: str) -> operator_service_pb2.TaskView:
         """One task."""

@@ -29,6 +29,7 @@ from bursar.master.flags import find_flag, read_run_time_value
 from bursar.master.offers import rescind_forbidden
 from bursar.master.records import Audited, FlagRecorded
 from bursar.master.state import Cluster, Framework, Turn
+from bursar.master.task_listing import list_tasks
 from bursar.master.tasks import kill, restart
 
 Answer = OperatorResponse | ErrorDetail
@@ -88,7 +89,7 @@ def answer(
             listed, token = views.page_of(offers, lambda outstanding: outstanding.offer.offer_id, page)
             return op.ListOffersResponse(tuple(views.offer_view(cluster, outstanding) for outstanding in listed), token)
         case op.ListTasksRequest():
-            return _list_tasks(cluster, request)
+            return list_tasks(cluster, request)
         case op.GetTaskRequest(name):
             task = views.find_task(cluster, name)
             return task if isinstance(task, ErrorDetail) else op.GetTaskResponse(views.task_view(cluster, task))
@@ -287,23 +288,6 @@ def apply_flag(cluster: Cluster, turn: Turn, name: str) -> int:
         case "agent-ping-timeout" | "max-agent-ping-timeouts":
             tell_ping_settings(cluster, turn)
     return 0
-
-
-def _list_tasks(cluster: Cluster, request: op.ListTasksRequest) -> Answer:
-    keys = sorted(cluster.tasks)
-    if request.framework:
-        owners = {key.framework_id for key in keys if key.framework_id.startswith(request.framework)}
-        owners |= {framework_id for framework_id in cluster.frameworks if framework_id.startswith(request.framework)}
-        if request.framework in owners:
-            owners = {next(owner for owner in owners if owner == request.framework)}
-        if len(owners) != 1:
-            found = views.find_framework(cluster, request.framework)
-            if isinstance(found, ErrorDetail):
-                return found
-        keys = [key for key in keys if key.framework_id in owners]
-    shown = [key for key in keys if request.all or not cluster.tasks[key].state.is_terminal]
-    part, token = views.page_of(shown, lambda key: "/".join(key), request.page)
-    return op.ListTasksResponse(tuple(views.task_view(cluster, cluster.tasks[key]) for key in part), token)
 
 
 def _explain_framework(cluster: Cluster, turn: Turn, name: str, agent_name: str, role: str) -> Answer:

@@ -197,7 +197,9 @@ class Operator:
             op.GetFrameworkRequest(framework),
             op.ListRolesRequest(page),
             op.ListOffersRequest(page),
-            op.ListTasksRequest(page, random.random() < 0.5, random.choice(("", framework))),
+            op.ListTasksRequest(
+                page, random.random() < 0.5, random.choice(("", framework)), roles=random.choice(("", "*"))
+            ),
             op.ListDevicesRequest(page, random.choice(("", agent))),
             op.ListReservationsRequest(page),
             op.ListQuotasRequest(page),

@@ -438,6 +438,9 @@ class ListTasksRequest:
     page: Page = Page()
     all: bool = False
     framework: str = ""
+    agent: str = ""
+    roles: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
