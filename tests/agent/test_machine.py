@@ -664,6 +664,17 @@ def test_a_pull_goes_on_after_a_restart_of_the_agent() -> None:
 # --- generations ----------------------------------------------------------------------------------------------------
 
 
+def test_a_task_that_it_was_told_of_and_has_lost_is_not_begun_again() -> None:
+    agent = Agent().ready()
+    agent.launch(task("other"))
+    lost = replace(task("t", 0), generation=agent.durable.generation)
+    effects = agent.launch(lost)
+    assert states(effects) == [S.GONE] and not of(effects, StartContainer)
+    assert key("t") in agent.durable.finished, "and it never will be"
+    new = replace(task("u", 0), generation=replace(agent.durable.generation, sequence=99))
+    assert of(agent.launch(new), StartContainer)
+
+
 def test_lower_generations_are_refused() -> None:
     agent = Agent().ready()
     agent.hear(DesiredState(Generation(2, 5)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bursar.core.devices import DeviceHealth
 from bursar.core.errors import ErrorReason
 from bursar.core.ids import AgentId, ConnectionId, Generation
 from bursar.core.messages.agent import (
@@ -285,7 +286,7 @@ def test_a_launch_that_never_arrived_is_sent_again_while_it_is_young(book: Any) 
     agent = book.agent()
     framework = book.framework()
     framework.run(book.spec("t"))
-    agent.tasks.clear()
+    agent.never_got("t")
     agent.disconnect()
     book.advance(60_000)
     agent.connect()
@@ -297,7 +298,7 @@ def test_a_launch_that_is_too_old_is_dropped_and_reported(book: Any) -> None:
     agent = book.agent()
     framework = book.framework()
     framework.run(book.spec("t"))
-    agent.tasks.clear()
+    agent.never_got("t")
     agent.disconnect()
     book.advance(60_001)
     agent.connect()
@@ -319,6 +320,36 @@ def test_a_task_that_is_not_there_any_more_is_gone(book: Any) -> None:
     assert (status.state, status.reason) == (TaskState.GONE, StatusReason.CONTAINER_LOST)
 
 
+def test_a_launch_that_the_agent_had_and_lost_while_the_master_was_away_is_never_sent_again(book: Any) -> None:
+    """A new master has heard nothing of it; that its agent was told, the agent's generation says."""
+    agent = book.agent()
+    framework = book.framework()
+    framework.run(book.spec("t"))
+    framework.acknowledge(agent.update("t", TaskState.RUNNING))
+    framework.statuses()
+    del agent.tasks["f", "t"]
+    book.restart()
+    framework.connect()
+    agent.connect()
+    assert not told(agent).launch
+    (status,) = framework.statuses()
+    assert (status.state, status.reason) == (TaskState.GONE, StatusReason.CONTAINER_LOST)
+
+
+def test_a_launch_that_was_under_way_when_the_master_died_is_sent_once_more(book: Any) -> None:
+    agent = book.agent()
+    framework = book.framework()
+    framework.run(book.spec("t"))
+    agent.never_got("t")
+    book.restart()
+    agent.connect()
+    assert [task.spec.task_id for task in told(agent).launch] == ["t"]
+    # It was taken this time, and its agent dies before it has said anything.
+    del agent.tasks["f", "t"]
+    agent.connect()
+    assert not told(agent).launch and state_of(book, "t") is TaskState.GONE
+
+
 def test_after_a_boot_of_the_machine_its_tasks_are_dead_for_that_reason(book: Any) -> None:
     agent = book.agent()
     framework = book.framework()
@@ -335,9 +366,11 @@ def test_after_a_boot_of_the_machine_its_tasks_are_dead_for_that_reason(book: An
 def test_a_task_that_was_to_be_killed_is_killed_on_return(book: Any) -> None:
     agent = book.agent()
     framework = book.framework()
-    framework.run(book.spec("t1"), book.spec("t2"))
+    framework.run(book.spec("t1", cpus=1))
     framework.acknowledge(agent.update("t1", TaskState.RUNNING))
-    del agent.tasks["f", "t2"]
+    framework.revive()
+    framework.run(book.spec("t2", cpus=1))
+    agent.never_got("t2")
     agent.disconnect()
     framework.kill("t1", grace_ms=7)
     framework.kill("t2")
@@ -426,7 +459,7 @@ def test_what_is_adopted_comes_before_what_is_launched(book: Any) -> None:
     agent = book.agent(gpus=1)
     framework = book.framework()
     framework.run(book.spec("old", gpus=1))
-    agent.tasks.clear()
+    agent.never_got("old")
     agent.disconnect()
     agent.connect(reports=[book.report("new", book.resources(1, devices=["a-gpu0"]))])
     assert state_of(book, "new") is TaskState.RUNNING
@@ -512,7 +545,7 @@ def test_a_launch_that_does_not_fit_any_more_is_dropped(book: Any) -> None:
     agent = book.agent(gpus=2)
     framework = book.framework()
     framework.run(book.spec("t", gpus=2))
-    agent.tasks.clear()
+    agent.never_got("t")
     agent.disconnect()
     agent.connect(
         resources=(ReservedResources((), book.resources(8, 16, ["a-gpu0"])),),
@@ -575,6 +608,14 @@ def test_a_reserved_device_that_vanishes_is_withheld_and_health_is_still_heard(b
     agent.say(DevicesChanged(left, (ReservedResources((), book.resources(8, 16, ["a-gpu1", "a-gpu2"])),)))
     assert framework.offered().devices == {"a-gpu2"}
     assert agent.view.withheld.devices == {"a-gpu0", "a-gpu1"}
+    # What is offered and what is recorded is the same, also while not all of it is taken over.
+    recorded = {device.uuid: device.health for device in book.registry.agents["a"].info.devices}
+    assert recorded == {device.uuid: device.health for device in agent.view.devices}
+    assert {uuid for uuid, health in recorded.items() if health is DeviceHealth.UNHEALTHY} == {"a-gpu0", "a-gpu1"}
+    well = tuple(book.devices("a", 3)[1:])
+    agent.say(DevicesChanged(well, (ReservedResources((), book.resources(8, 16, ["a-gpu1", "a-gpu2"])),)))
+    assert framework.offered().devices == {"a-gpu1", "a-gpu2"}
+    assert [device.health for device in book.registry.agents["a"].info.devices][1:] == [DeviceHealth.HEALTHY] * 2
 
 
 def test_changes_that_contradict_themselves_do_not_take_the_master_down(book: Any) -> None:

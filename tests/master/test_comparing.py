@@ -162,14 +162,70 @@ def test_a_task_that_the_agent_has_lost_is_gone(running: Any) -> None:
     assert not agent.view.allocated.devices and repaired(book) == ["gone"]
 
 
-def test_a_launch_that_the_agent_has_lost_is_said_again(running: Any) -> None:
+def test_the_end_of_a_task_that_the_master_has_lost_is_told(running: Any) -> None:
+    book, agent, framework = running
+    agent.acknowledged()
+    forget(book, "t")
+    end = agent.update("t", TaskState.FINISHED, message="done")
+    (request,) = agent.heard(BooksRequest)
+    assert not agent.acknowledged(), "nobody knows of it yet"
+    agent.repeat(end)
+    assert not agent.heard(BooksRequest), "it is asked already"
+    answer(agent, request)
+    (status,) = framework.statuses()
+    assert (status.task_id, status.state, status.message) == ("t", TaskState.FINISHED, "done")
+    assert repaired(book) == ["end"] and not agent.acknowledged()
+    book.restart()
+    framework.connect()
+    agent.connect()
+    again = framework.statuses()[-1]
+    assert again.update_id == status.update_id
+    framework.acknowledge(again)
+    assert agent.acknowledged() == [("t", end.update_id)]
+    assert state_of(book, "t") is TaskState.FINISHED
+
+
+def test_an_end_that_came_while_they_were_apart_and_the_master_has_lost_is_told(running: Any) -> None:
+    book, agent, framework = running
+    agent.acknowledged()
+    agent.disconnect()
+    forget(book, "t")
+    end = agent.update("t", TaskState.FAILED, deliver=False)
+    agent.connect()
+    (status,) = framework.statuses()
+    assert status.state is TaskState.FAILED
+    framework.acknowledge(status)
+    assert agent.acknowledged() == [("t", end.update_id)]
+
+
+def test_a_status_of_a_task_that_the_master_has_lost_has_it_found_at_once(running: Any) -> None:
+    book, agent, framework = running
+    forget(book, "t")
+    agent.update("t", TaskState.KILLING)
+    (request,) = agent.heard(BooksRequest)
+    answer(agent, request)
+    assert state_of(book, "t") is TaskState.KILLING and repaired(book) == ["adopted"]
+    assert [status.state for status in framework.statuses()] == [TaskState.KILLING]
+
+
+def test_a_launch_that_the_agent_never_got_is_said_again(running: Any) -> None:
+    book, agent, framework = running
+    framework.run(book.spec("u", cpus=1))
+    agent.heard(DesiredState)
+    agent.never_got("u")
+    repair(agent)
+    (desired,) = agent.heard(DesiredState)
+    assert [task.spec.task_id for task in desired.launch] == ["u"] and repaired(book) == ["launch"]
+
+
+def test_a_launch_that_the_agent_got_and_lost_is_gone(running: Any) -> None:
     book, agent, framework = running
     framework.run(book.spec("u", cpus=1))
     agent.heard(DesiredState)
     del agent.tasks["f", "u"]
     repair(agent)
     (desired,) = agent.heard(DesiredState)
-    assert [task.spec.task_id for task in desired.launch] == ["u"] and repaired(book) == ["launch"]
+    assert not desired.launch and state_of(book, "u") is TaskState.GONE and repaired(book) == ["gone"]
 
 
 def test_what_is_launched_after_the_question_is_on_its_way_and_no_difference(running: Any) -> None:

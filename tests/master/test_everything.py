@@ -244,7 +244,9 @@ class Everything(Quiet):
         if boot or lost:
             # A task that it lost and never reported, or a machine that was started anew.
             for key in [key for key, report in agent.tasks.items() if not report.state.is_terminal]:
-                if boot or data.draw(st.booleans()):
+                if data.draw(st.booleans()) and not boot:
+                    agent.never_got(key[1], framework=key[0])
+                elif boot or data.draw(st.booleans()):
                     del agent.tasks[key]
         info = agent.info
         if boot:

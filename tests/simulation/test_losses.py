@@ -11,12 +11,14 @@ import pytest
 import bursar.master.comparing as master_comparing
 from bursar.agent import lives
 from bursar.agent.machine import AgentMachine
+from bursar.agent.reporting import Reporting
 from bursar.agent.tasks import TaskKey
 from bursar.agent.ward import Ward
 from bursar.core.books import COMPARE_INTERVAL_MS
 from bursar.core.messages.agent import RestartTask
+from bursar.core.tasks import AssignedTask
 from bursar.master import agents as master_agents
-from bursar.master import registration
+from bursar.master import differences, registration
 from bursar.master.machine import MasterMachine
 from bursar.simulation.checkers.repairs import DUE_MS
 from bursar.simulation.faults import Faults
@@ -35,6 +37,14 @@ def cluster(seed: int, faults: Faults) -> World:
     world.add_agent(0)
     world.add_framework(Greedy, "*")
     world.add_framework(Greedy, "eng", gpus=False)
+    return world
+
+
+def ending(seed: int, faults: Faults) -> World:
+    """Tasks are short: they end before anybody looks."""
+    world = World(seed, faults=faults, flags={"offer_timeout": "5s"})
+    world.add_agent(4)
+    world.add_framework(Hog, "*")
     return world
 
 
@@ -84,12 +94,45 @@ def test_unbroken_it_passes() -> None:
     assert condemned(seeds=1) == ""
 
 
+#: Two losses at once: a task falls out of its agent's books while its master begins anew and has heard nothing of it.
+TWICE = replace(
+    LOSING, losses_per_minute=30, master_crashes_per_minute=4, master_down_ms=500, agent_crashes_per_minute=1
+)
+
+
+def test_what_an_agent_lost_is_not_begun_again_by_a_new_master() -> None:
+    assert condemned(TWICE) == ""
+
+
 # --- judges must be able to condemn --------------------------------------------------------------------------------------
 
 
 def test_a_master_that_does_not_compare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(master_comparing, "_repair", lambda *_: None)
     assert "is not repaired after" in condemned()
+
+
+def test_machines_that_do_not_look_whether_a_task_was_told_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AssignedTask, "was_told_by", lambda self, seen: False)
+    why = condemned(TWICE)
+    assert "was started on" in why or "which still runs" in why
+
+
+def test_a_master_that_tells_nobody_of_the_end_of_what_it_had_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registration, "is_news", lambda *_: False)
+    monkeypatch.setattr(differences, "is_news", lambda *_: False)
+    assert "was taken; ended: False" in condemned(LOSING, make=ending)
+
+
+def test_an_agent_that_speaks_of_what_it_lost_as_if_it_were_the_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken for a repeat of the real first update, and its framework never hears of the end."""
+    original = Reporting.status
+
+    def numbered(self: Reporting, key: TaskKey, verdict: Any, update_id: str, devices: Any) -> Any:
+        return original(self, key, verdict, "1" if update_id == "0" else update_id, devices)
+
+    monkeypatch.setattr(Reporting, "status", numbered)
+    assert "was taken; ended: False" in condemned(TWICE)
 
 
 def test_an_agent_that_does_not_compare(monkeypatch: pytest.MonkeyPatch) -> None:

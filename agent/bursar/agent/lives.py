@@ -109,7 +109,13 @@ class Lives:
             key = TaskKey(task.framework_id, task.spec.task_id)
             if key in self._books.state.finished:
                 self._reporting.repeat_end(key)
-            elif key not in self._books.state.tasks:
+            elif key in self._books.state.tasks:
+                continue
+            elif task.was_told_by(self._books.state.generation):
+                # It was here, and we lost it: whatever became of it, it is not begun again.
+                words = "this agent was told of the task before, and does not know it any more"
+                self._reporting.never_here(key, Verdict(TaskState.GONE, StatusReason.CONTAINER_LOST, words))
+            else:
                 fresh.append(task)
         problems = [(task, problem) for task in fresh if (problem := self._problem(task, fresh)) is not None]
         for task in fresh:
@@ -175,7 +181,8 @@ class Lives:
                 self._reporting.repeat_end(key)
             else:
                 self._reporting.never_here(
-                    key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it was started")
+                    key,
+                    Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed; its agent had nothing of it"),
                 )
             return
         container_id = container_of(self._books.info.agent_id, key)

@@ -173,8 +173,12 @@ class Reporting:
         self._books.updates.append(self._books.state.finished[key].status)
 
     def never_here(self, key: TaskKey, verdict: Verdict) -> None:
-        """Answer for a task of which we have nothing, and see to it that it never begins."""
-        status = self.status(key, verdict, "1", ())
+        """Answer for a task of which we have nothing, and see to it that it never begins.
+
+        The number is one that no task's first update has: the task may have been here and be lost, and what was said of it then is
+        not to be mistaken for this, which would be told to nobody.
+        """
+        status = self.status(key, verdict, "0", ())
         self.finish(FinishedTask(status, self._books.now.wall_ms))
         self._books.updates.append(status)
 

@@ -9,7 +9,7 @@ from enum import IntEnum
 from bursar.core.device_names import device_kind
 from bursar.core.errors import InvalidText
 from bursar.core.fetching import Fetch, fetches_problem
-from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId, id_problem
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, Generation, TaskId, id_problem
 from bursar.core.lives import (
     Check,
     CheckStatus,
@@ -206,6 +206,12 @@ class AssignedTask:
     launched_at_ms: int = 0
     #: It runs on what is lent, and may be ended after a notice.
     revocable: bool = False
+    #: Of the desired state with which it was launched first; empty: not known.
+    generation: Generation = field(default_factory=Generation)
+
+    def was_told_by(self, seen: Generation) -> bool:
+        """Whether an agent that has recorded this generation was told of the task: if it does not have it, it has lost it."""
+        return self.generation != Generation() and self.generation <= seen
 
     @property
     def device_uuids(self) -> tuple[DeviceUuid, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from bursar.core.device_names import parent_of
@@ -193,25 +193,29 @@ def change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: DevicesC
     except InsufficientResources as error:
         total, problem = {}, problem or str(error)
     if problem:
-        # The reservations stay as they are; what vanished is withheld until it is back.
-        said = {device.uuid: device for device in message.devices}
-        withheld = {uuid: _unhealthy(said[uuid]) if uuid in said else "vanished" for uuid in agent.devices}
-        turn.publish("devices_changed", f"not taken over: {problem}", agent_id=agent.agent_id)
-        said_so = {uuid: why for uuid, why in withheld.items() if why}
-        cluster.ledger.set_withheld(agent.agent_id, said_so | cordoned(cluster, agent))
-        agent.comparing.untaken = message
-        rescind(cluster, turn, offers_on(cluster, agent.agent_id), "devices of the agent changed")
-        return
-    agent.comparing.untaken = None
+        # What there is stays as it is, and so do the reservations; how it is, is heard.
+        info = replace(agent.info, devices=_as_said(agent.info.devices, message.devices))
+    agent.comparing.untaken = message if problem else None
     cluster.describe_anew(agent, info)
-    before, agent.devices = agent.devices, {device.uuid: device for device in message.devices}
+    before, agent.devices = agent.devices, {device.uuid: device for device in info.devices}
     turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
     rescind(cluster, turn, offers_on(cluster, agent.agent_id), "devices of the agent changed")
-    cluster.ledger.set_total(agent.agent_id, total)
+    if not problem:
+        cluster.ledger.set_total(agent.agent_id, total)
     withhold_unhealthy(cluster, agent)
     cluster.touch(agent.agent_id)
-    turn.publish("devices_changed", f"devices of {info.hostname} changed", agent_id=agent.agent_id)
+    words = f"not taken over: {problem}" if problem else f"devices of {info.hostname} changed"
+    turn.publish("devices_changed", words, agent_id=agent.agent_id)
     _tell_of_health(turn, agent, before)
+
+
+def _as_said(known: Iterable[Device], said: Iterable[Device]) -> tuple[Device, ...]:
+    """The devices that were known, each as it is now; one of which nothing is said has vanished."""
+    now = {device.uuid: device for device in said}
+    return tuple(
+        now.get(device.uuid, replace(device, health=DeviceHealth.UNHEALTHY, health_reason="it has vanished"))
+        for device in known
+    )
 
 
 def stream_ended(cluster: Cluster, turn: Turn, agent: Agent) -> None:

@@ -13,9 +13,9 @@ from dataclasses import replace
 
 from bursar.core.books import device_lines, digest, task_line
 from bursar.core.ids import DeviceUuid
-from bursar.core.messages.agent import BooksDigest, BooksReport, BooksRequest, DesiredState, DevicesChanged, Repair
+from bursar.core.messages.agent import BooksDigest, BooksReport, DesiredState, DevicesChanged, Repair
 from bursar.master.agents import change_devices, tell_device_orders
-from bursar.master.differences import differences, is_to_end, report_repairs
+from bursar.master.differences import ask_for_books, differences, is_to_end, report_repairs
 from bursar.master.events import AgentRegistering
 from bursar.master.offers import offers_on, rescind
 from bursar.master.registration import generation_above, judge_tasks, refusal_of, repeat_restarts
@@ -43,14 +43,8 @@ def _hear_digest(cluster: Cluster, turn: Turn, agent: Agent, message: BooksDiges
         comparing.differing, comparing.fruitless = 0, 0
         return
     comparing.differing += 1
-    if comparing.differing < _patience(comparing) or comparing.asked:
-        return
-    comparing.differing = 0
-    comparing.last_number += 1
-    to_end = frozenset(task.key for task in cluster.live_tasks(agent.tasks) if is_to_end(task))
-    comparing.asked = Asked(comparing.last_number, frozenset(agent.tasks), to_end)
-    comparing.parts = []
-    turn.to_agent(agent, BooksRequest(comparing.last_number))
+    if comparing.differing >= _patience(comparing):
+        ask_for_books(cluster, turn, agent)
 
 
 def _patience(comparing: Comparing) -> int:
@@ -102,7 +96,7 @@ def _repair(cluster: Cluster, turn: Turn, agent: Agent, asked: Asked, said: Agen
         return
     comparing.problem = ""
     repeat_restarts(cluster, turn, agent, said.tasks)
-    found = differences(cluster, agent, said.tasks, asked)
+    found = differences(cluster, agent, said.tasks, seen, asked)
     has_other_devices = digest(device_lines(info.devices, info.resources, {})) != digest(_lines_of(agent, {}))
     if has_other_devices:
         found.append(Repair("devices", message="its devices or resources were not those that the master knew"))
@@ -116,7 +110,7 @@ def _repair(cluster: Cluster, turn: Turn, agent: Agent, asked: Asked, said: Agen
     rescind(cluster, turn, offers_on(cluster, agent.agent_id), f"what is known of agent {info.hostname} is repaired")
     if has_other_devices:
         change_devices(cluster, turn, agent, DevicesChanged(info.devices, info.resources))
-    launches, kills, keeps = judge_tasks(cluster, turn, agent, said.tasks, rebooted=False, asked=asked)
+    launches, kills, keeps = judge_tasks(cluster, turn, agent, said.tasks, seen, rebooted=False, asked=asked)
     agent.generation = generation_above(cluster, turn, agent, seen)
     turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
     cluster.touch(agent.agent_id)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bursar.core.messages.agent import Repair, TaskReport
+from bursar.core.ids import Generation
+from bursar.core.messages.agent import BooksRequest, Repair, TaskReport
 from bursar.core.tasks import StatusReason, TaskState
 from bursar.master.ledger import TaskKey
 from bursar.master.state import Agent, Asked, Cluster, Task, Turn
@@ -18,10 +19,28 @@ def is_to_end(task: Task) -> bool:
     return task.kill_reason is not StatusReason.UNSPECIFIED or task.state is TaskState.KILLING
 
 
+def is_news(cluster: Cluster, report: TaskReport) -> bool:
+    """Whether the end of a task that no record knows is still to be told to somebody."""
+    return bool(report.unacknowledged) and report.framework_id in cluster.frameworks
+
+
+def ask_for_books(cluster: Cluster, turn: Turn, agent: Agent) -> None:
+    """Have an agent say all that it believes, unless it is about to: the answer is judged by `comparing`."""
+    comparing = agent.comparing
+    if comparing.asked:
+        return
+    comparing.differing = 0
+    comparing.last_number += 1
+    to_end = frozenset(task.key for task in cluster.live_tasks(agent.tasks) if is_to_end(task))
+    comparing.asked = Asked(comparing.last_number, frozenset(agent.tasks), to_end)
+    comparing.parts = []
+    turn.to_agent(agent, BooksRequest(comparing.last_number))
+
+
 def differences(
-    cluster: Cluster, agent: Agent, reports: Iterable[TaskReport], asked: Asked | None = None
+    cluster: Cluster, agent: Agent, reports: Iterable[TaskReport], seen: Generation, asked: Asked | None = None
 ) -> list[Repair]:
-    """What will be repaired when these reports are judged; `asked`: what was known when they were asked for, None: at a registration."""
+    """What will be repaired when these reports of an agent at generation `seen` are judged; `asked`: what was known when they were asked for, None: at a registration."""
     found: list[Repair] = []
     reported: set[TaskKey] = set()
     for report in reports:
@@ -29,7 +48,9 @@ def differences(
         reported.add(key)
         task = cluster.tasks.get(key)
         if task is None:
-            if not report.state.is_terminal:
+            if report.state.is_terminal and is_news(cluster, report):
+                found.append(Repair("end", *key, message="it had ended on its agent, and nobody knew of it"))
+            elif not report.state.is_terminal:
                 found.append(Repair("adopted", *key, message="it ran on its agent, and nobody knew of it"))
         elif task.agent_id == agent.agent_id:
             what, words = _difference(task, report, asked)
@@ -39,7 +60,7 @@ def differences(
         task = cluster.tasks[key]
         if asked is not None and key not in asked.tasks:
             continue
-        if task.status is None and task.state is TaskState.STAGING:
+        if task.status is None and task.state is TaskState.STAGING and not task.assigned.was_told_by(seen):
             found.append(Repair("launch", *key, message="its agent never got it"))
         else:
             found.append(Repair("gone", *key, message=f"it was {task.state.name}, and its agent does not have it"))

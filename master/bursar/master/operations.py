@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from bursar.core.errors import ErrorDetail, ErrorReason
-from bursar.core.ids import AgentId, FrameworkId, OfferId
+from bursar.core.ids import AgentId, FrameworkId, Generation, OfferId
 from bursar.core.messages.framework import RESERVATION_REFINEMENT
 from bursar.core.messages.gangs import GangState
 from bursar.core.messages.offers import Accept, CallResult, Launch, OperationResult, Reserve, Unreserve
@@ -46,7 +46,7 @@ from bursar.master.quotas import accept_problem
 from bursar.master.records import CallDone, TaskRecorded
 from bursar.master.state import Cluster, Framework, OutstandingOffer, Task, Turn
 from bursar.master.task_groups import completed, group_refusal
-from bursar.master.tasks import add_task, send_launches
+from bursar.master.tasks import add_task, next_generation, send_launches
 
 
 @dataclass(slots=True)
@@ -420,6 +420,7 @@ def _carry_out(
     all_ended = end_offers(cluster, call.offer_ids)
     offers = [ended.offer for ended, _ in all_ended]
     launched: dict[AgentId, list[AssignedTask]] = {}
+    generations: dict[AgentId, tuple[Generation, Generation]] = {}
     changed: set[AgentId] = set()
     for step in plan.steps:
         match step:
@@ -432,8 +433,16 @@ def _carry_out(
             case _Start(agent_id, spec, holding, operation_id):
                 # Whoever uses nothing of what is lent has nothing to give back.
                 revocable = plan.revocable and (plan.of_hold or not is_of_hold(holding))
+                if agent_id not in generations:
+                    generations[agent_id] = next_generation(cluster.agents[agent_id], cluster.term)
                 assigned = AssignedTask(
-                    framework.framework_id, plan.role, spec, to_reserved(holding), turn.now.wall_ms, revocable
+                    framework.framework_id,
+                    plan.role,
+                    spec,
+                    to_reserved(holding),
+                    turn.now.wall_ms,
+                    revocable,
+                    generations[agent_id][1],
                 )
                 task = Task(agent_id, assigned, call_id=call.call_id, operation_id=operation_id)
                 add_task(cluster, task, held=True)
@@ -465,7 +474,7 @@ def _carry_out(
     turn.persist(CallDone(framework.framework_id, result))
     turn.to_framework(framework, result)
     for agent_id, tasks in launched.items():
-        send_launches(cluster, turn, cluster.agents[agent_id], tasks)
+        send_launches(turn, cluster.agents[agent_id], generations[agent_id], tasks)
     cluster.counters.offers_accepted += len(offers)
     if gang is not None:
         gangs.taken(cluster, gang, [step.spec.task_id for step in plan.steps if isinstance(step, _Start)])

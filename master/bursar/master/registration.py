@@ -36,7 +36,7 @@ from bursar.master.agents import (
     tell_device_orders,
     withhold_unhealthy,
 )
-from bursar.master.differences import NEVER_NORMAL, differences, is_to_end, report_repairs
+from bursar.master.differences import NEVER_NORMAL, differences, is_news, is_to_end, report_repairs
 from bursar.master.effects import CloseStream, SendToAgent
 from bursar.master.events import AgentRegistering
 from bursar.master.images import greet
@@ -44,7 +44,7 @@ from bursar.master.ledger import TaskKey
 from bursar.master.offers import offers_on, rescind
 from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, KillRecorded, TaskRecorded, TermRaised
 from bursar.master.state import Agent, Asked, Cluster, Comparing, Task, Turn, buckets_of
-from bursar.master.tasks import add_task, master_status, on_update, tell_restart
+from bursar.master.tasks import add_task, enter_ended, master_status, on_update, tell_restart
 
 _Judged = tuple[list[AssignedTask], list[KillTask], list[TaskRef]]
 """What an agent is told of tasks: to launch, to kill, to keep."""
@@ -68,10 +68,18 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
         rescind(cluster, turn, offers_on(cluster, info.agent_id), f"agent {info.hostname} registered again")
     rebooted = known is not None and known.info.boot_id != info.boot_id
     agent = _take_in(cluster, turn, event, known)
-    repairs = [] if rebooted else [one for one in differences(cluster, agent, event.tasks) if one.what in NEVER_NORMAL]
+    repairs = (
+        []
+        if rebooted
+        else [
+            one
+            for one in differences(cluster, agent, event.tasks, event.register.generation)
+            if one.what in NEVER_NORMAL
+        ]
+    )
     tasks: _Judged = ([], [], [])
     if known is not None or event.tasks:
-        tasks = judge_tasks(cluster, turn, agent, event.tasks, rebooted=rebooted)
+        tasks = judge_tasks(cluster, turn, agent, event.tasks, event.register.generation, rebooted=rebooted)
     launches, kills, keeps = tasks
     agent.generation = generation_above(cluster, turn, agent, event.register.generation)
     turn.to_agent(agent, registered(cluster))
@@ -229,6 +237,7 @@ def judge_tasks(
     turn: Turn,
     agent: Agent,
     reports: Iterable[TaskReport],
+    seen: Generation,
     *,
     rebooted: bool,
     asked: Asked | None = None,
@@ -236,6 +245,7 @@ def judge_tasks(
     """Answer task by task: keep, kill for a recorded reason, launch what it never got; what is unknown is adopted.
 
     In this order: what has ended frees what it held; then what runs there unknown is adopted; only then is anything launched.
+    `seen`: the generation that the agent has recorded: what was launched up to it and is missing was lost there, and is not begun again.
     `asked`: the reports are of a registered agent, and lack what it was told after that.
     """
     reported: dict[TaskKey, TaskReport] = {}
@@ -243,7 +253,9 @@ def judge_tasks(
     for report in reports:
         key = TaskKey(report.framework_id, report.task.spec.task_id)
         task = cluster.tasks.get(key)
-        if task is None and report.state.is_terminal:
+        if task is None and report.state.is_terminal and is_news(cluster, report):
+            enter_ended(cluster, turn, agent, report)
+        elif task is None and report.state.is_terminal:
             for status in report.unacknowledged:
                 on_update(cluster, turn, agent, status)
         elif task is None:
@@ -254,7 +266,7 @@ def judge_tasks(
             reported[key] = report
     missing = agent.tasks - reported.keys()
     known = missing if asked is None else missing & asked.tasks
-    staged = _judge_missing(cluster, turn, agent, known, rebooted)
+    staged = _judge_missing(cluster, turn, known, seen, rebooted)
     on_their_way = [cluster.tasks[key] for key in sorted(missing - known)]
     kills: list[KillTask] = []
     held = [to_holding(report.task.resources) for report in _live_reports(cluster, unknown)]
@@ -295,13 +307,13 @@ def judge_tasks(
 
 
 def _judge_missing(
-    cluster: Cluster, turn: Turn, agent: Agent, missing: Iterable[TaskKey], rebooted: bool
+    cluster: Cluster, turn: Turn, missing: Iterable[TaskKey], seen: Generation, rebooted: bool
 ) -> list[Task]:
     """Declare ended what the agent does not know any more; return what it never got and is still to be launched."""
     staged: list[Task] = []
     for key in sorted(missing):
         task = cluster.tasks[key]
-        if task.status is not None or task.state is not TaskState.STAGING:
+        if task.status is not None or task.state is not TaskState.STAGING or task.assigned.was_told_by(seen):
             why, words = StatusReason.CONTAINER_LOST, "its agent came back without it"
             if rebooted:
                 why, words = StatusReason.AGENT_REBOOTED, "the machine was started anew"

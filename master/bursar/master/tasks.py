@@ -7,13 +7,21 @@ from dataclasses import replace
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, Generation, TaskId
-from bursar.core.messages.agent import AcknowledgedUpdate, AcknowledgeUpdates, DesiredState, KillTask, RestartTask
+from bursar.core.messages.agent import (
+    AcknowledgedUpdate,
+    AcknowledgeUpdates,
+    DesiredState,
+    KillTask,
+    RestartTask,
+    TaskReport,
+)
 from bursar.core.messages.framework import StatusUpdates, UpdateRef
 from bursar.core.messages.operator import AgentState
 from bursar.core.resources import to_holding
 from bursar.core.tasks import AssignedTask, StatusReason, StatusSource, TaskState, TaskStatus, may_follow
 from bursar.master.allocator.shares import Client
 from bursar.master.bundles import others_of_lost_start
+from bursar.master.differences import ask_for_books
 from bursar.master.ledger import TaskKey
 from bursar.master.records import (
     MAX_ENDED_TASK_AGE_MS,
@@ -25,6 +33,7 @@ from bursar.master.records import (
     RestartOrdered,
     TaskEnded,
     TaskForgotten,
+    TaskRecorded,
 )
 from bursar.master.state import Agent, Cluster, Framework, Task, Turn
 
@@ -41,9 +50,11 @@ def next_generation(agent: Agent, term: int) -> tuple[Generation, Generation]:
     return base, agent.generation
 
 
-def send_launches(cluster: Cluster, turn: Turn, agent: Agent, launches: Iterable[AssignedTask]) -> None:
-    """Tell an agent what it should run in addition."""
-    base, generation = next_generation(agent, cluster.term)
+def send_launches(
+    turn: Turn, agent: Agent, generations: tuple[Generation, Generation], launches: Iterable[AssignedTask]
+) -> None:
+    """Tell an agent what it should run in addition; `generations`: (base, new), as `next_generation` gave them for these tasks."""
+    base, generation = generations
     turn.to_agent(agent, DesiredState(generation, base, launch=tuple(launches)))
 
 
@@ -51,8 +62,12 @@ def on_update(cluster: Cluster, turn: Turn, agent: Agent, status: TaskStatus) ->
     """An agent reports; repeats are told again until the framework acknowledges."""
     key = TaskKey(status.framework_id, status.task_id)
     task = cluster.tasks.get(key)
+    if task is None and status.framework_id in cluster.frameworks:
+        # Lost here, or ended and pruned long ago: its framework hears of it, once the agent has said what it was.
+        ask_for_books(cluster, turn, agent)
+        return
     if task is None or task.agent_id != agent.agent_id:
-        # Ended and pruned long ago: nobody is left to acknowledge it.
+        # Nobody is left to acknowledge it.
         _acknowledge_to_agent(cluster, turn, agent, status)
         return
     if status.update_id in task.seen_updates:
@@ -308,6 +323,28 @@ def add_task(cluster: Cluster, task: Task, *, held: bool) -> None:
     book(agent.agent_id, key, client, to_holding(task.assigned.resources), task.assigned.revocable)
     if task.assigned.revocable:
         cluster.lenders.add(agent.agent_id)
+
+
+def enter_ended(cluster: Cluster, turn: Turn, agent: Agent, report: TaskReport) -> None:
+    """A task has ended that no record knows: its framework is told all the same, until it acknowledges that."""
+    statuses = [replace(one, agent_id=agent.agent_id, source=StatusSource.AGENT) for one in report.unacknowledged]
+    end = statuses[-1]
+    task = Task(agent.agent_id, report.task, report.state, end, statuses, ended_at_ms=turn.now.wall_ms)
+    task.seen_updates = {status.update_id for status in statuses}
+    add_task(cluster, task, held=False)
+    turn.persist(TaskRecorded(agent.agent_id, report.task))
+    turn.persist(TaskEnded(end, turn.now.wall_ms))
+    ended = cluster.counters.tasks_ended
+    ended[end.state] = ended.get(end.state, 0) + 1
+    turn.publish(
+        "task_status",
+        f"{end.state.name}: it had ended on its agent, and nobody knew of it",
+        agent_id=agent.agent_id,
+        framework_id=report.framework_id,
+        task_id=task.key.task_id,
+    )
+    for status in statuses:
+        _tell_framework(cluster, turn, task, status)
 
 
 def note_ended(cluster: Cluster, task: Task) -> None:

@@ -230,6 +230,10 @@ class SimulatedContainers:
         there = [self.containers.get(container_id) for container_id in self.forgotten]
         return [set(container.devices) for container in there if container is not None and container.live]
 
+    def _ports_of_forgotten(self) -> list[set[int]]:
+        there = [self.containers.get(container_id) for container_id in self.forgotten]
+        return [set(container.host_ports) for container in there if container is not None and container.live]
+
     def reboot(self) -> None:
         """Nothing survives a restart of the machine but, maybe, a record of it."""
         for container in list(self.containers.values()):
@@ -268,6 +272,10 @@ class SimulatedContainers:
         if any(not held.isdisjoint(container.devices) for held in self._held_by_forgotten()):
             del self._starting[container_id]
             self._tell(ContainerLaunchFailed(container_id, StatusReason.DEVICES_CHANGED, "another container has it"))
+            return
+        if any(not ports.isdisjoint(container.host_ports) for ports in self._ports_of_forgotten()):
+            del self._starting[container_id]
+            self._tell(ContainerLaunchFailed(container_id, StatusReason.PORT_IN_USE, "another container has it"))
             return
         if random.random() < faults.start_failure_chance:
             del self._starting[container_id]

@@ -12,7 +12,6 @@ from bursar.agent.tasks import TaskKey as AgentTaskKey
 from bursar.agent.tasks import TaskRecord, container_of, has_container
 from bursar.core.messages.operator import AgentState
 from bursar.core.tasks import StatusReason, TaskState
-from bursar.master.agents import LAUNCH_TIMEOUT_MS
 from bursar.master.ledger import TaskKey
 from bursar.master.records import TaskForgotten
 from bursar.master.state import Cluster, Task
@@ -53,10 +52,6 @@ class Losses:
         del cluster.tasks[key]
         cluster.frameworks[key.framework_id].tasks.discard(key)
         cluster.touch(task.agent_id)
-        # If it ends before it is found, its framework learns that by asking for it, not of itself.
-        book = self._world.checkers.frameworks.books.get(key.framework_id)
-        if book is not None:
-            book.acknowledged.discard(key.task_id)
         forgotten = TaskForgotten(*key)
         cluster.durable.apply(forgotten)
         self._world.master.registry.commit([forgotten])
@@ -151,11 +146,7 @@ class Losses:
         return agent.lives, registrations, master.cluster.term if master is not None else object()
 
     def _forgettable(self, agent: AgentNode) -> list[TaskRecord]:
-        """Tasks that could be lost from an agent with nothing else to be put right beside.
-
-        Not young ones: of two losses at once, this one and the master's of what it heard, a second launch would come.
-        """
-        too_young_ms = self._world.wall_ms - LAUNCH_TIMEOUT_MS - 1_000
+        """Tasks that could be lost from an agent with nothing else to be put right beside."""
         machine, process = agent.machine, agent.process
         if machine is None or process is None or not process.at_rest or agent.twin is not None:
             return []
@@ -164,7 +155,6 @@ class Losses:
             for key, record in machine.state.tasks.items()
             if has_container(record)
             and not record.unacknowledged
-            and record.task.launched_at_ms < too_young_ms
             and record.task.spec.task_group is None
             and container_of(agent.agent_id, key) not in machine.books.starting
         ]

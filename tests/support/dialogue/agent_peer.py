@@ -135,6 +135,12 @@ class AgentPeer:
         """(task, update) of all acknowledgements since last asked."""
         return [(u.task_id, u.update_id) for message in self.heard(AcknowledgeUpdates) for u in message.updates]
 
+    def never_got(self, *task_ids: str, framework: str = "f") -> None:
+        """The launch of these tasks was lost on its way: it knows nothing of them, nor of the desired state that they were in."""
+        for task_id in task_ids:
+            launched = self.tasks.pop((framework, task_id)).task.generation
+            self.generation = min(self.generation, Generation(launched.term, launched.sequence - 1))
+
     @property
     def view(self) -> op.AgentView:
         return self.book.ask(op.GetAgentRequest(self.agent_id)).agent
