@@ -19,11 +19,12 @@ from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
 from bursar.agent.effects import StartContainer
 from bursar.agent.events import ContainerExited
 from bursar.core.machine import Persist
+from bursar.core.messages import operator as op
 from bursar.core.messages.framework import StatusUpdates
 from bursar.core.resources import Ports
 from bursar.core.service_ports import ServicePort
 from bursar.core.tasks import TaskState
-from bursar.master import ledger, operations, rules
+from bursar.master import comparing, ledger, operations, registration, rules
 from bursar.master.allocator import cycle, decision
 from bursar.master.allocator.constraints import RoleSettings
 from bursar.master.allocator.visibility import Visibility
@@ -31,6 +32,7 @@ from bursar.master.machine import MasterMachine
 from bursar.master.records import Durable, TaskRecorded
 from bursar.master.state import Cluster, Turn
 from bursar.simulation import process
+from bursar.simulation.checkers import Violation
 from bursar.simulation.containers import SimulatedContainers
 from bursar.simulation.faults import Faults
 from bursar.simulation.frameworks import Greedy, Hog, Liar, Reserving, Silent
@@ -265,3 +267,35 @@ def test_a_network_that_is_let_go_of_too_early(monkeypatch: pytest.MonkeyPatch) 
 def test_a_device_given_on_while_a_process_is_left_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaving.Leaving, "depart", lambda self, container_id, devices, whose, then: then())
     assert "still uses" in fails(faults=replace(LIVELY, lingering_chance=0.5))
+
+
+class Lasting(Hog):
+    """Its tasks run until somebody else ends them."""
+
+    run_ms = (None,)
+
+
+def restarting(seed: int) -> None:
+    """Somebody has lasting tasks started anew, while streams break."""
+    faults = Faults(stream_breaks_per_minute=20, break_notice_ms=10_000)
+    world = World(seed, faults=faults, flags={"agent_ping_timeout": "2s"})
+    world.add_agent(2)
+    world.add_framework(Lasting, "*")
+    world.start()
+    for number in range(20):
+        world.run_for(5_000)
+        for framework_id, task_id in world.live_tasks():
+            request = op.RestartTaskRequest(f"{number}-{task_id}", f"{framework_id}/{task_id}", 0)
+            world.master.ask(request, lambda answer: None)
+    world.stop_faults()
+    world.converge()
+    assert world.checkers.verdicts["an order to restart is carried out once"]
+
+
+def test_an_order_to_restart_that_is_said_once_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    restarting(0)
+    monkeypatch.setattr(registration, "repeat_restarts", lambda *_: None)
+    monkeypatch.setattr(comparing, "repeat_restarts", lambda *_: None)
+    with pytest.raises(Violation, match="was to be restarted"):
+        for seed in range(8):
+            restarting(seed)
