@@ -42,7 +42,7 @@ def test_fresh_seeds(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_rule_is_judged() -> None:
     """Rules that no world ever comes near would prove nothing."""
     judged: set[str] = set()
-    for seed in (0, 4, 15):
+    for seed in (1, 4, 9):
         judged |= simulate(seed, 2_500).verdicts.keys()
     assert judged >= {
         "one container per GPU",
@@ -57,4 +57,7 @@ def test_every_rule_is_judged() -> None:
         "a refusal changes nothing",
         "generations never go back",
         "a successor knows what was known",
+        "a task is handed over after that is in the checkpoint",
+        "an executor's update is in the checkpoint before it is acknowledged",
+        "no task outlives its executor",
     }

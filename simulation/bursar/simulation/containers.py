@@ -214,6 +214,7 @@ class SimulatedContainers:
     def vanish(self, container_id: ContainerId) -> None:
         """Somebody removes a container behind the agent's back: nobody is told."""
         container = self.containers.pop(container_id)
+        self._end_within(container)
         container.exit = ContainerExit(None, StatusReason.CONTAINER_LOST, "it was removed")
 
     def add_stray(self, name: str) -> ContainerId:
@@ -223,8 +224,8 @@ class SimulatedContainers:
         return container_id
 
     def running(self) -> set[ContainerId]:
-        """Those that run, as the engine lists them."""
-        return {container.container_id for container in self.live}
+        """Those that run, as the engine lists them: what an executor runs is none of its."""
+        return {container.container_id for container in self.containers.values() if container.live}
 
     def _held_by_forgotten(self) -> list[set[DeviceUuid]]:
         there = [self.containers.get(container_id) for container_id in self.forgotten]

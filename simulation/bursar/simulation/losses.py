@@ -95,7 +95,9 @@ class Losses:
 
     def container_vanishes(self) -> None:
         """A container is removed, and no event tells of it."""
-        live = [(agent, one) for agent in self._world.agents for one in agent.containers.live]
+        live = [
+            (agent, one) for agent in self._world.agents for one in agent.containers.containers.values() if one.live
+        ]
         live = [(agent, one) for agent, one in live if (one.framework_id, one.task_id) not in self._struck]
         if live:
             agent, container = self._random.choice(live)
@@ -156,6 +158,7 @@ class Losses:
             if has_container(record)
             and not record.unacknowledged
             and record.task.spec.task_group is None
+            and record.task.spec.executor is None
             and container_of(agent.agent_id, key) not in machine.books.starting
         ]
         running = agent.containers.running()

@@ -16,7 +16,18 @@ from bursar.simulation.checkers import Checkers, Violation
 from bursar.simulation.checkers.rest import has_room, unsettled
 from bursar.simulation.devices import SimulatedGpus
 from bursar.simulation.faults import Faults
-from bursar.simulation.frameworks import GIB, ROLES, Flapping, Greedy, Hog, Liar, RawFramework, Reserving, Silent
+from bursar.simulation.frameworks import (
+    GIB,
+    ROLES,
+    Feeding,
+    Flapping,
+    Greedy,
+    Hog,
+    Liar,
+    RawFramework,
+    Reserving,
+    Silent,
+)
 from bursar.simulation.losses import Losses
 from bursar.simulation.master import MasterNode
 from bursar.simulation.network import Network
@@ -235,6 +246,9 @@ class World:
                 failover_timeout_ms=_patience_ms(random),
                 states_demand=random.random() < 0.8,
             )
+        for _ in range(random.choice((0, 1, 1, 2))):
+            role, gpus = random.choice(ROLES), random.random() < 0.8
+            self.add_framework(Feeding, role, gpus=gpus, failover_timeout_ms=_patience_ms(random))
 
     # --- running ---
 
