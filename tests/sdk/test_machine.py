@@ -214,7 +214,7 @@ def test_offers_are_void_once_the_connection_is_lost() -> None:
     world.offer()
     world.step(events.StreamEnded(world.connection, AWAY))
     out = world.step(events.OffersAnswered((events.OfferAnswer("O1", (TaskSpec("t1"),)),)))  # type: ignore[arg-type]
-    assert not calls(out) and of(out, effects.DeliverRefusal) and not world.machine.tasks
+    assert not calls(out) and of(out, effects.DeliverRefusal) and not world.machine.tasks.by_id
 
 
 def test_declines_are_gathered() -> None:
@@ -249,7 +249,7 @@ def test_one_guilty_operation_is_told_apart_from_its_neighbours() -> None:
     )
     refusals = of(world.hear(answer), effects.DeliverRefusal)
     assert [(refusal.task_id, refusal.error) for refusal in refusals] == [("t1", guilty), ("t2", other)]
-    assert not world.machine.tasks
+    assert not world.machine.tasks.by_id
 
 
 def test_a_lost_answer_is_asked_for_after_the_return() -> None:
@@ -260,7 +260,7 @@ def test_a_lost_answer_is_asked_for_after_the_return() -> None:
     (lookup,) = calls(world.subscribe(), LookupCalls)
     assert lookup.call_ids == (accept.call_id,)
     out = world.hear(LookupResults((CallResult(accept.call_id, unknown=True),)))
-    assert of(out, effects.DeliverRefusal) and not world.machine.tasks
+    assert of(out, effects.DeliverRefusal) and not world.machine.tasks.by_id
 
 
 def test_an_answer_that_never_comes_is_asked_for() -> None:
@@ -369,7 +369,7 @@ def test_whatever_happens_the_invariants_hold_and_every_task_gets_one_end(happen
     world = World()
     world.step(events.SessionStarted((SHAPE,)))
     for number, word in enumerate(happening, 1):
-        task: Any = next(reversed(world.machine.tasks), f"t{number}")
+        task: Any = next(reversed(world.machine.tasks.by_id), f"t{number}")
         accepts: list[Accept] = calls(world.all, Accept)
         match word:
             case "end":
@@ -421,7 +421,7 @@ def test_whatever_happens_the_invariants_hold_and_every_task_gets_one_end(happen
         operation.operation.tasks[0].task_id for accept in calls(world.all, Accept) for operation in accept.operations
     }
     assert all(count == 1 for count in ends.values()), ends
-    assert launched - ends.keys() <= world.machine.tasks.keys()
+    assert launched - ends.keys() <= world.machine.tasks.by_id.keys()
     versions = [call.demand.version for call in calls(world.all, UpdateDemand)]
     assert versions == sorted(versions)
     for _ in range(5):

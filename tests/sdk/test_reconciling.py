@@ -30,7 +30,7 @@ def test_a_task_that_nobody_knows_is_told_once_and_not_followed() -> None:
     world.step(events.ReconcileRequested((TaskId("never"),)))
     assert told(world.status("never", TaskState.UNKNOWN, "")) == [("never", TaskState.UNKNOWN)]
     assert not told(world.status("never", TaskState.UNKNOWN, "")), "nobody asked"
-    assert "never" not in world.machine.tasks
+    assert "never" not in world.machine.tasks.by_id
 
 
 def test_it_is_asked_until_it_is_answered_over_broken_connections() -> None:

@@ -7,15 +7,14 @@ were lost, repeats kills, and reconciles its tasks with a truncated back-off (RC
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Any
 
 from bursar.core.clock import Deadlines, Instant
 from bursar.core.errors import ErrorDetail, ErrorReason
-from bursar.core.ids import AgentId, ConnectionId, OfferId, TaskId
+from bursar.core.ids import AgentId, ConnectionId, OfferId
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages.framework import (
     Acknowledge,
@@ -42,7 +41,6 @@ from bursar.core.messages.framework import (
     Teardown,
     UpdateDemand,
     UpdateFramework,
-    UpdateRef,
 )
 from bursar.core.messages.gangs import Bundle, CancelGang, GangState, GangUpdate, RequestGang
 from bursar.core.messages.offers import (
@@ -52,16 +50,14 @@ from bursar.core.messages.offers import (
     Decline,
     Demand,
     Filters,
-    Launch,
     Offer,
-    Operation,
     Shape,
 )
-from bursar.core.resources import ResourceRequest
-from bursar.core.task_groups import TaskGroup
-from bursar.core.tasks import TaskSpec, TaskState, TaskStatus
+from bursar.core.tasks import TaskSpec, TaskStatus
 from bursar.sdk import effects, events
+from bursar.sdk.demand import StatedDemand
 from bursar.sdk.effects import Effect
+from bursar.sdk.tracking import NEVER_SENT, TrackedTasks
 
 #: Between two attempts, and per attempt.
 BACKOFF_MIN_MS, BACKOFF_MAX_MS, ATTEMPT_MS = 100, 2_000, 5_000
@@ -77,8 +73,6 @@ STOP_MS = 10_000
 TEARDOWN_MS = 3_000
 #: Ids of one call at most, so that no message grows beyond its limit.
 MAX_IDS = 1_000
-#: Ended tasks whose late repetitions are recognised.
-MAX_ENDED = 10_000
 #: The shortest that a gang may wait.
 MIN_GANG_MS = 1_000
 
@@ -92,11 +86,6 @@ FATAL_REASONS = frozenset(
         ErrorReason.NOT_SUBSCRIBED,
         ErrorReason.UNSUPPORTED,
     }
-)
-NEVER_SENT = ErrorDetail(
-    ErrorReason.INVALID_OFFERS,
-    "the connection broke before the master took the launch",
-    "it never ran: launch it on another offer",
 )
 
 
@@ -124,26 +113,10 @@ class Timer(Enum):
     TEARDOWN = auto()
 
 
-@dataclass(slots=True)
-class TrackedTask:
-    """A task that has not ended, as far as this framework knows."""
-
-    state: TaskState = TaskState.STAGING
-    #: The accept that carries it, while unanswered.
-    call_id: str | None = None
-    #: Updates that the author has seen.
-    seen: set[str] = field(default_factory=set)
-
-
-#: Answers that there is no such task.
-_NOT_THERE = (TaskState.UNKNOWN, TaskState.UNSPECIFIED)
-
-
 class SessionMachine:
     """One life of one framework process.
 
-    Invariants (`check`): offers are held only while subscribed; a task with a `call_id` belongs to exactly that pending accept;
-    no task is both tracked and ended.
+    Invariants (`check`): offers are held only while subscribed; those of `TrackedTasks`.
     """
 
     def __init__(
@@ -160,10 +133,8 @@ class SessionMachine:
         self.addresses = addresses
         self.phase = Phase.WAITING
         self.cluster_id = ""
-        self.demand = Demand()
-        #: Launched since the demand was stated, by role and shape: the master subtracts it by itself.
-        self._launched: Counter[tuple[str, ResourceRequest]] = Counter()
-        self.tasks: dict[TaskId, TrackedTask] = {}
+        self._demand = StatedDemand()
+        self.tasks = TrackedTasks()
         self._resume = resume
         self._first_subscribe_ms = first_subscribe_ms
         self._timers: Deadlines[Timer] = Deadlines()
@@ -182,21 +153,12 @@ class SessionMachine:
         self._gangs: dict[str, tuple[RequestGang, int]] = {}
         self._bundles: dict[str, Bundle] = {}
         self._descriptions: dict[AgentId, AgentDescription] = {}
-        #: call id → task → the operation that launches it.
-        self._pending: dict[str, dict[TaskId, str]] = {}
         self._calls = 0
         #: The update that waits for its answer; one at a time, the next one then says everything that came meanwhile.
         self._updating: UpdateFramework | None = None
         #: Roles in which more is wanted, to be said once the update is answered; None: nothing waits.
         self._held_demand: set[str] | None = None
-        #: Tasks that should end, until they have.
-        self._kills: dict[TaskId, int | None] = {}
-        #: Tasks without an answer, and how often they were asked for.
-        self._unreconciled: set[TaskId] = set()
-        #: Tasks that the author asked for by their ids, known here or not.
-        self._asked: set[TaskId] = set()
         self._reconcile_ms = RECONCILE_MIN_MS
-        self._ended: OrderedDict[TaskId, None] = OrderedDict()
         self._stopping = False
         self._torn_down = False
         self._out: list[Effect] = []
@@ -231,14 +193,14 @@ class SessionMachine:
             case events.DemandStated(shapes):
                 self._state_demand(shapes)
             case events.KillRequested(task_id, grace_ms):
-                if task_id in self.tasks:
-                    self._kills[task_id] = grace_ms
+                if task_id in self.tasks.by_id:
+                    self.tasks.kills[task_id] = grace_ms
                     self._send(Kill(task_id, grace_ms))
             case events.RestartRequested(task_id, grace_ms):
-                if task_id in self.tasks:
+                if task_id in self.tasks.by_id:
                     self._send(Restart(task_id, grace_ms))
             case events.ReconcileRequested(task_ids):
-                self._asked |= set(task_ids)
+                self.tasks.asked |= set(task_ids)
                 self._reconcile_ms = RECONCILE_MIN_MS
                 self._reconcile(ms)
             case events.CallNotSent(call_id, error):
@@ -263,7 +225,7 @@ class SessionMachine:
                 self._stop(ms)
             case events.SessionStarted(shapes):
                 if shapes is not None:
-                    self.demand = Demand(1, shapes)
+                    self._demand.begin(shapes)
                 if self._first_subscribe_ms is not None:
                     self._timers.set(Timer.FIRST_SUBSCRIBE, ms + self._first_subscribe_ms)
                 self._open(ms)
@@ -272,8 +234,8 @@ class SessionMachine:
 
     @property
     def demand_is_used(self) -> bool:
-        """Whether anything was launched since the demand was stated: the same words mean *more* now, and must be said again."""
-        return bool(self._launched)
+        """Whether the same demand would mean more now, and must be said again."""
+        return self._demand.is_used
 
     def next_deadline_ms(self) -> int | None:
         """When TimePassed is due."""
@@ -283,15 +245,7 @@ class SessionMachine:
         """Assert the invariants."""
         assert self.phase is Phase.SUBSCRIBED or not self._offers, "offers without a subscription"
         assert self.phase is Phase.SUBSCRIBED or not self._bundles, "bundles without a subscription"
-        for call_id, operations in self._pending.items():
-            for task_id in operations:
-                assert self.tasks[task_id].call_id == call_id, f"{task_id} is not of call {call_id}"
-        for task_id, task in self.tasks.items():
-            assert task.call_id is None or task.call_id in self._pending, f"{task_id} waits for an unknown call"
-            assert not task.state.is_terminal, f"{task_id} has ended and is tracked"
-            assert task_id not in self._ended, f"{task_id} has ended and is tracked"
-        assert self._kills.keys() <= self.tasks.keys(), "a task is to end that is not there"
-        assert self._unreconciled <= self.tasks.keys(), "a task is asked for that is not there"
+        self.tasks.check()
         assert self.phase is Phase.SUBSCRIBED or self._updating is None, "an update waits without a subscription"
 
     # --- connecting ------------------------------------------------------------------------------------------------
@@ -303,7 +257,7 @@ class SessionMachine:
         address = self.addresses[self._address % len(self.addresses)]
         self._out.append(effects.OpenStream(self._connection, address))
         suppressed = tuple(sorted(self._suppressed.intersection(self.info.roles)))
-        self._subscribe = Subscribe(self.info, self.cluster_id, suppressed, self._demand_in(self.info))
+        self._subscribe = Subscribe(self.info, self.cluster_id, suppressed, self._demand.within(self.info.roles))
         self._out.append(effects.SendCalls(self._connection, (self._subscribe,)))
         self._timers.set(Timer.ATTEMPT, ms + ATTEMPT_MS)
 
@@ -382,7 +336,7 @@ class SessionMachine:
                 self._reconnect(ErrorDetail(ErrorReason.SILENT, "the master does not answer Subscribe"), ms)
             case Timer.HEARTBEAT:
                 # While an update is on its way, nobody knows which roles shapes may name: version 0 changes nothing.
-                self._send(FrameworkHeartbeat(Demand() if self._updating else self._demand_in(self.info)))
+                self._send(FrameworkHeartbeat(Demand() if self._updating else self._demand.within(self.info.roles)))
                 self._timers.set(Timer.HEARTBEAT, ms + self._heartbeat_ms)
             case Timer.SILENCE:
                 self._reconnect(ErrorDetail(ErrorReason.SILENT, "the master is silent"), ms)
@@ -471,7 +425,7 @@ class SessionMachine:
         self._catch_up()
         self._ask_again(ms)
         self._look_up(ms)
-        for task_id, grace_ms in self._kills.items():
+        for task_id, grace_ms in self.tasks.kills.items():
             self._send(Kill(task_id, grace_ms))
         if self._resume and not again:
             self._send(Reconcile())
@@ -494,65 +448,13 @@ class SessionMachine:
             self._out.append(effects.DeliverOffers(tuple(known)))
 
     def _on_statuses(self, statuses: tuple[TaskStatus, ...]) -> None:
-        news: list[TaskStatus] = []
-        repeated: list[UpdateRef] = []
-        for status in statuses:
-            self._unreconciled.discard(status.task_id)
-            task = self.tasks.get(status.task_id)
-            if status.task_id in self._asked and not status.update_id:
-                is_on_its_way = task is not None and task.call_id is not None
-                if not is_on_its_way or status.state is not TaskState.UNKNOWN:
-                    self._asked.discard(status.task_id)
-                    if task is None and (status.task_id in self._ended or status.state in _NOT_THERE):
-                        # Told because it was asked for, and not followed: there is nothing to follow.
-                        news.append(status)
-                        continue
-                    if task is not None and status.state is task.state:
-                        news.append(status)
-                        continue
-            if status.task_id in self._ended:
-                if status.update_id:
-                    repeated.append(UpdateRef(status.task_id, status.update_id))
-                continue
-            if task is None:
-                if not status.update_id and status.state in (TaskState.UNKNOWN, TaskState.UNSPECIFIED):
-                    continue
-                task = self.tasks[status.task_id] = TrackedTask(TaskState.UNSPECIFIED)
-            if status.update_id:
-                if status.update_id in task.seen:
-                    repeated.append(UpdateRef(status.task_id, status.update_id))
-                    continue
-                task.seen.add(status.update_id)
-            elif status.state is task.state or (task.call_id is not None and status.state is TaskState.UNKNOWN):
-                continue
-            self._settle(status.task_id, task)
-            task.state = status.state
-            if status.state.is_terminal or status.state is TaskState.UNKNOWN:
-                self._forget(status.task_id)
-            news.append(status)
-        if repeated:
-            self._send(Acknowledge(tuple(repeated)))
-        if news:
-            self._out.append(effects.DeliverStatuses(tuple(news)))
-
-    def _settle(self, task_id: TaskId, task: TrackedTask) -> None:
-        """A status came before the answer of the accept: it was taken."""
-        if task.call_id is None:
-            return
-        operations = self._pending[task.call_id]
-        operations.pop(task_id, None)
-        if not operations:
-            del self._pending[task.call_id]
-        task.call_id = None
-        self._out.append(effects.DeliverLaunched((task_id,)))
-
-    def _forget(self, task_id: TaskId) -> None:
-        self.tasks.pop(task_id, None)
-        self._kills.pop(task_id, None)
-        self._unreconciled.discard(task_id)
-        self._ended[task_id] = None
-        if len(self._ended) > MAX_ENDED:
-            self._ended.popitem(last=False)
+        heard = self.tasks.hear(statuses)
+        if heard.launched:
+            self._out.append(effects.DeliverLaunched(tuple(heard.launched)))
+        if heard.repeated:
+            self._send(Acknowledge(tuple(heard.repeated)))
+        if heard.news:
+            self._out.append(effects.DeliverStatuses(tuple(heard.news)))
 
     # --- what the author says --------------------------------------------------------------------------------------
 
@@ -564,14 +466,13 @@ class SessionMachine:
                 for spec in answer.tasks:
                     self._out.append(effects.DeliverRefusal(spec.task_id, NEVER_SENT))
             elif answer.tasks:
-                if self.demand.version:
-                    self._launched.update((offer.role, spec.resources) for spec in answer.tasks)
+                self._demand.note_launched(offer.role, (spec.resources for spec in answer.tasks))
                 self._accept((offer,), answer.tasks, answer.refuse_ms)
             else:
                 declined.setdefault(answer.refuse_ms, []).append(answer.offer_id)
         for refuse_ms, offer_ids in declined.items():
             self._send(Decline(tuple(offer_ids), Filters(refuse_ms)))
-        if self._pending and Timer.LOOKUP not in self._timers:
+        if self.tasks.pending and Timer.LOOKUP not in self._timers:
             self._timers.set(Timer.LOOKUP, ms + LOOKUP_MS)
 
     def _answer_bundle(self, bundle_id: str, tasks: tuple[TaskSpec, ...], ms: int) -> None:
@@ -598,79 +499,38 @@ class SessionMachine:
                 self._out.append(effects.DeliverGangEnded(gang_id, error))
 
     def _accept(self, offers: tuple[Offer, ...], tasks: tuple[TaskSpec, ...], refuse_ms: int | None) -> None:
-        """One operation per task, so that a refusal names the one to blame; one for the tasks of a group."""
         self._calls += 1
         call_id = f"{self.info.incarnation}-{self._calls}"
-        launches: dict[str, tuple[TaskSpec, ...]] = {}
-        groups: dict[TaskGroup, str] = {}
-        for index, spec in enumerate(tasks):
-            operation_id = f"{call_id}-{index}"
-            if spec.task_group is not None:
-                operation_id = groups.setdefault(spec.task_group, operation_id)
-            launches[operation_id] = (*launches.get(operation_id, ()), spec)
-            self._pending.setdefault(call_id, {})[spec.task_id] = operation_id
-            self._ended.pop(spec.task_id, None)
-            self.tasks[spec.task_id] = TrackedTask(TaskState.UNSPECIFIED, call_id)
-        ids = tuple(offer.offer_id for offer in offers)
-        operations = (Operation(operation_id, Launch(specs)) for operation_id, specs in launches.items())
-        self._send(Accept(call_id, ids, tuple(operations), Filters(refuse_ms)))
+        operations = self.tasks.launch(call_id, tasks)
+        self._send(Accept(call_id, tuple(offer.offer_id for offer in offers), operations, Filters(refuse_ms)))
 
     def _on_result(self, result: CallResult) -> None:
         if self._updating is not None and result.call_id == self._updating.call_id:
             self._on_updated(self._updating, result.error)
             return
-        operations = self._pending.pop(result.call_id, None)
-        if operations is None:
-            return
-        errors = {item.operation_id: item.error for item in result.operations if item.error is not None}
-        launched = []
-        for task_id, operation_id in operations.items():
-            error = NEVER_SENT if result.unknown else errors.get(operation_id) or result.error
-            if error is not None:
-                self.tasks.pop(task_id, None)
-                self._kills.pop(task_id, None)
-                self._out.append(effects.DeliverRefusal(task_id, error))
-            else:
-                self.tasks[task_id].call_id = None
-                self.tasks[task_id].state = TaskState.STAGING
-                launched.append(task_id)
+        launched, refused = self.tasks.answer(result)
+        self._out += [effects.DeliverRefusal(task_id, error) for task_id, error in refused]
         if launched:
             self._out.append(effects.DeliverLaunched(tuple(launched)))
-        if not self._pending:
+        if not self.tasks.pending:
             self._timers.cancel(Timer.LOOKUP)
 
     def _state_demand(self, shapes: tuple[Shape, ...]) -> None:
         """A new version; where something more is wanted, filters of earlier declines must not stand in its way."""
-        more = self._new_demand(shapes)
+        more = self._demand.state(shapes)
         if self._updating is not None:
             self._held_demand = (self._held_demand or set()) | more
         else:
             self._send_demand(more)
 
-    def _new_demand(self, shapes: tuple[Shape, ...]) -> set[str]:
-        """Make it the demand; return the roles in which more is wanted than is left of the one before, if one was stated."""
-        before = {(shape.role, shape.resources): shape.count for shape in self.demand.shapes}
-        for key, count in self._launched.items():
-            before[key] = before.get(key, 0) - count
-        self._launched.clear()
-        more = {shape.role for shape in shapes if shape.count > before.get((shape.role, shape.resources), 0)}
-        stated = self.demand.version > 0
-        self.demand = Demand(self.demand.version + 1, shapes)
-        return more if stated else set()
-
     def _send_demand(self, more: set[str]) -> None:
-        self._send(UpdateDemand(self._demand_in(self.info)))
+        self._send(UpdateDemand(self._demand.within(self.info.roles)))
         if roles := more.intersection(self.info.roles) - self._suppressed:
             self._send(Revive(tuple(sorted(roles))))
 
-    def _demand_in(self, info: FrameworkInfo) -> Demand:
-        """The demand without what is wanted in roles that the master does not know yet, or no more."""
-        shapes = tuple(shape for shape in self.demand.shapes if shape.role in info.roles)
-        return Demand(self.demand.version, shapes)
-
     def _want_update(self, changes: dict[str, Any], shapes: tuple[Shape, ...] | None) -> None:
         self.wanted_info = replace(self.wanted_info, **changes)
-        more = None if shapes is None else self._new_demand(shapes)
+        more = None if shapes is None else self._demand.state(shapes)
         if self._updating is not None:
             self._held_demand = self._held_demand if more is None else (self._held_demand or set()) | more
         elif self.wanted_info == self.info:
@@ -686,9 +546,9 @@ class SessionMachine:
         call_id = f"{self.info.incarnation}-{self._calls}"
         info = self.wanted_info
         # A greater version than anything that was said: what is wanted in new roles comes with them.
-        self.demand = Demand(self.demand.version + 1, self.demand.shapes) if self.demand.version else self.demand
+        self._demand.renew()
         suppressed = tuple(sorted(self._suppressed.intersection(info.roles)))
-        self._updating = UpdateFramework(call_id, info, suppressed, self._demand_in(info))
+        self._updating = UpdateFramework(call_id, info, suppressed, self._demand.within(info.roles))
         self._send(self._updating)
 
     def _on_updated(self, update: UpdateFramework, error: ErrorDetail | None) -> None:
@@ -702,7 +562,7 @@ class SessionMachine:
         more, self._held_demand = self._held_demand, None
         if error is not None or more is not None:
             # What came with a refused update was not heard.
-            self.demand = Demand(self.demand.version + 1, self.demand.shapes) if self.demand.version else self.demand
+            self._demand.renew()
             self._send_demand(more or set())
         self._out.append(effects.DeliverUpdated(self.info, error))
         self._send_update()
@@ -715,29 +575,29 @@ class SessionMachine:
             self._send(Suppress(tuple(sorted(suppressed))))
         if revived := before - now:
             self._send(Revive(tuple(sorted(revived))))
-        if self._demand_in(self.info) != self._subscribe.demand:
-            self._send(UpdateDemand(self._demand_in(self.info)))
+        if self._demand.within(self.info.roles) != self._subscribe.demand:
+            self._send(UpdateDemand(self._demand.within(self.info.roles)))
         self._send_update()
 
     # --- after a return --------------------------------------------------------------------------------------------
 
     def _look_up(self, ms: int) -> None:
-        if not self._pending:
+        if not self.tasks.pending:
             return
-        call_ids = list(self._pending)
+        call_ids = list(self.tasks.pending)
         for start in range(0, len(call_ids), MAX_IDS):
             self._send(LookupCalls(tuple(call_ids[start : start + MAX_IDS])))
         self._timers.set(Timer.LOOKUP, ms + LOOKUP_MS)
 
     def _begin_reconciliation(self, ms: int) -> None:
-        self._unreconciled = {task_id for task_id, task in self.tasks.items() if task.call_id is None}
+        self.tasks.begin_reconciliation()
         self._reconcile_ms = RECONCILE_MIN_MS
         self._timers.set(Timer.RECONCILE_ALL, ms + RECONCILE_ALL_MS)
         self._reconcile(ms)
 
     def _reconcile(self, ms: int) -> None:
         """Ask for those without an answer (their agents may still be on their way back), ever more slowly."""
-        task_ids = sorted(self._unreconciled | self._asked)
+        task_ids = self.tasks.unanswered()
         if not task_ids or self.phase is not Phase.SUBSCRIBED:
             return
         for start in range(0, len(task_ids), MAX_IDS):
