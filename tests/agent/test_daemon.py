@@ -375,3 +375,31 @@ async def test_a_gpu_with_a_process_left_on_it_is_not_given_on_before_that_has_g
 
 
 WELL = {DeviceCondition.UNSPECIFIED, DeviceCondition.HEALTHY}
+
+
+async def test_who_uses_more_than_its_soft_share_is_ended_and_its_neighbour_is_not(
+    scripted_master: Any, agent: Any
+) -> None:
+    flags = ("--runtime", "process", "--devices", "simulated:1", "--gpu-shares", "250:soft", "--gpu-share-grace", "1s")
+    await agent.start("--master", scripted_master.address, *flags)
+    devices = (await registered(scripted_master)).devices
+    shares = [device.uuid for device in devices if device.kind == "gpu-250-soft"]
+    for name, share in (("greedy", shares[0]), ("modest", shares[1])):
+        # In a session of its own, as a daemon would be.
+        command = ("sh", "-c", "setsid sleep 100 & echo $! > child; wait")
+        scripted_master.desire(launch=(task(name, *command, devices=(share,)),))
+        await scripted_master.until_status(name, S.RUNNING)
+    pids: dict[str, int] = {}
+    while len(pids) < 2:
+        await asyncio.sleep(0.01)
+        for path in agent.work_dir.glob("sandboxes/*/child"):
+            if text := path.read_text().strip():
+                pids["greedy" if "greedy" in path.parent.name else "modest"] = int(text)
+    (agent.work_dir / "simulated-faults").write_text(
+        f"0 process {pids['greedy']} 30GiB\n0 process {pids['modest']} 19GiB\n"
+    )
+    ended = await scripted_master.until_status("greedy", S.FAILED)
+    assert ended.reason is StatusReason.DEVICE_MEM_LIMIT and "it used 30GiB of the memory of GPU-" in ended.message
+    said = [one.reason for one in scripted_master.statuses if one.task_id == "greedy"]
+    assert said.index(StatusReason.DEVICE_MEM_EXCEEDED) < said.index(StatusReason.DEVICE_MEM_LIMIT)
+    assert {one.state for one in scripted_master.statuses if one.task_id == "modest"} <= {S.STARTING, S.RUNNING}

@@ -9,8 +9,16 @@ import pytest
 from tests.agent.test_machine import AGENT, GPUS, Agent, F, R, S, container, key, of, states, statuses, task
 
 from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
-from bursar.agent.effects import KillContainer, LaunchOnExecutor, RemoveContainer, StartContainer, TellExecutor
-from bursar.agent.events import ContainersRecovered, ContainerStarted, ExecutorCalled, ExecutorLeft
+from bursar.agent.effects import (
+    AskWhoUses,
+    KillContainer,
+    LaunchOnExecutor,
+    RemoveContainer,
+    StartContainer,
+    TellExecutor,
+)
+from bursar.agent.events import ContainersRecovered, ContainerStarted, DeviceUsersTold, ExecutorCalled, ExecutorLeft
+from bursar.agent.machine import AgentMachine
 from bursar.core.ids import TaskId
 from bursar.core.messages.executor import (
     ExecutorAcknowledged,
@@ -215,3 +223,26 @@ def test_what_cannot_be() -> None:
         (S.ERROR, R.AGENT_REFUSED),
     ]
     agent.step(ContainerStarted(X))
+
+
+def test_an_executor_that_ended_while_it_was_asked_who_uses_its_tasks_devices_took_them_along() -> None:
+    def asking(before: Agent | None = None) -> Served:
+        agent = Served(before.durable if before else None)
+        agent.machine = AgentMachine(replace(agent.machine.books.config, tells_users=True), agent.durable.copy())
+        return agent
+
+    agent = asking()
+    agent.ready()
+    agent.run(executor())
+    agent.subscribe()
+    agent.launch(on("t", 1))
+    agent.update("t", 1, S.RUNNING)
+    effects = agent.exit("x", 1)
+    assert [one.task_id for one in statuses(effects)] == ["x"] and of(effects, AskWhoUses)
+    agent.ack_all("x")
+    again = asking(agent)
+    again.step(ContainersRecovered(()))
+    again.step(DeviceUsersTold({GPUS[1].uuid: ()}))
+    record = again.machine.state.tasks[key("t")]
+    assert (record.state, record.unacknowledged[-1].reason) == (S.FAILED, R.EXECUTOR_ENDED)
+    assert not again.machine.live_devices()

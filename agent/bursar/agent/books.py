@@ -20,12 +20,14 @@ from bursar.core.tasks import AssignedTask, TaskStatus
 
 #: A task's device that is used for longer than this after its end is cordoned.
 DEFAULT_RELEASE_TIMEOUT_MS = 120_000
+#: From a task's passing its soft share of a GPU's memory to its end.
+DEFAULT_SHARE_GRACE_MS = 30_000
 #: After a kill's grace, before the runtime is asked again.
 KILL_RETRY_MS = 10_000
 #: Repairs that wait for a master to be told; of more, the newest.
 MAX_REPAIRS = 100
 
-#: What a deadline is about: `register`, `ping`, `prune`, `digest`; `updates`, `run_time`, `restart`, `check` and `health_check` of a task; `kill` of a container; `leave` of a container that ended; the health of a `device`; `users` of one.
+#: What a deadline is about: `register`, `ping`, `prune`, `digest`; `updates`, `run_time`, `restart`, `check` and `health_check` of a task; `kill` of a container; `leave` of a container that ended; the health of a `device`; `users` of one; `shares`.
 Due = tuple[str, TaskKey | str]
 
 
@@ -50,6 +52,8 @@ class AgentConfig:
     users: Mapping[DeviceUuid, tuple[DeviceUser, ...] | None] = field(default_factory=dict)
     #: A task's device that is still used after so long is cordoned.
     release_timeout_ms: int = DEFAULT_RELEASE_TIMEOUT_MS
+    #: A task that uses more of a card's memory than its soft share is ended after so long; None: no driver can say what it uses.
+    share_grace_ms: int | None = None
 
 
 class Books:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from bursar.agent.books import DEFAULT_RELEASE_TIMEOUT_MS
+from bursar.agent.books import DEFAULT_RELEASE_TIMEOUT_MS, DEFAULT_SHARE_GRACE_MS
 from bursar.agent.checkpoint import Checkpoint
 from bursar.agent.compare import Comparison
 from bursar.agent.containers.fetcher import DEFAULT_CACHE_BYTES, Fetcher
@@ -37,7 +37,7 @@ from bursar.agent.devices.driver import (
     health_watchers,
 )
 from bursar.agent.devices.health import HealthRules
-from bursar.agent.devices.source import DeviceSource, with_containers
+from bursar.agent.devices.source import DeviceSource, Users, with_containers
 from bursar.agent.disk import Ballast, commit_patiently
 from bursar.agent.effects import (
     AskWhoUses,
@@ -50,6 +50,7 @@ from bursar.agent.effects import (
     Log,
     LookAtCard,
     LookAtDevices,
+    MeasureShares,
     OpenLogStream,
     OpenSessionStream,
     PrefetchImage,
@@ -80,6 +81,7 @@ from bursar.agent.events import (
     PrefetchEnded,
     PrefetchProgressed,
     SandboxOverfilled,
+    SharesMeasured,
 )
 from bursar.agent.executors_service import ExecutorSockets
 from bursar.agent.launch import Launcher, owner_of
@@ -147,6 +149,7 @@ class AgentDaemon:
         bindings: DeviceBindings | None = None,
         fetch_cache_bytes: int = DEFAULT_CACHE_BYTES,
         release_timeout_ms: int = DEFAULT_RELEASE_TIMEOUT_MS,
+        share_grace_ms: int = DEFAULT_SHARE_GRACE_MS,
     ) -> None:
         self._work_dir = work_dir
         self._checkpoint = checkpoint
@@ -170,6 +173,7 @@ class AgentDaemon:
             tells_users=devices.tells_users,
             users=devices.users([device.uuid for device in info.devices]),
             release_timeout_ms=release_timeout_ms,
+            share_grace_ms=share_grace_ms if devices.measures_shares else None,
         )
         self.machine = AgentMachine(config, checkpoint.load())
         self.driver = Driver(self.machine, commit=self._commit, perform=self._perform)
@@ -353,15 +357,27 @@ class AgentDaemon:
     async def _ask_who_uses(self, uuids: tuple[DeviceUuid, ...]) -> None:
         """One that fails is asked again; one that hangs has not answered."""
         try:
-            users = await asyncio.to_thread(self._devices.users, uuids)
-            if any(users.values()):
-                running = [*self.machine.books.live, *self.machine.books.orphans]
-                first = {container_id: await self._runtime.pid_of(container_id) for container_id in running}
-                users = await asyncio.to_thread(with_containers, users, first)
+            users = await self._with_containers(await asyncio.to_thread(self._devices.users, uuids))
         except Exception:  # noqa: BLE001 - a driver's mistake must not take the agent with it
             self._log.exception("a device driver failed while it was asked who uses its devices")
             return
         self.driver.post(DeviceUsersTold(users))
+
+    async def _measure_shares(self, uuids: tuple[DeviceUuid, ...]) -> None:
+        """A look that fails is made again in time."""
+        try:
+            users = await self._with_containers(await asyncio.to_thread(self._devices.all_users, uuids))
+        except Exception:  # noqa: BLE001 - a driver's mistake must not take the agent with it
+            self._log.exception("a device driver failed while it was asked what tasks use of their shares")
+            return
+        self.driver.post(SharesMeasured(users))
+
+    async def _with_containers(self, users: Users) -> Users:
+        if not any(users.values()):
+            return users
+        running = [*self.machine.books.live, *self.machine.books.orphans]
+        first = {container_id: await self._runtime.pid_of(container_id) for container_id in running}
+        return await asyncio.to_thread(with_containers, users, first)
 
     # --- to the adapters --------------------------------------------------------------------------------------------
 
@@ -416,6 +432,8 @@ class AgentDaemon:
                 self._spawn(self._look_at_devices(), self._others)
             case AskWhoUses(uuids):
                 self._spawn(self._ask_who_uses(uuids), self._others)
+            case MeasureShares(uuids):
+                self._spawn(self._measure_shares(uuids), self._others)
             case CloseConnection(connection, reason):
                 self.client.close(connection, reason)
             case OpenLogStream():

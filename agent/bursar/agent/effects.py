@@ -137,6 +137,13 @@ class AskWhoUses:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureShares:
+    """Find out what tasks use of the memory of the cards that they have shares of; SharesMeasured follows, sooner or later."""
+
+    uuids: tuple[DeviceUuid, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LookAtCard:
     """Find out into what a card is cut; CardLookedAt follows."""
 
@@ -217,6 +224,7 @@ AgentEffect = (
     | LookAtDevices
     | TellExecutor
     | LaunchOnExecutor
+    | MeasureShares
 )
 
 __all__ = [
@@ -231,6 +239,7 @@ __all__ = [
     "Log",
     "LookAtCard",
     "LookAtDevices",
+    "MeasureShares",
     "OpenLogStream",
     "OpenSessionStream",
     "Persist",

@@ -144,6 +144,14 @@ class DeviceUsersTold:
 
 
 @dataclass(frozen=True, slots=True)
+class SharesMeasured:
+    """The answer to MeasureShares: who uses the cards of these shares, each with its container and with what it uses of the memory."""
+
+    #: None: its driver cannot say.
+    users: Mapping[DeviceUuid, tuple[DeviceUser, ...] | None]
+
+
+@dataclass(frozen=True, slots=True)
 class CardLookedAt:
     """The answer to LookAtCard."""
 
@@ -232,6 +240,7 @@ AgentEvent = (
     | PrefetchProgressed
     | PrefetchEnded
     | ImagesListed
+    | SharesMeasured
     | TimePassed
     | Stalled
 )
@@ -261,6 +270,7 @@ __all__ = [
     "PrefetchEnded",
     "PrefetchProgressed",
     "SandboxOverfilled",
+    "SharesMeasured",
     "Stalled",
     "TimePassed",
 ]

@@ -85,7 +85,11 @@ class Executors:
     def adopt(self, key: TaskKey) -> None:
         """A life of the agent begins: go on with a task whose executor still runs."""
         record = self._books.state.tasks[key]
-        if record.kill is not None:
+        executor = self._books.state.tasks.get(_executor_of(record.task))
+        if executor is None or executor.state.is_terminal:
+            # The earlier life was still asking who uses its devices.
+            self._leave(key, self._bereaved(record, f"its executor {record.task.spec.runs_on} has ended"))
+        elif record.kill is not None:
             self.kill(key, grace_ms_of(record.task, record.kill))
         elif record.state is TaskState.RUNNING:
             self._runs(record)
@@ -138,15 +142,16 @@ class Executors:
             record = self._books.state.tasks[task_key]
             status = self._books.state.tasks[key].unacknowledged[-1]
             message = f"its executor {key.task_id} has ended: {status.message or status.reason.name.lower()}"
-            if record.kill is not None:
-                verdict = end_of(
-                    record, ContainerExit(None, StatusReason.COMMAND_EXITED, message), self._books.info.boot_id
-                )
-            elif not record.handed:
-                verdict = Verdict(TaskState.DROPPED, StatusReason.EXECUTOR_ENDED, f"{message}; it never ran")
-            else:
-                verdict = Verdict(TaskState.FAILED, StatusReason.EXECUTOR_ENDED, message)
-            self._leave(task_key, verdict)
+            self._leave(task_key, self._bereaved(record, message))
+
+    def _bereaved(self, record: TaskRecord, message: str) -> Verdict:
+        """The end of a task whose executor has ended."""
+        if record.kill is not None:
+            exit = ContainerExit(None, StatusReason.COMMAND_EXITED, message)
+            return end_of(record, exit, self._books.info.boot_id)
+        if not record.handed:
+            return Verdict(TaskState.DROPPED, StatusReason.EXECUTOR_ENDED, f"{message}; it never ran")
+        return Verdict(TaskState.FAILED, StatusReason.EXECUTOR_ENDED, message)
 
     def tasks_of(self, key: TaskKey) -> list[TaskKey]:
         """The live tasks that an executor runs."""

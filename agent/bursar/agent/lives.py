@@ -15,6 +15,7 @@ from bursar.agent.effects import PullImage, RemoveContainer, StartContainer
 from bursar.agent.events import ContainerLaunchFailed
 from bursar.agent.executors import Executors
 from bursar.agent.leaving import BUSY_PAUSE_MS, Leaving
+from bursar.agent.overuse import Overuse
 from bursar.agent.pinning import granted_devices
 from bursar.agent.reporting import Reporting
 from bursar.agent.restarts import may_restart, next_in_row, wants_restart, words_for
@@ -50,6 +51,7 @@ class Lives:
         self._reporting = reporting
         self._leaving = leaving
         self.checkups = Checkups(books, reporting, self._kill_here)
+        self.overuse = Overuse(books, reporting, self._kill_here)
         self.groups = TaskGroups(books, self._kill, leaving)
         self.executors = Executors(books, self._runs, self._end, lambda key, end: self._leave(key, end, final=True))
         for key, record in books.state.tasks.items():
@@ -293,6 +295,7 @@ class Lives:
             left_ms = max(0, record.running_at_ms + allowed_ms - now.wall_ms)
             self._books.deadlines.set(("run_time", record.key), now.monotonic_ms + min(left_ms, allowed_ms))
         self.checkups.begin(record)
+        self.overuse.begin(record)
 
     def run_time_over(self, key: TaskKey) -> None:
         """It has run for as long as it may (TSK-10)."""

@@ -46,6 +46,7 @@ from bursar.agent.events import (
     PrefetchEnded,
     PrefetchProgressed,
     SandboxOverfilled,
+    SharesMeasured,
 )
 from bursar.agent.images import ImageRoom
 from bursar.agent.leaving import Leaving
@@ -87,6 +88,7 @@ class AgentMachine:
         self.ward = Ward(self.books, self.reporting)
         self.leaving = Leaving(self.books, self.ward)
         self.lives = Lives(self.books, self.reporting, self.leaving)
+        self.overuse = self.lives.overuse
         self.cuts = Cuts(self.books)
         self.images = ImageRoom(self.books)
 
@@ -151,6 +153,8 @@ class AgentMachine:
                 self.ward.probed(uuid, problem)
             case DeviceUsersTold(users):
                 self.leaving.told(users)
+            case SharesMeasured(users):
+                self.overuse.measured(users)
             case ContainersRecovered(containers):
                 self.lives.recovered(containers)
                 self.leaving.begin()
@@ -185,6 +189,7 @@ class AgentMachine:
         self.ward.check()
         self.leaving.check()
         self.images.check()
+        self.overuse.check()
         assert not (self.registered and self.books.connection is None)
         assert not (self.registered and not self.books.recovered)
 
@@ -290,6 +295,8 @@ class AgentMachine:
                     self.books.deadlines.set(("prune", ""), self.books.now.monotonic_ms + PRUNE_INTERVAL_MS)
                 case "digest":
                     self.digests.due()
+                case "shares":
+                    self.overuse.look()
                 case "register" | "ping":
                     self.conversation.timed_out(kind)
                 case _:

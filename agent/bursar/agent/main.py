@@ -34,7 +34,7 @@ from bursar.agent.settings import PROGRAM, load_settings, tolerated_programs
 from bursar.agent.watchdog import Watchdog, notify
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
-from bursar.core.errors import BursarError, InvalidText
+from bursar.core.errors import BursarError
 from bursar.core.layouts import PARTITION
 from bursar.core.memory.agents import plan_agent
 from bursar.core.memory.pools import format_bytes
@@ -160,6 +160,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         volumes=_volume_rules(settings, work_dir),
         bindings=DeviceBindings(agent_id, shared_directories()),
         release_timeout_ms=settings.number("device-release-timeout"),
+        share_grace_ms=settings.number("gpu-share-grace"),
         fetch_cache_bytes=parse_amount(MEM, settings.text("fetch-cache")),
         health=HealthRules(
             cool_down_ms=settings.number("device-cool-down"), relapses=settings.number("device-relapses")
@@ -177,13 +178,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
 
 def _shares(settings: Settings) -> ShareSetting | None:
     """Into what GPUs are shared. Raises InvalidText."""
-    shares = parse_shares(settings.text("gpu-shares"))
-    if shares is not None and shares.enforcement == "soft" and settings.text("runtime") == "docker":
-        raise InvalidText(
-            "gpu-shares: containers do not reach the MPS daemon of the machine, which would hold tasks to soft shares",
-            "use --runtime process, or say none, or cut the cards by MIG",
-        )
-    return shares
+    return parse_shares(settings.text("gpu-shares"))
 
 
 def _volume_rules(settings: Settings, work_dir: WorkDir) -> VolumeRules:

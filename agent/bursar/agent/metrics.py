@@ -87,6 +87,12 @@ class _MachineCollector(Collector):
         for labels, count in sorted(health.items()):
             family.add_metric(list(labels), count)
         yield family
+        overuse = machine.overuse
+        passes = Metric("bursar_agent_share_passes", "How often a task passed its share of a GPU's memory.", "counter")
+        for enforcement, number in sorted(overuse.passed.items()):
+            passes.add_sample("bursar_agent_share_passes_total", {"enforcement": enforcement}, number)
+        yield passes
+        yield _gauge("share_ends", "Tasks that were ended for that.", overuse.ended, counter=True)
         yield _gauge("connections", "Streams to masters opened since the start.", self._connections(), counter=True)
         yield _gauge("registrations", "Registrations since the start.", machine.registrations_total, counter=True)
 

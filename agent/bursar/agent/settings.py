@@ -91,7 +91,7 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             "gpu-shares",
             FlagType.TEXT,
             "",
-            "Offer each NVIDIA GPU in shares, too: held to them by nothing (none), or by CUDA's MPS (soft).",
+            "Offer each NVIDIA GPU in shares, too: who takes more memory is told (none), or told and ended (soft).",
             metavar="THOUSANDTHS:{none|soft}",
             problem=_shares,
         ),
@@ -155,6 +155,12 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             120_000,
             "A device is not offered while a process of an ended task uses it; after so long it is cordoned.",
             minimum=100,
+        ),
+        Flag(
+            "gpu-share-grace",
+            FlagType.DURATION,
+            30_000,
+            "A task that uses more of a GPU's memory than its soft share is told, and ended after so long; 0s: at once.",
         ),
         Flag(
             "tolerated-programs",

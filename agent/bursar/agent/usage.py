@@ -155,6 +155,9 @@ class UsageMeter(Collector):
     def _of_tasks(self, tasks: Mapping[ContainerId, AssignedTask]) -> None:
         usages = self._reader.usages(tasks) if self._reader is not None and tasks else {}
         now = time.monotonic()
+        shares: dict[ContainerId, list[tuple[int, int]]] = {}
+        for (key, _), figures in list(self._machine.overuse.used.items()):
+            shares.setdefault(container_of(self._machine.info.agent_id, key), []).append(figures)
         found = []
         before, self._before = self._before, {}
         for container_id, usage in usages.items():
@@ -163,6 +166,8 @@ class UsageMeter(Collector):
             measures = dict(_plain_measures(usage))
             if "mem_bytes" in usage:
                 measures["mem"] = Measure(usage["mem_bytes"], amounts.get(MEM))
+            if shared := shares.get(container_id):
+                measures["device_mem"] = Measure(*map(sum, zip(*shared, strict=True)))
             if "cpu_ns" in usage:
                 self._before[container_id] = (usage["cpu_ns"], now)
                 measures["cpu_used"] = Measure(usage["cpu_ns"] / 1e9)

@@ -42,7 +42,6 @@ COMMANDS = {
     "quota": "quotas:quota",
     "memory": "memory:memory",
     "watch": "watch:watch",
-    "gang": "gangs:gang",
 }
 
 

@@ -15,6 +15,7 @@ from bursar.agent.effects import (
     KillContainer,
     LaunchOnExecutor,
     Log,
+    MeasureShares,
     OpenLogStream,
     OpenSessionStream,
     PrefetchImage,
@@ -36,6 +37,7 @@ from bursar.agent.events import (
     MasterConnected,
     MasterDisconnected,
     MasterMessageReceived,
+    SharesMeasured,
 )
 from bursar.agent.machine import AgentConfig, AgentMachine
 from bursar.agent.state import AgentState
@@ -49,6 +51,7 @@ from bursar.simulation.containers import SimulatedContainer, SimulatedContainers
 from bursar.simulation.devices import SimulatedGpus
 from bursar.simulation.executors import SimulatedExecutors
 from bursar.simulation.network import CLIENT, Stream
+from bursar.simulation.overuse import SHARE_GRACE_MS, SimulatedShares
 from bursar.simulation.process import Mortality, Process
 
 if TYPE_CHECKING:
@@ -112,6 +115,7 @@ class AgentNode:
             on_end=self._ended,
         )
         self.executors = SimulatedExecutors(self.agent_id, world.timeline, self._random, self.containers, self._began)
+        self.shares = SimulatedShares(self, world.stream_of(f"{name}/shares"), world.timeline)
         self._stream: Stream | None = None
         self._connection = ConnectionId(0)
 
@@ -150,6 +154,7 @@ class AgentNode:
             tells_users=self.tells_users,
             users=self.gpus.users(self.gpus.uuids) if self.tells_users else {},
             release_timeout_ms=RELEASE_TIMEOUT_MS,
+            share_grace_ms=SHARE_GRACE_MS if self.tells_users else None,
         )
         if self.twin is not None:
             assert self.twin.load() == self.checkpoint, "the checkpoint and its copy mean different things"
@@ -184,6 +189,10 @@ class AgentNode:
         self.containers.reboot()
         self.gpus.desert()
         self._boots += 1
+
+    def note(self, text: str) -> None:
+        """Something happened on this machine, for those who read the trace."""
+        self._world.note(self.name, text)
 
     def look_at_devices(self) -> None:
         """The agent's periodic look, when something is different."""
@@ -249,6 +258,10 @@ class AgentNode:
         if process is self.process:
             process.post(DeviceUsersTold(self.gpus.users(uuids)))
 
+    def _measured(self, process: Process, uuids: tuple[DeviceUuid, ...]) -> None:
+        if process is self.process:
+            process.post(SharesMeasured(self.shares.users(uuids)))
+
     def _probed(self, process: Process, uuid: DeviceUuid) -> None:
         if process is self.process:
             process.post(DeviceProbed(uuid, "it is still ill" if self.gpus.is_ill(uuid) else ""))
@@ -281,12 +294,15 @@ class AgentNode:
 
     def stepping(self, event: Any, now: Instant) -> None:
         """See Owner."""
+        if isinstance(event, SharesMeasured):
+            self._world.checkers.overuse.measured(self.agent_id, self.lives, event, self.gpus.all, now.monotonic_ms)
 
     def stepped(self, event: Any, effects: Sequence[Any]) -> None:
         """See Owner."""
         assert self.process is not None
         self._world.note(self.name, event, effects)
         self._world.checkers.agents.stepped(self.agent_id, self.process, effects)
+        self._world.checkers.overuse.stepped(self.agent_id, effects)
         self._world.checkers.groups.stepped(self.agent_id, self._world.timeline.now_ms)
         self._world.stepped()
 
@@ -355,6 +371,10 @@ class AgentNode:
                 assert self.process is not None
                 if self._random.random() >= self._world.faults.silent_driver_chance:
                     self._world.timeline.after(self._random.randint(0, 20), self._asked, self.process, uuids)
+            case MeasureShares(uuids):
+                assert self.process is not None
+                if self.shares.answers():
+                    self._world.timeline.after(1, self._measured, self.process, uuids)
             case RemoveSandbox() | OpenLogStream() | OpenSessionStream() | Log():
                 pass
             case _:

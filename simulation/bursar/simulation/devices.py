@@ -41,6 +41,16 @@ class SimulatedGpus:
         self.left: dict[DeviceUuid, int] = {}
         self.strangers: dict[DeviceUuid, int] = {}
 
+    def share(self, enforcement: str) -> None:
+        """Every GPU is a share of some card from now on, held to its memory by `soft` or by `none`; empty: none is."""
+        attributes = {"enforcement": enforcement} if enforcement else {}
+        self._all = tuple(replace(device, attributes=attributes) for device in self._all)
+
+    @property
+    def all(self) -> tuple[Device, ...]:
+        """All that the machine was built with, well or not."""
+        return self._all
+
     @property
     def uuids(self) -> list[DeviceUuid]:
         """All that the machine was built with."""

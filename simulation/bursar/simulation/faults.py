@@ -70,6 +70,9 @@ class Faults:
     #: Books: a task is lost from one of them, or a container comes or goes behind an agent's back.
     losses_per_minute: float = 0.0
 
+    #: A container uses more of a card than its share, for a while or until it is ended; on machines whose GPUs are shares.
+    overuses_per_minute: float = 0.0
+
     @classmethod
     def draw(cls, random: Random) -> Faults:
         """Each fault is on or off, and if on, rare or frequent."""

@@ -269,6 +269,7 @@ class World:
         self._plague(faults.framework_crashes_per_minute, self._kill_framework)
         self._plague(faults.operator_acts_per_minute, self.operator.act)
         self._plague(faults.losses_per_minute, self.losses.strike)
+        self._plague(faults.overuses_per_minute, lambda: self._some_agent().shares.strike(self.faults.linger_ms))
 
     def run(self, steps: int, *, converge: bool = True) -> Summary:
         """Run under faults for so many steps, then until everything has converged. Raises SimulationFailure."""
@@ -346,6 +347,7 @@ class World:
             known = machine.cluster.agents.get(agent.agent_id)
             if known is None or known.state is not AgentState.ACTIVE:
                 wrong.append(f"{agent.name} is not active")
+            wrong += agent.shares.unsettled()
         for framework in self.frameworks:
             entry = machine.cluster.frameworks.get(framework.framework_id)
             if entry is None or entry.state is not FrameworkState.ACTIVE:

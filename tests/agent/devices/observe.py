@@ -42,7 +42,7 @@ def main(devices: str, agent_id: str, *layouts: str) -> None:
             uuids = [device.uuid for device in found]
             said["users"].append(
                 {
-                    uuid: [one.pid for one in who]
+                    uuid: [(one.pid, one.mem_bytes) for one in who]
                     for teller in user_tellers(driver)
                     for uuid, who in teller.users(uuids).items()
                 }

@@ -72,4 +72,4 @@ def test_files_of_instances_are_those_that_the_kernel_names(tmp_path: Path) -> N
 
 def test_who_uses_an_instance_uses_no_other(observe: Any) -> None:
     busy = CUT + "process_of MIG-22222222-0000-1111-2222-000000000000 4711 1024\nprocess 1 7 0\n"
-    assert observe("nvml", busy)["users"] == [{THREE: [], ONE: [4711], WHOLE: [7]}]
+    assert observe("nvml", busy)["users"] == [{THREE: [], ONE: [[4711, 1024]], WHOLE: [[7, 0]]}]

@@ -148,5 +148,13 @@ def test_the_recovery_action_says_what_must_be_done_where_the_driver_knows_it(ob
 
 def test_who_uses_a_gpu_is_told_unless_the_driver_does_not_say(observe: Any, layout: str) -> None:
     first, second = observe("nvml", layout + "process 1 4711 1024\nprocess 1 4712 1024\n", layout + "mute 0\n")["users"]
-    assert list(first.values()) == [[], [4711, 4712], [], []]
+    assert list(first.values()) == [[], [[4711, 1024], [4712, 1024]], [], []]
     assert len(second) == 3
+
+
+def test_what_processes_use_is_told_through_mps_too(observe: Any, layout: str) -> None:
+    everybody = "process 0 4711 1024\nmps_process 0 4712 2048\nprocess 0 4713 18446744073709551615\n"
+    (users,) = observe("nvml", layout + everybody)["users"]
+    assert next(iter(users.values())) == [[4711, 1024], [4712, 2048], [4713, None]], (
+        "the last one's, the driver does not know"
+    )

@@ -30,7 +30,7 @@ def test_every_card_is_there_whole_and_in_shares_that_hide_each_other() -> None:
     assert [one.index for one in found] == list(range(8))
     card, share = found[0], found[2]
     assert (parent_of(share.uuid), weight_milli(share.uuid), share.parent_uuid) == (card.uuid, 300, card.uuid)
-    assert (share.mem_bytes, share.attributes["enforcement"]) == (card.mem_bytes // 1000 * 300, "none")
+    assert (share.mem_bytes, share.attributes["enforcement"]) == (24 << 30, "none")
     names = {one.uuid for one in found}
     assert views_hidden_by({share.uuid}, names - {share.uuid}) == {card.uuid}, "other shares of it stay"
     assert views_hidden_by({card.uuid}, names - {card.uuid}) == {one.uuid for one in found[2:5]}
@@ -50,10 +50,11 @@ def test_soft_shares_are_told_to_mps_and_whole_cards_are_not() -> None:
     driver = shared("250:soft")
     found = driver.discover()
     one = driver.decorate(found[2:3], "process").pinning
-    assert one == {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "25", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=20479M"}
+    assert one == {"CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "25", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=20480M"}
     two = driver.decorate(found[2:4], "process").pinning
-    assert (two["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"], two["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"]) == ("50", "0=40959M")
+    assert (two["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"], two["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"]) == ("50", "0=40960M")
     assert driver.decorate(found[:1], "process").pinning == {}
+    assert driver.decorate(found[2:3], "docker").pinning == {}, "a container does not reach the daemon of the machine"
 
 
 def test_what_befalls_a_card_befalls_its_shares(tmp_path: Path) -> None:

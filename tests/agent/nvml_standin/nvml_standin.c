@@ -17,6 +17,7 @@
  *   fail INDEX CALL INSTANCES CODE                     enable, disable, create, compute, destroy, nocompute fail when there are so many GPU instances
  *   pending INDEX                                      switching MIG takes effect after a reset only
  *   process INDEX PID MEM_BYTES                        a process that uses the device
+ *   mps_process INDEX PID MEM_BYTES                    one that goes through MPS: named by another question
  *   process_of UUID PID MEM_BYTES                      one that uses an instance
  *   mute INDEX                                         the device does not say who uses it
  *   instance INDEX PLACE UUID NAME GI CI SLICES MEM_MB an instance of a device
@@ -55,7 +56,7 @@ enum { MAX_INSTANCES = 64 };
 static device_t instances[MAX_INSTANCES];
 static int instance_count;
 enum { MAX_PROCESSES = 64 };
-static struct { char uuid[96]; unsigned int pid; unsigned long long mem; } processes[MAX_PROCESSES];
+static struct { char uuid[96]; unsigned int pid; unsigned long long mem; int mps; } processes[MAX_PROCESSES];
 static int process_count;
 enum { MAX_XIDS = 64 };
 static int levels[MAX_DEVICES][MAX_DEVICES];
@@ -135,6 +136,7 @@ static void load(void) {
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[512];
     count = 0;
+    memset(processes, 0, sizeof processes);
     init_code = xids = instance_count = process_count = gi_count = ci_count = fail_count = 0;
     memset(devices, 0, sizeof devices);
     memset(levels, -1, sizeof levels);
@@ -161,6 +163,11 @@ static void load(void) {
         } else if (process_count < MAX_PROCESSES && sscanf(line, "process %d %d %llu", &a, &b, &d.mem) == 3 && a < count) {
             strcpy(processes[process_count].uuid, devices[a].uuid);
             processes[process_count].pid = (unsigned int)b;
+            processes[process_count++].mem = d.mem;
+        } else if (process_count < MAX_PROCESSES && sscanf(line, "mps_process %d %d %llu", &a, &b, &d.mem) == 3 && a < count) {
+            strcpy(processes[process_count].uuid, devices[a].uuid);
+            processes[process_count].pid = (unsigned int)b;
+            processes[process_count].mps = 1;
             processes[process_count++].mem = d.mem;
         } else if (process_count < MAX_PROCESSES && sscanf(line, "process_of %95s %d %llu", d.uuid, &b, &d.mem) == 3) {
             strcpy(processes[process_count].uuid, d.uuid);
@@ -509,18 +516,26 @@ typedef struct {
     unsigned int gpu_instance, compute_instance;
 } process_t;
 
-int nvmlDeviceGetComputeRunningProcesses_v3(device_t *d, unsigned int *number, process_t *answer) {
+static int running(device_t *d, unsigned int *number, process_t *answer, int mps) {
     unsigned int found = 0, room = answer ? *number : 0;
     load();
     if (d->code) return d->code;
     if (d->mute) return NOT_SUPPORTED;
     for (int i = 0; i < process_count; i++) {
-        if (strcmp(processes[i].uuid, d->uuid) != 0) continue;
+        if (strcmp(processes[i].uuid, d->uuid) != 0 || processes[i].mps != mps) continue;
         if (found < room) answer[found] = (process_t){processes[i].pid, processes[i].mem, ~0u, ~0u};
         found++;
     }
     *number = found;
     return found > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(device_t *d, unsigned int *number, process_t *answer) {
+    return running(d, number, answer, 0);
+}
+
+int nvmlDeviceGetMPSComputeRunningProcesses_v3(device_t *d, unsigned int *number, process_t *answer) {
+    return running(d, number, answer, 1);
 }
 
 int nvmlDeviceGetGraphicsRunningProcesses_v3(device_t *d, unsigned int *number, process_t *answer) {

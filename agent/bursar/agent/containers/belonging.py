@@ -9,17 +9,29 @@ from pathlib import Path
 
 from bursar.agent.containers.runtime import ContainerId
 
+#: A chain of parents is followed so far.
+_MOST_ANCESTORS = 256
+
 
 def container_of_process(pid: int, first: Mapping[ContainerId, int], proc: Path = Path("/proc")) -> ContainerId:
-    """The one in whose PID namespace it lives, or else in whose session; empty where it is none of these.
+    """The one in whose PID namespace it lives, or in whose session, or whose first process is an ancestor of it; empty: none of these.
 
     `first`: of each container its first process, as this machine numbers it.
     """
     own, theirs = _namespace(os.getpid(), proc), _namespace(pid, proc)
     if theirs and theirs != own:
-        return next((name for name, init in first.items() if _namespace(init, proc) == theirs), ContainerId(""))
-    session = _session(pid, proc)
-    return next((name for name, init in first.items() if init and session == init), ContainerId(""))
+        for name, init in first.items():
+            if _namespace(init, proc) == theirs:
+                return name
+    owners = {init: name for name, init in first.items() if init}
+    parent, session = _parent_and_session(pid, proc)
+    for _ in range(_MOST_ANCESTORS):
+        if owner := owners.get(session) or owners.get(parent):
+            return owner
+        if parent <= 1:
+            break
+        parent, session = _parent_and_session(parent, proc)
+    return ContainerId("")
 
 
 def program_of(pid: int, proc: Path = Path("/proc")) -> str:
@@ -36,9 +48,11 @@ def _namespace(pid: int, proc: Path) -> str:
     return ""
 
 
-def _session(pid: int, proc: Path) -> int:
+def _parent_and_session(pid: int, proc: Path) -> tuple[int, int]:
+    """0 and 0 where it is no more."""
     try:
         text = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-        return int(text.rpartition(")")[2].split()[3])
+        fields = text.rpartition(")")[2].split()
+        return int(fields[1]), int(fields[3])
     except (OSError, ValueError, IndexError):
-        return 0
+        return 0, 0

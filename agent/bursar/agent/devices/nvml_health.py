@@ -133,11 +133,19 @@ def _address(handle: Any) -> int:
 
 def users_of(handle: Any) -> tuple[DeviceUser, ...]:
     """Who has a context on a GPU, or on an instance of one. Raises NVMLError where it does not say."""
-    found: dict[int, int | None] = {}
+    found = {int(one.pid): one.usedGpuMemory for one in _mps_clients(handle)}
     for ask in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
         for process in ask(handle):
             found.setdefault(int(process.pid), process.usedGpuMemory)
     return tuple(DeviceUser(pid, mem_bytes=used) for pid, used in sorted(found.items()))
+
+
+def _mps_clients(handle: Any) -> Iterable[Any]:
+    """Processes that go through MPS: only by this question where the driver tells them apart."""
+    try:
+        return pynvml.nvmlDeviceGetMPSComputeRunningProcesses(handle)  # type: ignore[no-any-return]
+    except (pynvml.NVMLError, AttributeError):
+        return ()
 
 
 def measure_gpu(handle: Any) -> dict[str, tuple[float, float | None]]:

@@ -1,8 +1,9 @@
 """Shares of GPUs: views of a card that several tasks may have at once, each declared with what holds them to it.
 
 A framework opts in by asking for the kind, whose name says both: `gpu-250-none` is a quarter that nothing enforces (tasks see the whole
-card and are trusted), `gpu-250-soft` one that CUDA's Multi-Process Service (MPS) enforces for programs that go through it. Nothing in
-hardware enforces a share: what is enforced hard are the instances of MIG.
+card and are trusted), `gpu-250-soft` one whose memory is watched (`overuse`): who keeps more than its share is ended. CUDA's
+Multi-Process Service (MPS) holds plain processes that go through it to a soft share besides. Nothing in hardware enforces a share: what is
+enforced hard are the instances of MIG.
 """
 
 from __future__ import annotations
@@ -93,18 +94,18 @@ class SharedDevices:
         return (*found, *(dataclasses.replace(share, index=first + number) for number, share in enumerate(shares)))
 
     def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
-        """As the driver does for the cards of the shares; for `soft` also what MPS obeys. Raises LaunchFailed."""
+        """As the driver does for the cards of the shares; for `soft` also what MPS obeys, which containers do not reach. Raises LaunchFailed."""
         if not isinstance(self._driver, ContainerDecorator):
             return Decoration()
         cards = {card.uuid: card for one in granted if (card := self._card(one))}
         decoration = self._driver.decorate(tuple(cards.values()), runtime)
         mine = [one for one in granted if one.kind == self._setting.kind]
-        if not mine or self._setting.enforcement != "soft":
+        if not mine or self._setting.enforcement != "soft" or runtime == "docker":
             return decoration
         held = [sum(one.uuid == other.uuid for one in map(self._card, mine) if one) for other in cards.values()]
         percent = max(held) * self._setting.thousandths // 10
         limits = ",".join(
-            f"{number}={card.mem_bytes // 1000 * self._setting.thousandths * count >> 20}M"
+            f"{number}={self._mem_bytes(card) * count >> 20}M"
             for number, (card, count) in enumerate(zip(cards.values(), held, strict=True))
             if count
         )
@@ -152,7 +153,7 @@ class SharedDevices:
                 card,
                 uuid=device_name(setting.kind, f"s{number}", parent=card.uuid, weight_milli=setting.thousandths),
                 kind=setting.kind,
-                mem_bytes=card.mem_bytes // 1000 * setting.thousandths,
+                mem_bytes=self._mem_bytes(card),
                 parent_uuid=card.uuid,
                 links=(),
                 attributes={
@@ -162,6 +163,10 @@ class SharedDevices:
                     "visible_as": visible_id(card),
                 },
             )
+
+    def _mem_bytes(self, card: Device) -> int:
+        """Of one share, in whole MiB."""
+        return card.mem_bytes * self._setting.thousandths // 1000 >> 20 << 20
 
     def _card_name(self, uuid: DeviceUuid) -> DeviceUuid:
         parent = parent_of(uuid)

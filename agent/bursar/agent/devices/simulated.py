@@ -15,8 +15,10 @@ from bursar.agent.devices.users import DeviceUser
 from bursar.agent.devices.xids import signal_of
 from bursar.agent.pinning import visible_devices
 from bursar.core.devices import Device, DeviceHealth, DeviceLink
+from bursar.core.errors import BursarError
 from bursar.core.ids import AgentId, DeviceUuid
-from bursar.core.resources import GPUS
+from bursar.core.resources import GPUS, MEM
+from bursar.core.text import parse_amount
 
 MAX_DEVICES = 1024
 DEFAULT_MODEL = "Simulated GPU"
@@ -48,7 +50,7 @@ class SimulatedDevices:
     Their uuids derive from the agent's id and the index: stable over restarts, different on every agent.
 
     Faults can be ordered in a file, one a line, and are over when the line is gone: `INDEX ill WHY` (the driver complains), `INDEX gone` (it
-    is not there any more), `INDEX xid NUMBER` (said once, when the line appears), `INDEX process PID` (that process uses it). Other lines mean nothing.
+    is not there any more), `INDEX xid NUMBER` (said once, when the line appears), `INDEX process PID` or `INDEX process PID SIZE` (that process uses it, and so much of its memory). Other lines mean nothing.
     """
 
     name = "simulated"
@@ -99,11 +101,10 @@ class SimulatedDevices:
 
     def users(self, uuids: Collection[DeviceUuid]) -> Mapping[DeviceUuid, tuple[DeviceUser, ...]]:
         """Those that were ordered."""
-        orders = [(self._uuid(index), text) for index, kind, text in self._orders() if kind == "process"]
-        return {
-            uuid: tuple(DeviceUser(int(pid)) for which, pid in orders if which == uuid and pid.isdecimal())
-            for uuid in uuids
-        }
+        orders = [
+            (self._uuid(index), text) for index, kind, text in self._orders() if kind == "process" and _is_user(text)
+        ]
+        return {uuid: tuple(_user(text) for which, text in orders if which == uuid) for uuid in uuids}
 
     def probe(self, uuid: DeviceUuid) -> str:
         """It works unless an order says otherwise."""
@@ -140,6 +141,19 @@ class SimulatedDevices:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+def _user(text: str) -> DeviceUser:
+    """`4711` or `4711 30GiB`."""
+    pid, _, size = text.partition(" ")
+    return DeviceUser(int(pid), mem_bytes=parse_amount(MEM, size.strip()) if size else None)
+
+
+def _is_user(text: str) -> bool:
+    try:
+        return _user(text).pid > 0
+    except (ValueError, BursarError):
+        return False
 
 
 def _uuid(agent_id: AgentId, index: int) -> DeviceUuid:

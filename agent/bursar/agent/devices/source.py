@@ -79,12 +79,21 @@ class DeviceSource:
     def users(self, uuids: Collection[DeviceUuid]) -> Users:
         """Who uses each of these, but for programs that may; None where nobody can say. Blocks."""
         users: Users = dict.fromkeys(uuids)
-        if not self.tells_users:
-            return users
+        for uuid, said in self.all_users(uuids).items() if self.tells_users else ():
+            named = (replace(one, name=one.name or program_of(one.pid)) for one in said or ())
+            users[uuid] = None if said is None else tuple(one for one in named if one.name not in self.tolerated)
+        return users
+
+    @property
+    def measures_shares(self) -> bool:
+        """Whether some driver may say what tasks use of their devices' memory."""
+        return any(True for _ in user_tellers(self.driver))
+
+    def all_users(self, uuids: Collection[DeviceUuid]) -> Users:
+        """Who uses each of these, whatever its program; None where nobody can say. Blocks."""
+        users: Users = dict.fromkeys(uuids)
         for teller in user_tellers(self.driver):
-            for uuid, said in teller.users(uuids).items():
-                named = (replace(one, name=one.name or program_of(one.pid)) for one in said)
-                users[uuid] = tuple(one for one in named if one.name not in self.tolerated)
+            users.update(teller.users(uuids))
         return users
 
     @property

@@ -10,6 +10,7 @@ from bursar.simulation.checkers.executors import ExecutorJudge
 from bursar.simulation.checkers.frameworks import FrameworkJudge
 from bursar.simulation.checkers.groups import GroupJudge
 from bursar.simulation.checkers.master import MasterJudge
+from bursar.simulation.checkers.overuse import OveruseJudge
 from bursar.simulation.checkers.repairs import RepairJudge
 
 
@@ -26,3 +27,4 @@ class Checkers:
         self.groups = GroupJudge(self.verdicts)
         self.repairs = RepairJudge(self.verdicts)
         self.executors = ExecutorJudge(self.verdicts)
+        self.overuse = OveruseJudge(self.verdicts)
