@@ -181,6 +181,10 @@ def test_when_the_agent_dies_the_session_says_so_and_nothing_hangs(place: Place)
     assert done.code == 125 and "broke the session off" in done.stderr and "hint:" in done.stderr, done
     done = place.exec("true")
     assert done.code == 125 and "is not connected" in done.stderr, done
+    if place.runtime == "docker":
+        # Nothing but the engine knows of it: it ends with the agent's next life.
+        place.cluster.start_agent("node", "--runtime", "docker", devices="none")
+    place.cluster.until(lambda: not sleeps(mine), "the program does not outlive the agent that was killed")
 
 
 def test_attach_shows_what_follows_and_ends_as_the_task_does(place: Place) -> None:

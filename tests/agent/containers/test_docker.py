@@ -23,6 +23,7 @@ from bursar.agent.containers.simulated import SimulatedProgram
 from bursar.core.ids import AgentId
 from bursar.core.memory.tasks import plan_task
 from bursar.core.memory.text import parse_memory_text
+from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.surroundings import ContainerSettings
 from bursar.core.tasks import StatusReason
 
@@ -447,3 +448,25 @@ async def test_the_last_of_a_group_takes_its_network_along(bench: Any, client: A
     await runtime.release_network(network_id)
     with pytest.raises(docker.errors.NotFound):
         client.containers.get(network_id)
+
+
+async def test_programs_of_an_earlier_life_are_ended_and_those_of_others_are_not(bench: Any, client: Any) -> None:
+    earlier = await bench.open()
+    spec = bench.spec("visited", bench.script(UNTIL_GO, NOTHING))
+    await earlier.start(spec)
+    container = client.containers.get(str(spec.container_id))
+    await earlier.open_session(spec.container_id, SessionStart(SessionKind.EXEC, ("sleep", "3141")))
+    container.exec_run(["sleep", "2718"], detach=True)
+
+    def sleeping() -> set[str]:
+        return {row[-1] for row in container.top(ps_args="-o pid,args")["Processes"] if row[-1] in lasting}
+
+    lasting = {f"sleep {word}" for word in (3141, 2718, 1618)}
+    await until(lambda: sleeping() == {"sleep 3141", "sleep 2718"})
+    later = await bench.open()
+    await later.recover()
+    mine = await later.open_session(spec.container_id, SessionStart(SessionKind.EXEC, ("sleep", "1618")))
+    await until(lambda: sleeping() == {"sleep 2718", "sleep 1618"})
+    await later.recover()
+    assert sleeping() == {"sleep 2718", "sleep 1618"} and spec.container_id in later.running()
+    await mine.close()

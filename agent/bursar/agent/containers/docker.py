@@ -194,6 +194,9 @@ class DockerRuntime:
         # One may have ended between the listing and our watching.
         await self._look_again([found.container_id for found in recovered if found.exit is None])
         await self._call(sweep_holders, self._engine)
+        engine = self._engine
+        if left := await self._call(docker_sessions.end_left, engine.api, engine.agent_id, engine.life):
+            log.warning("ended %d programs that an earlier life of this agent had started in containers", left)
         return recovered
 
     async def start(self, spec: ContainerSpec) -> None:
@@ -376,7 +379,7 @@ class DockerRuntime:
         api, name = self._engine.api, str(container_id)
         match start.kind:
             case SessionKind.EXEC:
-                return await docker_sessions.DockerExec.open(api, self._calls, name, start)
+                return await docker_sessions.DockerExec.open(api, self._calls, name, start, self._engine.life)
             case SessionKind.COPY_OUT:
                 return await ThreadSession(docker_sessions.copy_out(api, name, start.path)).open()
             case SessionKind.COPY_IN:

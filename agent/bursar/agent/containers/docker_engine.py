@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,8 @@ LABEL_TASK = "bursar.task_id"
 LABEL_CONTAINER = "bursar.container_id"
 LABEL_SANDBOX = "bursar.sandbox"
 LABEL_BOOT = "bursar.boot_id"
+#: In the environment of every program that an agent starts in a container: `AGENT_ID/LIFE`. What an earlier life left is known by it.
+SESSION_VARIABLE = "BURSAR_SESSION"
 
 #: The engine refuses less.
 _MIN_MEM_BYTES = 6 * 2**20
@@ -110,6 +113,8 @@ class DockerEngine:
     base_url: str | None
     connections: int
     facts: EngineFacts = field(default_factory=EngineFacts)
+    #: Of this object: no other one has it.
+    nonce: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     _client: Any = None
 
     def connect(self) -> None:
@@ -139,6 +144,11 @@ class DockerEngine:
         """Close idle connections."""
         if self._client is not None:
             self._client.close()
+
+    @property
+    def life(self) -> str:
+        """The value of SESSION_VARIABLE."""
+        return f"{self.agent_id}/{self.nonce}"
 
     @property
     def api(self) -> Any:
@@ -213,7 +223,8 @@ class DockerEngine:
 
         Raises APIError.
         """
-        made = self._api.exec_create(str(container_id), list(command), stdout=False, stderr=False)
+        mark = {SESSION_VARIABLE: self.life}
+        made = self._api.exec_create(str(container_id), list(command), stdout=False, stderr=False, environment=mark)
         self._api.exec_start(made["Id"], detach=True)
         until = time.monotonic() + timeout_ms / 1000
         pause_s = 0.01

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -14,12 +15,16 @@ from typing import Any, BinaryIO, TypeVar
 
 import docker.errors
 
-from bursar.agent.containers.docker_engine import ENGINE_ERRORS, words_of
+from bursar.agent.containers.docker_engine import ENGINE_ERRORS, SESSION_VARIABLE, words_of
 from bursar.agent.containers.sessions import SessionRefused
 from bursar.agent.containers.thread_session import READ_BYTES
 from bursar.core.messages.sessions import SessionStart, TerminalSize
 
 T = TypeVar("T")
+
+_PREFIX = f"{SESSION_VARIABLE}=".encode()
+#: The engine's name for a container, in the path of its cgroup.
+_CONTAINER = re.compile(r"[0-9a-f]{64}")
 
 #: Of the engine's frames: which output, and how many bytes.
 _HEADER_BYTES = 8
@@ -38,12 +43,18 @@ class DockerExec:
         self._is_over = False
 
     @classmethod
-    async def open(cls, api: Any, calls: Executor, container: str, start: SessionStart) -> DockerExec:
+    async def open(cls, api: Any, calls: Executor, container: str, start: SessionStart, life: str) -> DockerExec:
         """Start a program. Raises SessionRefused with the engine's words."""
 
         def begin() -> DockerExec:
             created = api.exec_create(
-                container, list(start.command), stdin=True, stdout=True, stderr=True, tty=start.terminal is not None
+                container,
+                list(start.command),
+                stdin=True,
+                stdout=True,
+                stderr=True,
+                tty=start.terminal is not None,
+                environment={SESSION_VARIABLE: life},
             )
             session = cls(api, calls, container, created["Id"], start.terminal is not None)
             session._connect()
@@ -146,16 +157,46 @@ class DockerExec:
         self._socket = None
 
     def _kill(self) -> None:
-        seen = self._api.exec_inspect(self._exec_id)
-        pid = seen.get("Pid")
-        if not seen.get("Running") or not pid:
-            return
-        with contextlib.suppress(OSError):
-            if seen["ContainerID"] in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"):
-                os.kill(pid, signal.SIGKILL)
+        _kill_exec(self._api.exec_inspect(self._exec_id))
 
     async def _call(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._calls, function)
+
+
+def _kill_exec(seen: dict[str, Any]) -> bool:
+    """Kill a program that the engine runs in a container, with its group, if that is surely it. Return whether that was done."""
+    pid = seen.get("Pid")
+    if not seen.get("Running") or not pid:
+        return False
+    with contextlib.suppress(OSError):
+        if seen["ContainerID"] in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"):
+            # A program in a container leads a session and a group of its own.
+            (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
+            return True
+    return False
+
+
+def end_left(api: Any, agent_id: str, life: str) -> int:
+    """End the programs that earlier lives of this agent started in containers; their number. Where their processes cannot be seen, none.
+
+    The engine ends none of them, and names them only by their container: so they are looked for among all processes first.
+    """
+    left: dict[int, str] = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            environment = (directory / "environ").read_bytes().split(b"\0")
+            values = [one.partition(b"=")[2].decode() for one in environment if one.startswith(_PREFIX)]
+            if any(value.startswith(f"{agent_id}/") and value != life for value in values):
+                found = _CONTAINER.search((directory / "cgroup").read_text(encoding="utf-8"))
+                left[int(directory.name)] = found.group() if found else ""
+    count = 0
+    for container in sorted(set(left.values()) - {""}):
+        with contextlib.suppress(docker.errors.APIError):
+            for exec_id in api.inspect_container(container).get("ExecIDs") or ():
+                seen = api.exec_inspect(exec_id)
+                if seen.get("Pid") in left:
+                    count += _kill_exec(seen)
+    return count
 
 
 def copy_out(api: Any, container: str, path: str) -> Callable[[BinaryIO, BinaryIO], None]:

@@ -118,6 +118,7 @@ class ProcessRuntime:
             raise RuntimeUnavailable("the process runtime needs /bin/sh, which is not there; install a POSIX shell")
         pass_on_no_ignored_signals()
         self._on_exit = on_exit
+        self._leash = process_sessions.Leash()
         self._log_timer = asyncio.get_running_loop().call_later(self._log_check_interval_s, self._check_logs)
 
     async def recover(self) -> list[RecoveredContainer]:
@@ -268,7 +269,7 @@ class ProcessRuntime:
         match start.kind:
             case SessionKind.EXEC:
                 environment = process_sessions.task_environment_of(running.pid)
-                session = await process_sessions.ProcessSession.open(start, running.sandbox, environment)
+                session = await process_sessions.ProcessSession.open(start, running.sandbox, environment, self._leash)
             case SessionKind.COPY_OUT:
                 session = await ThreadSession(usage.copy_out(running.sandbox, start.path)).open()
             case SessionKind.COPY_IN:
@@ -324,6 +325,8 @@ class ProcessRuntime:
                 running.popen.returncode = 0  # it is nobody's to wait for now: no warning, no second wait
         self._running.clear()
         self._ended.clear()
+        if self._on_exit is not None:
+            self._leash.close()
         self._on_exit = None
 
     def _record_path(self, container_id: ContainerId) -> Path:

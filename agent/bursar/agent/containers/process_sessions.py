@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -13,12 +14,34 @@ import termios
 from pathlib import Path
 
 from bursar.agent.containers.sessions import SessionRefused
+from bursar.agent.containers.shim import around_shell
 from bursar.agent.containers.thread_session import READ_BYTES
 from bursar.core.messages.sessions import SessionStart, TerminalSize
 
+#: A process of nobody's waits, in the program's group, for the agent's end, which the kernel tells: then the group is killed.
+_LEASHED = '((read _ <"$1"; kill -KILL 0) >/dev/null 2>&1 &); shift; unset PWD OLDPWD SHLVL; '
+_PROGRAM = 'exec "$@"'
 #: With a session of its own, the first terminal that a process opens is the one that controls it.
 _ON_TERMINAL = 'exec 0<>"$1" 1>&0 2>&0; shift; exec "$@"'
 _DEFAULT_TERM = "xterm-256color"
+
+
+class Leash:
+    """What sessions hang on: a pipe that only this process can write to. Nobody ever does; it closes when the agent ends, however it does."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self._read_end, self._write_end = os.pipe2(os.O_CLOEXEC)
+
+    @property
+    def path(self) -> str:
+        """To be opened for reading, by whoever may see this process."""
+        return f"/proc/{os.getpid()}/fd/{self._read_end}"
+
+    def close(self) -> None:
+        """Let go: what still hangs on it ends."""
+        os.close(self._read_end)
+        os.close(self._write_end)
 
 
 class ProcessSession:
@@ -35,10 +58,16 @@ class ProcessSession:
         self._ended = asyncio.create_task(self._until_ended())
 
     @classmethod
-    async def open(cls, start: SessionStart, sandbox: Path, environment: dict[bytes, bytes]) -> ProcessSession:
+    async def open(
+        cls, start: SessionStart, sandbox: Path, environment: dict[bytes, bytes], leash: Leash
+    ) -> ProcessSession:
         """Start a program. Raises SessionRefused where it cannot be run."""
+        named = {os.fsdecode(name): os.fsdecode(value) for name, value in environment.items()}
+        _see_that_it_runs(start.command, sandbox, named.get("PATH", os.defpath))
         if start.terminal is None:
-            process = await _spawn(start.command, sandbox, environment, subprocess.PIPE)
+            around, kept = around_shell(start.command, named)
+            script = ("/bin/sh", "-c", _LEASHED + _PROGRAM, "sh", leash.path)
+            process = await _spawn((*script, *around), sandbox, kept, subprocess.PIPE)
             session = cls(process, None)
             assert process.stdout is not None and process.stderr is not None
             session._pump(1, process.stdout)
@@ -47,9 +76,9 @@ class ProcessSession:
         ours, theirs = os.openpty()
         try:
             _set_size(ours, start.terminal)
-            environment = {b"TERM": _DEFAULT_TERM.encode(), **environment}
-            command = ("/bin/sh", "-c", _ON_TERMINAL, "sh", os.ttyname(theirs), *start.command)
-            process = await _spawn(command, sandbox, environment, theirs)
+            around, kept = around_shell(start.command, {"TERM": _DEFAULT_TERM, **named})
+            shell = ("/bin/sh", "-c", _LEASHED + _ON_TERMINAL, "sh", leash.path, os.ttyname(theirs))
+            process = await _spawn((*shell, *around), sandbox, kept, theirs)
             session = cls(process, ours)
             await session._open_terminal(ours)
         except BaseException:
@@ -151,8 +180,16 @@ def _children(pid: int) -> list[int]:
         return []
 
 
+def _see_that_it_runs(command: tuple[str, ...], sandbox: Path, path: str) -> None:
+    """Said here, as the shell around it could only print it. Raises SessionRefused."""
+    program = command[0]
+    found = shutil.which(str(sandbox / program)) if "/" in program else shutil.which(program, path=path)
+    if not found:
+        raise SessionRefused(f"{program} cannot be run: no such file or directory, or not to be run")
+
+
 async def _spawn(
-    command: tuple[str, ...], sandbox: Path, environment: dict[bytes, bytes], stream: int
+    command: tuple[str, ...], sandbox: Path, environment: dict[str, str], stream: int
 ) -> asyncio.subprocess.Process:
     try:
         return await asyncio.create_subprocess_exec(

@@ -66,13 +66,19 @@ def shim_arguments(command: Sequence[str], environment: Mapping[str, str]) -> tu
     Names that a shell would drop, change or obey go around it, through `env`, at the cost of one more `exec`.
     """
     arguments = ["/bin/sh", "-c", SCRIPT, "bursar"]
+    around, kept = around_shell(command, environment)
+    return [*arguments, *around], kept
+
+
+def around_shell(command: Sequence[str], environment: Mapping[str, str]) -> tuple[Sequence[str], dict[str, str]]:
+    """What a shell is to `exec`, and the environment to start it with, so that a command finds just this environment."""
     awkward = command[0].startswith("-") or any(
         not _IDENTIFIER.fullmatch(name) or _SHELL_NAME.fullmatch(name) for name in environment
     )
     if not awkward:
-        return [*arguments, *command], dict(environment)
+        return command, dict(environment)
     through = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *command]
-    return [*arguments, *through], {"PATH": environment.get("PATH", os.defpath)}
+    return through, {"PATH": environment.get("PATH", os.defpath)}
 
 
 def create_record(path: Path, container_id: str, sandbox: Path, boot_id: str) -> int:
