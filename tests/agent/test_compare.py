@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from agent_dialogue import Agent, container, of, statuses, task
 from prometheus_client import CollectorRegistry
-from tests.agent.test_machine import Agent, container, of, statuses, task
 
 from bursar.agent.compare import Comparison
 from bursar.agent.containers.runtime import ContainerId

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from tests.agent.test_machine import GPUS, Agent, S, said, statuses, task
+from agent_dialogue import GPUS, Agent, S, said, statuses, task
 
 from bursar.agent.containers.runtime import RecoveredContainer
 from bursar.agent.devices.cut_record import CutPhase

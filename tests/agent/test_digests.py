@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.agent.test_machine import AGENT, Agent, F, container, of, task
+from agent_dialogue import AGENT, Agent, F, container, of, task
 
 from bursar.agent.containers.runtime import ContainerId, RecoveredContainer
 from bursar.agent.effects import AgentEffect, KillContainer, Log, SendToMaster

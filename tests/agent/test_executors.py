@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.agent.test_machine import AGENT, GPUS, Agent, F, R, S, container, key, of, states, statuses, task
+from agent_dialogue import AGENT, GPUS, Agent, F, R, S, container, key, of, states, statuses, task
 
 from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
 from bursar.agent.effects import (

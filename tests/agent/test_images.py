@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.agent.test_machine import Agent, of, said, states, task
+from agent_dialogue import Agent, of, said, states, task
 
 from bursar.agent.effects import AgentEffect, CancelPrefetch, PrefetchImage, PullImage
 from bursar.agent.events import ImagesListed, PrefetchEnded, PrefetchProgressed

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from tests.agent.test_machine import GPUS, Agent, R, S, container, of, said, statuses, task
+from agent_dialogue import GPUS, Agent, R, S, container, of, said, statuses, task
 from tests.agent.test_ward import shown
 
 from bursar.agent.books import AgentConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.agent.test_machine import GPUS, Agent, R, S, container, of, states, statuses, task
+from agent_dialogue import GPUS, Agent, R, S, container, of, states, statuses, task
 
 from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
 from bursar.agent.effects import KillContainer, PullImage, ReleaseNetwork, StartContainer

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from agent_dialogue import Agent, container, task
 from prometheus_client import CollectorRegistry, generate_latest
-from tests.agent.test_machine import Agent, container, task
 
 from bursar.agent.containers.runtime import ContainerId
 from bursar.agent.devices.simulated import SimulatedDevices

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tests.agent.test_machine import GPUS, Agent, R, S, container, of, said, states, statuses, task
+from agent_dialogue import GPUS, Agent, R, S, container, of, said, states, statuses, task
 
 from bursar.agent.containers.runtime import RecoveredContainer
 from bursar.agent.devices.health import DeviceSignal, Remedy, Severity
