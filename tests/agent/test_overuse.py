@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from agent_dialogue import GPUS, Agent, R, S, container, key, of, statuses, task
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.agent.test_machine import GPUS, Agent, R, S, container, key, of, statuses, task
 
 from bursar.agent.books import AgentConfig
 from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
