@@ -47,6 +47,8 @@ async def test_run_gives_up_where_the_task_is_wrong(master: Any) -> None:
     ("status", "code", "words"),
     [
         (Status(TaskState.FAILED, StatusReason.COMMAND_EXITED, "", 137), 137, ""),
+        (Status(TaskState.FAILED, StatusReason.COMMAND_EXITED, "exited with code 2", 2), 2, ""),
+        (Status(TaskState.FAILED, StatusReason.COMMAND_EXITED, "exited with code 2; no forks", 2), 2, "no forks"),
         (Status(TaskState.FAILED, StatusReason.MEM_LIMIT, "over 128MiB", 137), 137, "mem limit"),
         (Status(TaskState.FAILED, StatusReason.IMAGE_NOT_FOUND, "no image x"), 125, "image not found"),
         (Status(TaskState.GONE, StatusReason.AGENT_REBOOTED), 125, "lost"),

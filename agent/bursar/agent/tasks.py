@@ -238,12 +238,12 @@ def _end_of_killed(record: TaskRecord, kill: KillTask, message: str, exit_code: 
         allowed = format_duration(record.task.spec.max_run_ms or 0)
         message = f"it may run for {allowed} and was ended then ({message}); allow it more (max_run_ms), or have it end itself"
         return Verdict(TaskState.FAILED, kill.reason, message, exit_code)
-    if record.kill_message:
-        message = f"{record.kill_message} ({message})"
     if kill.reason is StatusReason.DISK_LIMIT:
         granted = format_bytes(sum_resources(part.resources for part in record.task.resources).scalars.get(DISK, 0))
         message = f"its sandbox held more than the {granted} of disk that it asked for, so it was ended ({message}); ask for more (--disk), or write less"
         return Verdict(TaskState.FAILED, kill.reason, message, exit_code)
+    if record.kill_message:
+        message = f"{record.kill_message} ({message})"
     if kill.reason is StatusReason.DEVICE_MEM_LIMIT:
         return Verdict(TaskState.FAILED, kill.reason, message, exit_code)
     return Verdict(TaskState.KILLED, kill.reason, message, exit_code)

@@ -110,10 +110,11 @@ _WORDS = {
 
 
 def describe_end(status: Status) -> str:
-    """Say in words how a task ended; empty where its exit code says it all."""
-    if status.exit_code is not None and status.reason in (StatusReason.UNSPECIFIED, StatusReason.COMMAND_EXITED):
+    """Say in words how a task ended; empty where its exit code says it all: where its agent found out more, that follows a semicolon."""
+    by_itself = status.reason in (StatusReason.UNSPECIFIED, StatusReason.COMMAND_EXITED)
+    if status.exit_code is not None and by_itself and (status.ok or "; " not in status.message):
         return ""
     words = "the task " + _WORDS.get(status.state, f"is {status.state.name}")
-    if status.reason is not StatusReason.UNSPECIFIED:
+    if not by_itself:
         words += f" ({status.reason.name.lower().replace('_', ' ')})"
     return f"{words}: {status.message}" if status.message else words
