@@ -163,7 +163,10 @@ REFUSALS = (
         3,
     ),
 )
-PLACES: Any = (op.ServingPlace("b", "framework-2", 1, 2), op.ServingPlace("a", "framework-1", 2, 2, 125_000, 2500))
+PLACES: Any = (
+    op.ServingPlace("b", "framework-2", 1, 2),
+    op.ServingPlace("a", "framework-1", 2, 2, 125_000, 2500, "web"),
+)
 EXPLAINED = {
     "ExplainFramework": op.ExplainFrameworkResponse(REFUSALS, 4, 1, 4, 4, 1, 0, PLACES, "framework-1"),
     "ExplainRole": op.ExplainRoleResponse(REFUSALS, 4, 1, 40_000, 4, 1, 0, PLACES, 7),
@@ -193,7 +196,7 @@ async def test_explain_tells_the_nearest_reason_last(
     asked = answers.operator_calls[-1][1]
     assert {name: getattr(asked, name) for name in arguments} == arguments
     assert names.stdout == "HIDDEN_BY_RULE\nEXCEEDS_AGENT\n"
-    assert "2 of 2: framework-1 in role a (the role's share 12.50%, weight 2.5)" in text.stdout
+    assert "2 of 2: framework-1 (web) in role a (the role's share 12.50%, weight 2.5)" in text.stdout
     assert text.stdout.endswith(
         """
 EXCEEDS_AGENT in role a
@@ -236,6 +239,7 @@ EXCEEDS_AGENT in role a
         "places": 2,
         "share_millionths": 0,
         "weight_milli": 1000,
+        "framework_name": "",
     }
     assert (found["examined"], found["offered"], found["due"], found["outstanding_offers"]) == (4, 1, 0, 1)
     sampled = "4 of 40000 (evenly spread) pairs" in text.stdout
@@ -301,6 +305,7 @@ async def test_json_of_an_agent_is_the_contract(answers: Any, bursar: Any) -> No
             "boot_id": "",
             "incarnation": 2**62,
             "runs_without_image": False,
+            "loans": [],
         }
     ]
 

@@ -343,7 +343,7 @@ def test_shapes_that_nobody_can_have_are_refused(book: Any, count: int, shape: A
         ([(1, {"gpus": 5})], {}, "needs gpus:5, and no agent has more than gpus:4"),
         ([(1, {"cpus": 9})], {}, "needs cpus:9, and no agent has more than cpus:8"),
         ([(5, {"cpus": 4})], {}, "need cpus:20, and there are cpus:16"),
-        ([(3, {"cpus": 5})], {}, "group 0 has 3 tasks, and there is room for 2"),
+        ([(3, {"cpus": 5})], {}, "there are places for 2 of its 3 tasks"),
         ([(2, {"gpus": 3})], {"clique": True}, "3 GPUs linked by NVLink, and no agent has more than 2"),
         (
             [(3, {"cpus": 4})],

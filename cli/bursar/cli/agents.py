@@ -26,6 +26,7 @@ LISTING = out.Listing(
         "OFFERED": lambda agent: out.resources(agent.offered),
         "ALLOCATED": lambda agent: out.resources(agent.allocated),
         "WITHHELD": lambda agent: "\n".join([out.resources(agent.withheld), *agent.withheld_reasons]),
+        "ON LOAN": lambda agent: out.loans(agent.loans),
         "EXCESS": lambda agent: out.resources(agent.excess),
         "RESERVATIONS": lambda agent: out.reserved(part for part in agent.buckets if part.stack),
         "ATTRIBUTES": lambda agent: _attributes(agent),

@@ -91,7 +91,7 @@ def _place(place: Any) -> str:
     turn = f"{place.place} of {place.places}" if place.place else "never"
     share = f"{place.share_millionths // 10_000}.{place.share_millionths % 10_000 // 100:02d}%"
     weight = format_milli(place.weight_milli)
-    return f"{turn}: {place.framework_id} in role {place.role} (the role's share {share}, weight {weight})"
+    return f"{turn}: {out.named(place.framework_id, place.framework_name)} in role {place.role} (the role's share {share}, weight {weight})"
 
 
 def _looked_at(answer: Any) -> str:
@@ -122,7 +122,7 @@ def _lines(refusal: Any) -> Iterable[str]:
 def _lines_of_gang(gang: Any) -> Iterable[str]:
     place = f"{gang.place} of {gang.places} in line" if gang.place else "on offer"
     holds = ", holding what becomes free" if gang.holds else ""
-    yield f"GANG {gang.gang_id} of {gang.framework_id} in role {gang.role}: {place}{holds}"
+    yield f"GANG {gang.gang_id} of {out.named(gang.framework_id, gang.framework_name)} in role {gang.role}: {place}{holds}"
     reason = out.state(gang, "reason")
     yield f"  {reason}: {gang.message}" if gang.reason else f"  {gang.message}"
     for obstacle in gang.obstacles:

@@ -42,6 +42,7 @@ COMMANDS = {
     "quota": "quotas:quota",
     "memory": "memory:memory",
     "watch": "watch:watch",
+    "gang": "gangs:gang",
 }
 
 

@@ -234,6 +234,26 @@ def holders(stack: Iterable[Any]) -> str:
     return ">".join(level.holder for level in stack) or "-"
 
 
+def named(framework_id: str, name: str) -> str:
+    """A framework's id, with its name where that is another."""
+    return framework_id if name in ("", framework_id) else f"{framework_id} ({name})"
+
+
+def loans(views: Iterable[Any]) -> str:
+    """Who borrows what of whom, a line each."""
+    return "\n".join(_loan(view) for view in views) or "-"
+
+
+def _loan(view: Any) -> str:
+    parts = [
+        f"{count} {noun}{'s' * (count > 1)}" for count, noun in ((view.offers, "offer"), (view.tasks, "task")) if count
+    ]
+    ending = f", {view.ending} ending" if view.ending else ""
+    lender = f"kept for {view.holder}" if view.holder else "held for a gang"
+    borrower = f"{named(view.framework_id, view.framework_name)} in {view.role}"
+    return f"{resources(view.resources)} {lender}, to {borrower} ({', '.join(parts)}{ending})"
+
+
 def devices(message: Any) -> str:
     """Uuids of devices, one per line."""
     found: Resources = decode_resources(message)

@@ -44,8 +44,13 @@ LISTING = out.Listing(
         "ROLES NOW": lambda view: ",".join(view.covered_roles) or "-",
         "LENT": lambda view: "while idle" if view.lend else "-",
         "ON LOAN": lambda view: out.resources(view.on_loan),
+        "BORROWERS": lambda view: _borrowers(view),
     },
 )
+
+
+def _borrowers(view: Any) -> str:
+    return ", ".join(f"{loan.framework_name or loan.framework_id} in {loan.role}" for loan in view.loans) or "-"
 
 
 def _what(command: F) -> F:
@@ -201,13 +206,19 @@ def reservation() -> None:
 
 
 @reservation.command("ls")
-@click.option("--wide", is_flag=True, help="With the principals, and the roles known now that are covered.")
+@click.option(
+    "--wide", is_flag=True, help="With the principals, the roles known now that are covered, and who borrows of it."
+)
 @output_option
 @master_option
 def list_reservations(wide: bool, output: str) -> None:
-    """List all reservations and their devices."""
-    listing = replace(LISTING, columns=LISTING.columns | LISTING.details) if wide else LISTING
-    out.print_list(ask(lambda client: client.reservations()), listing, output)
+    """List all reservations and their devices; ON LOAN is what of one others borrow, where anything is lent."""
+    found = ask(lambda client: client.reservations())
+    if wide:
+        more = LISTING.details
+    else:
+        more = {"ON LOAN": LISTING.details["ON LOAN"]} if any(view.loans for view in found) else {}
+    out.print_list(found, replace(LISTING, columns=LISTING.columns | more), output)
 
 
 @reservation.command("lend")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -42,6 +43,12 @@ TREE_COLUMNS: dict[str, Callable[[Any], str]] = {
     "FRAMEWORKS": lambda role: str(len(role.framework_ids)),
 }
 
+#: Shown where anything is on loan at all: what others borrow of what is kept for the role, and what it borrows.
+LOANS: dict[str, Callable[[Any], str]] = {
+    "LENT": lambda role: out.main_resources(role.lent),
+    "BORROWED": lambda role: out.main_resources(role.borrowed),
+}
+
 DEFAULT_WEIGHT_MILLI = 1000
 
 
@@ -54,8 +61,12 @@ def role() -> None:
 @output_option
 @master_option
 def list_roles(output: str) -> None:
-    """List the roles that are in use."""
-    out.print_list(ask(lambda client: client.roles()), LISTING, output)
+    """List the roles that are in use.
+
+    Where anything is on loan, LENT is what others borrow of what is kept for a role, and BORROWED what the role has on loan from others.
+    """
+    found = ask(lambda client: client.roles())
+    out.print_list(found, replace(LISTING, columns=LISTING.columns | _loan_columns(found)), output)
 
 
 @role.command("tree")
@@ -66,9 +77,11 @@ def show_tree(output: str) -> None:
 
     What a role holds, keeps and consumes includes the roles below it. LEFT is what the tightest limit of the role and of those above
     it leaves; KEPT FREE is what is held back from others for guarantees. `.` is a role's own place among its children, where that has
-    a weight.
+    a weight. Where anything is on loan, LENT is what others borrow of what is kept for a role, and BORROWED what the role has on loan
+    from others.
     """
     roles = {found.role: found for found in ask(lambda client: client.roles())}
+    columns = TREE_COLUMNS | _loan_columns(roles.values())
     order = sorted(roles, key=lambda name: name.split("/"))
     if output == "json":
         out.write(out.dump_json(_nested(roles, order)))
@@ -78,11 +91,15 @@ def show_tree(output: str) -> None:
         rows = []
         for name in order:
             depth, last = name.count("/"), name.rsplit("/", 1)[-1]
-            rows.append(["  " * depth + last, *(show(roles[name]) for show in TREE_COLUMNS.values())])
+            rows.append(["  " * depth + last, *(show(roles[name]) for show in columns.values())])
             if roles[name].own_weight_milli != DEFAULT_WEIGHT_MILLI:
-                own = [format_milli(roles[name].own_weight_milli), *["-"] * (len(TREE_COLUMNS) - 1)]
+                own = [format_milli(roles[name].own_weight_milli), *["-"] * (len(columns) - 1)]
                 rows.append(["  " * (depth + 1) + ".", *own])
-        out.write_table(["ROLE", *TREE_COLUMNS], rows)
+        out.write_table(["ROLE", *columns], rows)
+
+
+def _loan_columns(roles: Iterable[Any]) -> dict[str, Callable[[Any], str]]:
+    return LOANS if any(show(role) != "-" for role in roles for show in LOANS.values()) else {}
 
 
 def _nested(roles: dict[str, Any], order: list[str]) -> list[dict[str, Any]]:

@@ -354,6 +354,10 @@ class OperatorClient:
         """Which agents have which images; of one agent or of all."""
         return await self._all("Images", "images", agent=agent)
 
+    async def gangs(self) -> list[operator_service_pb2.GangView]:
+        """The gangs that wait, or whose bundle is on offer; the oldest first."""
+        return await self._all("Gangs", "gangs")
+
     async def image_pulls(self) -> list[operator_service_pb2.ImagePullView]:
         """Pulls that were ordered, the oldest first."""
         return await self._all("ImagePulls", "pulls")

@@ -52,6 +52,10 @@ class Gang:
     offer_ids: tuple[OfferId, ...] = ()
     #: Monotonic time at which it has waited long enough.
     deadline_ms: int = 0
+    #: Wall time at which it was asked for, and since and until which it holds; 0: it has not its turn.
+    requested_at_ms: int = 0
+    holds_since_ms: int = 0
+    holds_until_ms: int = 0
     #: Agents that it may use, with what was free there when that was found and those that they are like; None: to be found anew.
     spots: dict[AgentId, tuple[Holding, Alike, Order]] | None = None
     #: Those that are alike, by what they have.
@@ -239,6 +243,7 @@ def release_hold(cluster: Cluster, gang: Gang) -> None:
         cluster.touch(agent_id)
     if gangs.holder is gang:
         gangs.holder = gang.with_loans = None
+        gang.holds_since_ms = gang.holds_until_ms = 0
         cluster.deadlines.cancel(("gang-hold", str(gang.number)))
     gang.recalls, gang.promised = None, {}
     for agent_id in [agent_id for agent_id, other in gangs.recalling.items() if other is gang]:

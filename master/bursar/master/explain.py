@@ -261,6 +261,7 @@ def serving_order(cluster: Cluster, clients: Iterable[Client]) -> tuple[ServingP
             len(order),
             cluster.shares.share_millionths(client.role),
             cluster.shares.weight_milli(client.role),
+            cluster.frameworks[client.framework_id].info.name,
         )
         for client in (*before, *asked)
     )

@@ -26,6 +26,7 @@ from bursar.master import (
 from bursar.master.agents import tell_ping_settings
 from bursar.master.explain import explain_agent, explain_framework, explain_role
 from bursar.master.flags import find_flag, read_run_time_value
+from bursar.master.gangs.showing import list_gangs
 from bursar.master.offers import rescind_forbidden
 from bursar.master.records import Audited, FlagRecorded
 from bursar.master.state import Cluster, Framework, Turn
@@ -137,6 +138,8 @@ def answer(
             return images.list_pulls(cluster, request)
         case op.ListImagesRequest():
             return images.list_images(cluster, request)
+        case op.ListGangsRequest():
+            return list_gangs(cluster, turn.now, request)
         case (
             op.TeardownFrameworkRequest()
             | op.KillTaskRequest()

@@ -12,7 +12,7 @@ from bursar.core.role_expressions import plain_holder
 from bursar.core.roles import DEFAULT_ROLE, ancestors
 from bursar.master.allocator.quota import least_limit_left, unmet
 from bursar.master.state import Cluster
-from bursar.master.views import sum_anywhere
+from bursar.master.views import lent_parts, sum_anywhere
 from bursar.master.weights import OWN_LEAF
 
 
@@ -33,11 +33,17 @@ def role_views(cluster: Cluster, roles: Iterable[str]) -> tuple[RoleView, ...]:
     offered: dict[str, list[Resources]] = {role: [] for role in roles}
     allocated: dict[str, list[Resources]] = {role: [] for role in offered}
     reserved: dict[str, list[Resources]] = {role: [] for role in offered}
+    lent: dict[str, list[Resources]] = {role: [] for role in offered}
+    borrowed: dict[str, list[Resources]] = {role: [] for role in offered}
     frameworks: dict[str, list[FrameworkId]] = {role: [] for role in offered}
     for books in cluster.ledger.books.values():
         for found, entries in ((offered, books.offered), (allocated, books.allocated)):
             for entry in entries.values():
                 _add_up(found, entry.client.role, holding_total(entry.holding))
+                for stack, part in lent_parts(entry.holding).items() if entry.revocable else ():
+                    _add_up(borrowed, entry.client.role, part)
+                    if stack and (owner := plain_holder(stack[-1].holder)) is not None:
+                        _add_up(lent, owner, part)
         for stack, part in books.total.items():
             if stack and (owner := plain_holder(stack[-1].holder)) is not None:
                 _add_up(reserved, owner, part)
@@ -56,6 +62,8 @@ def role_views(cluster: Cluster, roles: Iterable[str]) -> tuple[RoleView, ...]:
                 allocated=sum_anywhere(allocated[role]),
                 reserved=sum_anywhere(reserved[role]),
                 framework_ids=tuple(sorted(frameworks[role])),
+                lent=sum_anywhere(lent[role]),
+                borrowed=sum_anywhere(borrowed[role]),
             ),
         )
         for role in offered

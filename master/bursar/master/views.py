@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bursar.core.errors import ErrorDetail, ErrorReason
-from bursar.core.ids import AgentId, DeviceUuid
+from bursar.core.ids import AgentId, DeviceUuid, OfferId
 from bursar.core.messages.operator import (
     AgentView,
     DeviceView,
     FrameworkView,
+    LoanView,
     MasterView,
     OfferView,
     Page,
@@ -19,9 +20,10 @@ from bursar.core.messages.operator import (
     ServiceView,
     TaskView,
 )
-from bursar.core.resources import Resources, holding_total, sum_resources, to_reserved
+from bursar.core.resources import Holding, Resources, Stack, holding_total, sum_resources, to_reserved
 from bursar.core.tasks import StatusReason, TaskSpec
 from bursar.core.text import format_resources
+from bursar.master.allocator.shares import Client
 from bursar.master.hoarding import history_of
 from bursar.master.ledger import Books, TaskKey
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Task
@@ -32,9 +34,14 @@ DEFAULT_PAGE_SIZE = 500
 MAX_PAGE_SIZE = 5000
 
 
-def page_of(items: Sequence[T], key: Callable[[T], str], page: Page) -> tuple[tuple[T, ...], str]:
-    """The part of a list after the page's token, in the order of `key`, and the token of the next; empty on the last page."""
-    size = min(page.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+def page_of(
+    items: Sequence[T], key: Callable[[T], str], page: Page, most: int = MAX_PAGE_SIZE
+) -> tuple[tuple[T, ...], str]:
+    """The part of a list after the page's token, in the order of `key`, and the token of the next; empty on the last page.
+
+    `most`: no page is longer.
+    """
+    size = min(page.page_size or DEFAULT_PAGE_SIZE, most)
     keyed = sorted((key(item), index) for index, item in enumerate(items))
     first = bisect_right(keyed, page.page_token, key=lambda entry: entry[0]) if page.page_token else 0
     part = keyed[first : first + size]
@@ -86,6 +93,7 @@ def agent_view(cluster: Cluster, agent: Agent) -> AgentView:
         boot_id=info.boot_id,
         incarnation=info.incarnation,
         runs_without_image=info.runs_without_image,
+        loans=loan_views(cluster, agent.agent_id),
     )
 
 
@@ -240,10 +248,49 @@ def reservation_views(
                 for entry in (*books.offered.values(), *books.allocated.values())
                 if entry.revocable and stack in entry.holding
             ),
+            loan_views(cluster, agent.agent_id, stack),
         )
         for stack in sorted(books.total)
         if stack
     ]
+
+
+def loan_views(cluster: Cluster, agent_id: AgentId, stack: Stack | None = None) -> tuple[LoanView, ...]:
+    """What is on loan of an agent, by lender and borrower; `stack`: of this reservation alone."""
+    if agent_id not in cluster.ledger.with_loans:
+        return ()
+    books = cluster.ledger.books[agent_id]
+    found: dict[tuple[str, Client], list[tuple[Resources, OfferId | TaskKey]]] = {}
+    entries: list[tuple[OfferId | TaskKey, Any]] = [*books.offered.items(), *books.allocated.items()]
+    for holder, entry in entries:
+        for lent, part in lent_parts(entry.holding).items() if entry.revocable else ():
+            if stack is None or lent == stack:
+                by = (lent[-1].holder if lent else "", entry.client)
+                found.setdefault(by, []).append((part, holder))
+    return tuple(_loan_view(cluster, lender, client, parts) for (lender, client), parts in sorted(found.items()))
+
+
+def _loan_view(
+    cluster: Cluster, lender: str, client: Client, parts: Sequence[tuple[Resources, OfferId | TaskKey]]
+) -> LoanView:
+    framework = cluster.frameworks.get(client.framework_id)
+    holders = {holder for _, holder in parts}
+    tasks = [cluster.tasks[holder] for holder in holders if isinstance(holder, TaskKey)]
+    return LoanView(
+        lender,
+        client.framework_id,
+        "" if framework is None else framework.info.name,
+        client.role,
+        sum_resources(part for part, _ in parts),
+        len(holders) - len(tasks),
+        len(tasks),
+        sum(bool(task.preempt_at_ms) or task.kill_reason is not StatusReason.UNSPECIFIED for task in tasks),
+    )
+
+
+def lent_parts(holding: Holding) -> Holding:
+    """What of a revocable offer or task is lent: what is reserved, or all where it was held for a gang."""
+    return {stack: part for stack, part in holding.items() if stack} or holding
 
 
 # --- finding what people name ---

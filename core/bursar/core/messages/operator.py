@@ -11,6 +11,7 @@ from bursar.core.ids import AgentId, FrameworkId, TaskId
 from bursar.core.images import Image, ImagePull
 from bursar.core.lives import CheckStatus
 from bursar.core.messages.framework import FrameworkInfo
+from bursar.core.messages.gangs import GangGroup, GangTopology, OnMemberLost
 from bursar.core.messages.offers import Attributes, Demand, Offer
 from bursar.core.messages.rules import Rule, RuleAudit, RuleVerdict, RuleView
 from bursar.core.resources import EMPTY, Reservation, ReservedResources, ResourceRequest, Resources
@@ -104,6 +105,7 @@ class AgentView:
     boot_id: str = ""
     incarnation: int = 0
     runs_without_image: bool = False
+    loans: tuple[LoanView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,8 @@ class RoleView:
     limit_left: Mapping[str, int] = field(default_factory=dict)
     unmet: Mapping[str, int] = field(default_factory=dict)
     own_weight_milli: int = 1000
+    lent: Resources = EMPTY
+    borrowed: Resources = EMPTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +229,21 @@ class ReservationView:
     covered_roles: tuple[str, ...] = ()
     lend: bool = False
     on_loan: Resources = EMPTY
+    loans: tuple[LoanView, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoanView:
+    """What somebody has on loan of one agent; without a holder it was lent of what is held for a gang."""
+
+    holder: str
+    framework_id: FrameworkId
+    framework_name: str = ""
+    role: str = ""
+    resources: Resources = EMPTY
+    offers: int = 0
+    tasks: int = 0
+    ending: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +318,7 @@ class ServingPlace:
     places: int = 0
     share_millionths: int = 0
     weight_milli: int = 1000
+    framework_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -746,6 +766,7 @@ class GangStanding:
     message: str
     hint: str = ""
     obstacles: tuple[Obstacle, ...] = ()
+    framework_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -1124,6 +1145,50 @@ class ListImagesResponse:
     next_page_token: str = ""
 
 
+class GangPhase(IntEnum):
+    """Mirrors `bursar.v1.GangPhase`."""
+
+    UNSPECIFIED = 0
+    IN_LINE = 1
+    FILLING = 2
+    CALLING_BACK = 3
+    ON_OFFER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class GangView:
+    """A gang as operators see it."""
+
+    standing: GangStanding
+    phase: GangPhase = GangPhase.UNSPECIFIED
+    groups: tuple[GangGroup, ...] = ()
+    topology: GangTopology = GangTopology()
+    on_member_lost: OnMemberLost = OnMemberLost.UNSPECIFIED
+    wanted: Mapping[str, int] = field(default_factory=dict)
+    held: Mapping[str, int] = field(default_factory=dict)
+    held_agents: int = 0
+    on_loan: Mapping[str, int] = field(default_factory=dict)
+    missing: Mapping[str, int] = field(default_factory=dict)
+    requested_at_ms: int = 0
+    holds_since_ms: int = 0
+    holds_until_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ListGangsRequest:
+    """The gangs that wait, or whose bundle is on offer."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListGangsResponse:
+    """A page of them."""
+
+    gangs: tuple[GangView, ...] = ()
+    next_page_token: str = ""
+
+
 OperatorRequest = (
     GetMasterRequest
     | ListAgentsRequest
@@ -1168,6 +1233,7 @@ OperatorRequest = (
     | CancelImagePullRequest
     | ListImagePullsRequest
     | ListImagesRequest
+    | ListGangsRequest
 )
 OperatorResponse = (
     GetMasterResponse
@@ -1213,4 +1279,5 @@ OperatorResponse = (
     | CancelImagePullResponse
     | ListImagePullsResponse
     | ListImagesResponse
+    | ListGangsResponse
 )

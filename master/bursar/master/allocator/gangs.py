@@ -32,7 +32,7 @@ from bursar.core.resources import (
     first_ports,
     subtract_ports,
 )
-from bursar.core.text import format_amounts
+from bursar.core.text import format_amounts, format_request
 
 Cliques = tuple[frozenset[DeviceUuid], ...]
 """An agent's GPUs in disjoint sets of which each GPU has an NVLink to every other."""
@@ -479,32 +479,51 @@ def missing_of(groups: Sequence[GangGroup], agents: Sequence[Alike]) -> Shortage
     rooms = [alike.room for alike in agents]
     for index, group in enumerate(groups):
         request = group.resources
+        # People did not number their groups.
+        each = "each of its tasks" if len(groups) == 1 else f"each of its tasks of {format_request(request)}"
         if any(alike.fits[index] for alike in agents):
             continue
         for kind, amount in _needs(request).items():
             largest = max((_there(room, kind) for room in rooms), default=0)
             if largest < amount:
-                text = f"a task of group {index} needs {_amount(kind, amount)}, and no agent has more than {_amount(kind, largest)}"
+                text = f"{each} needs {_amount(kind, amount)}, and no agent has more than {_amount(kind, largest)}"
                 return Shortage(text, kind, amount, largest)
         if request.gpus:
             most = max((max(room.parts or (0,), default=0) for room in rooms if room.parts is not None), default=None)
             if most is not None and most < request.gpus:
-                text = f"a task of group {index} needs {request.gpus} GPUs linked by NVLink, and no agent has more than {most}"
+                text = f"{each} needs {request.gpus} GPUs linked by NVLink, and no agent has more than {most}"
                 return Shortage(text, GPUS, MILLI * request.gpus, MILLI * most)
-        return Shortage(f"no agent has all that a task of group {index} needs")
+        return Shortage(f"no agent has all that {each} needs")
+    needed = needs_of(groups)
+    for kind in sorted(needed):
+        there = _there_in_all(agents, kind)
+        if there < needed[kind]:
+            text = f"its tasks need {_amount(kind, needed[kind])}, and there are {_amount(kind, there)}"
+            return Shortage(text, kind, needed[kind], there)
+    for group, places in zip(groups, totals(groups, agents), strict=True):
+        if places < group.count:
+            which = f" of {format_request(group.resources)}" if len(groups) > 1 else ""
+            return Shortage(f"there are places for {places} of its {group.count} tasks{which}")
+    return None
+
+
+def needs_of(groups: Sequence[GangGroup]) -> dict[str, int]:
+    """What all tasks of a gang need together, by kind."""
     needed: dict[str, int] = {}
     for group in groups:
         for kind, amount in _needs(group.resources).items():
             needed[kind] = needed.get(kind, 0) + amount * group.count
-    for kind in sorted(needed):
-        there = sum(_there(alike.room, kind) * len(alike.orders) for alike in agents)
-        if there < needed[kind]:
-            text = f"its tasks need {_amount(kind, needed[kind])}, and there are {_amount(kind, there)}"
-            return Shortage(text, kind, needed[kind], there)
-    for index, (group, places) in enumerate(zip(groups, totals(groups, agents), strict=True)):
-        if places < group.count:
-            return Shortage(f"group {index} has {group.count} tasks, and there is room for {places}")
-    return None
+    return needed
+
+
+def lacks_in_all(groups: Sequence[GangGroup], agents: Sequence[Alike]) -> dict[str, int]:
+    """How much more than agents have together all tasks need, by kind; none of a kind of which there is enough."""
+    needed = needs_of(groups)
+    return {kind: lack for kind in sorted(needed) if (lack := needed[kind] - _there_in_all(agents, kind)) > 0}
+
+
+def _there_in_all(agents: Sequence[Alike], kind: str) -> int:
+    return sum(_there(alike.room, kind) * len(alike.orders) for alike in agents)
 
 
 def _needs(request: ResourceRequest) -> dict[str, int]:

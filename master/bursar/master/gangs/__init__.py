@@ -10,7 +10,8 @@ happens to an agent: reservations of operators, its loss, changes of its devices
 Everything here is soft: it ends with the framework's stream, and with the master.
 
 `calls` is what frameworks say, `admission` what is refused at once, `line` whose turn it is; `room` finds what agents have for a gang,
-`limits` what quota allows it, `offering` makes the bundle and `holding` withholds. The state is in `bursar.master.bundles`, the
+`limits` what quota allows it, `offering` makes the bundle and `holding` withholds; `explaining` and
+`showing` tell how it stands with each. The state is in `bursar.master.bundles`, the
 arithmetic of places in `bursar.master.allocator.gangs`.
 """
 

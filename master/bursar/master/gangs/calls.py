@@ -28,7 +28,13 @@ def request(cluster: Cluster, turn: Turn, framework: Framework, call: RequestGan
             return
         end(cluster, turn, known, "the framework asked for something else under the same gang id")
     gangs.requests += 1
-    gang = Gang(key, call, gangs.requests, deadline_ms=turn.now.monotonic_ms + call.ttl_ms)
+    gang = Gang(
+        key,
+        call,
+        gangs.requests,
+        deadline_ms=turn.now.monotonic_ms + call.ttl_ms,
+        requested_at_ms=turn.now.wall_ms,
+    )
     error = form_problem(cluster, framework, call)
     if error is None:
         look(cluster, gang, ())

@@ -6,7 +6,7 @@ that is kept.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -16,8 +16,8 @@ from bursar.core.clock import Instant
 from bursar.core.ids import FrameworkId
 from bursar.core.messages.operator import GangStanding, Obstacle, ObstacleKind, RefusalReason
 from bursar.core.resources import GPUS, Holding, add_holdings, holding_total
-from bursar.core.text import format_amount, format_duration
-from bursar.master.allocator.gangs import Shortage, missing_of, nearest_value, room_for
+from bursar.core.text import format_amount, format_amounts, format_duration
+from bursar.master.allocator.gangs import Shortage, lacks_in_all, missing_of, nearest_value, room_for
 from bursar.master.allocator.shares import Client
 from bursar.master.bundles import Gang
 from bursar.master.gangs.admission import never_fits
@@ -28,6 +28,7 @@ from bursar.master.gangs.offering import cut_bundle
 from bursar.master.gangs.room import by_value, counted_with_loans, loans_for, look, places_of
 from bursar.master.ledger import TaskKey
 from bursar.master.lending import is_due
+from bursar.master.obstacles.wording import name_of
 from bursar.master.state import Cluster
 
 #: Gangs in one answer; each is looked for on all agents.
@@ -42,7 +43,19 @@ def explain_gangs(cluster: Cluster, now: Instant, clients: Collection[Client]) -
     """How it stands with the gangs of these frameworks in these roles; the oldest first."""
     mine = [gang for gang in cluster.gangs.by_key.values() if client_of(gang) in clients]
     line = line_up(cluster) if mine else []
-    return tuple(_standing(cluster, now, gang, line) for gang in sorted(mine, key=lambda gang: gang.number)[:MAX_GANGS])
+    oldest = sorted(mine, key=lambda gang: gang.number)[:MAX_GANGS]
+    return tuple(examine(cluster, now, gang, line).standing for gang in oldest)
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """How it stands with a gang."""
+
+    standing: GangStanding
+    #: What its tasks want beyond what there is for it where most of them have room, kind by kind.
+    missing: dict[str, int]
+    #: What is on loan and can be called back for it, by agent.
+    on_loan: tuple[Holding, ...]
 
 
 @dataclass(slots=True)
@@ -55,24 +68,34 @@ class _Why:
     short: Shortage | None = None
 
 
-def _standing(cluster: Cluster, now: Instant, gang: Gang, line: Sequence[Gang]) -> GangStanding:
+def examine(cluster: Cluster, now: Instant, gang: Gang, line: Sequence[Gang]) -> Examined:
+    """Serve a gang once more, on paper; `line`: all that wait, in order."""
     holds = cluster.gangs.holder is gang or gang.recalls is not None
+    name = cluster.frameworks[gang.key.framework_id].info.name
     known = (gang.key.gang_id, gang.key.framework_id, gang.request.role, gang.tasks)
     if gang.bundle_id:
         agents = len(gang.offer_ids)
         message = f"its bundle is on offer: {agents} agent{'s' if agents != 1 else ''}"
         hint = "let the framework accept or decline it"
-        return GangStanding(*known, gang.tasks, 0, len(line), holds, 0, RefusalReason.UNSPECIFIED, message, hint)
+        why = _Why(RefusalReason.UNSPECIFIED, message, hint)
+        on_offer = GangStanding(
+            *known, gang.tasks, 0, len(line), holds, 0, why.reason, why.message, why.hint, framework_name=name
+        )
+        return Examined(on_offer, {}, ())
     place = line.index(gang) + 1
     with _on_paper(cluster, gang) as copy:
         look(cluster, copy, ())
         with_room = room_for(gang.request.groups, by_value(copy))
         why = _why(cluster, now, copy, place, with_room)
         obstacles = tuple(_obstacles(cluster, now, gang, copy, line[: place - 1], why))
+        there, on_loan = by_value(copy), tuple(_lent(cluster, copy))
     until_ms = now.wall_ms + gang.deadline_ms - now.monotonic_ms
-    return GangStanding(
-        *known, with_room, place, len(line), holds, until_ms, why.reason, why.message, why.hint, obstacles
+    groups = gang.request.groups
+    missing = lacks_in_all(groups, there[nearest_value(groups, there)] if there else ())
+    standing = GangStanding(
+        *known, with_room, place, len(line), holds, until_ms, why.reason, why.message, why.hint, obstacles, name
     )
+    return Examined(standing, missing, on_loan)
 
 
 @contextmanager
@@ -165,13 +188,13 @@ def _obstacles(
         )
     if cluster.gangs.holder is copy or gang.recalls is not None:
         yield Obstacle(ObstacleKind.STATE, "holds", f"withheld for it now: {_held(cluster, gang)}")
-        if lent := _lent(cluster, copy):
+        if lent := _on_agents(_lent(cluster, copy)):
             yield Obstacle(ObstacleKind.STATE, "lent", f"on loan meanwhile: {lent}")
     elif (rests_ms := gang.rests_until_ms - now.monotonic_ms) > 0:
         text = f"it held for as long as it may ({gang.turns}×), and rests for another {format_duration(rests_ms)}"
         yield Obstacle(ObstacleKind.STATE, "rests", text, until_ms=now.wall_ms + rests_ms)
     for other in before[:_MAX_BEFORE]:
-        text = f"gang {other.key.gang_id} of {other.key.framework_id} in role {other.request.role} comes before"
+        text = f"gang {other.key.gang_id} of {name_of(cluster, other.key.framework_id)} in role {other.request.role} comes before"
         if cluster.gangs.holder is other:
             text += f", and has withheld for it {_held(cluster, other)}"
         yield Obstacle(ObstacleKind.GANG, other.key.gang_id, text, other.key.framework_id)
@@ -184,19 +207,24 @@ def _held(cluster: Cluster, gang: Gang) -> str:
     return _on_agents(list(cluster.ledger.held_for(gang.number).values())) or "nothing yet"
 
 
-def _lent(cluster: Cluster, gang: Gang) -> str:
-    """What is on loan and can be called back for a gang; empty: nothing."""
-    loans = [loans_for(cluster, gang, agent_id) for agent_id in cluster.ledger.with_loans]
-    return _on_agents([reduce(add_holdings, (loan.holding for loan in some), {}) for some in loans if some])
+def _lent(cluster: Cluster, gang: Gang) -> list[Holding]:
+    """What is on loan and can be called back for a gang, by agent."""
+    loans = [loans_for(cluster, gang, agent_id) for agent_id in sorted(cluster.ledger.with_loans)]
+    return [reduce(add_holdings, (loan.holding for loan in some), {}) for some in loans if some]
 
 
-def _on_agents(holdings: Sequence[Holding]) -> str:
-    """What that comes to, and on how many agents."""
+def amounts_of(holdings: Iterable[Holding]) -> dict[str, int]:
+    """What holdings come to, kind by kind."""
     amounts: dict[str, int] = {}
     for holding in holdings:
         for kind, amount in holding_total(holding).amounts().items():
             amounts[kind] = amounts.get(kind, 0) + amount
-    text = ";".join(f"{kind}:{format_amount(kind, amount)}" for kind, amount in sorted(amounts.items()))
+    return amounts
+
+
+def _on_agents(holdings: Sequence[Holding]) -> str:
+    """What that comes to, and on how many agents."""
+    text = format_amounts(amounts_of(holdings))
     return f"{text} on {len(holdings)} agent{'s' if len(holdings) != 1 else ''}" if text else ""
 
 
@@ -233,5 +261,6 @@ def _holders(cluster: Cluster, gang: Gang, short: Shortage | None) -> Iterator[O
     for (what, framework_id), amount in nlargest(_MAX_HOLDERS, held.items(), key=lambda item: (item[1], item[0])):
         if amount:
             words = "tasks of {} hold {} on" if what is ObstacleKind.TASK else "offers to {} hold {} of"
-            text = f"{words.format(framework_id, f'{kind}:{format_amount(kind, amount)}')} agents that it could use"
+            who = name_of(cluster, framework_id)
+            text = f"{words.format(who, f'{kind}:{format_amount(kind, amount)}')} agents that it could use"
             yield Obstacle(what, "", text, framework_id=framework_id, resource=kind, amount=amount)

@@ -50,8 +50,9 @@ def serve(cluster: Cluster, turn: Turn, *, full: bool) -> None:
         if gangs.holder is not None:
             return
         if gang.rests_until_ms <= now_ms and _begins_to_hold(cluster, gang):
-            until_ms = now_ms + cluster.flags.duration_ms("gang-hold-timeout")
-            cluster.deadlines.set(("gang-hold", str(gang.number)), until_ms)
+            timeout_ms = cluster.flags.duration_ms("gang-hold-timeout")
+            gang.holds_since_ms, gang.holds_until_ms = turn.now.wall_ms, turn.now.wall_ms + timeout_ms
+            cluster.deadlines.set(("gang-hold", str(gang.number)), now_ms + timeout_ms)
             turn.publish(
                 "gang_hold_began",
                 f"what gang {gang.key.gang_id} needs is withheld for it as it becomes free",

@@ -27,6 +27,7 @@ from bursar.master.obstacles.wording import (
     format_of,
     framework_name,
     how_much,
+    name_of,
     of_reservation,
     percent,
     with_amount,
@@ -89,7 +90,8 @@ def who_holds_it(group: Group) -> Iterator[Obstacle]:
     for framework_id, (count, name, held) in by_framework.items():
         part = holding_total(held)
         tasks = f"task {name}" if count == 1 else f"{count} tasks ({name}, …)"
-        text = f"{tasks} of {framework_id} {'holds' if count == 1 else 'hold'} {format_resources(part)} of {agent.info.hostname}"
+        who, holds = name_of(group.cluster, framework_id), "holds" if count == 1 else "hold"
+        text = f"{tasks} of {who} {holds} {format_resources(part)} of {agent.info.hostname}"
         obstacle = with_amount(ObstacleKind.TASK, name, text, part, kinds, agent, framework_id)
         found.append((0, -obstacle.amount, obstacle))
     for offer_id, offered in books.offered.items():
@@ -97,9 +99,8 @@ def who_holds_it(group: Group) -> Iterator[Obstacle]:
             continue
         part = holding_total(offered.holding)
         client = offered.client
-        text = (
-            f"{format_resources(part)} of {agent.info.hostname} offered to {client.framework_id} in role {client.role}"
-        )
+        who = name_of(group.cluster, client.framework_id)
+        text = f"{format_resources(part)} of {agent.info.hostname} offered to {who} in role {client.role}"
         obstacle = with_amount(ObstacleKind.OFFER, offer_id, text, part, kinds, agent, client.framework_id)
         found.append((1, -obstacle.amount, obstacle))
     for uuid, why in sorted(books.withheld_devices.items()):
@@ -109,7 +110,8 @@ def who_holds_it(group: Group) -> Iterator[Obstacle]:
         )
     for number, withheld in sorted(group.cluster.ledger.holders_on(agent.agent_id).items()):
         holder, part = group.cluster.gangs.by_number[number].key, holding_total(withheld)
-        text = f"{format_resources(part)} of {agent.info.hostname} is withheld for gang {holder.gang_id} of {holder.framework_id}"
+        who = name_of(group.cluster, holder.framework_id)
+        text = f"{format_resources(part)} of {agent.info.hostname} is withheld for gang {holder.gang_id} of {who}"
         obstacle = with_amount(ObstacleKind.GANG, holder.gang_id, text, part, kinds, agent, holder.framework_id)
         found.append((2, -obstacle.amount, obstacle))
     if group.reason is RefusalReason.OTHERS_FIRST:

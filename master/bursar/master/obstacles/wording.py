@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from heapq import nsmallest
 
 from bursar.core.device_names import device_kinds
+from bursar.core.ids import FrameworkId
 from bursar.core.messages.operator import Obstacle, ObstacleKind
 from bursar.core.resources import (
     GPUS,
@@ -85,6 +86,12 @@ def framework_name(framework: Framework) -> str:
     """The id, and the name where that is another."""
     name = framework.info.name
     return framework.framework_id if name in ("", framework.framework_id) else f"{framework.framework_id} ({name})"
+
+
+def name_of(cluster: Cluster, framework_id: FrameworkId) -> str:
+    """The same of one that may be gone, with tasks that still end."""
+    framework = cluster.frameworks.get(framework_id)
+    return framework_id if framework is None else framework_name(framework)
 
 
 def first_names(names: Iterable[str]) -> str:
