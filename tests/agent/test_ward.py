@@ -15,6 +15,7 @@ from bursar.agent.events import (
     DeviceProbed,
     DevicesDiscovered,
     DevicesSignalled,
+    NodesOutOfReach,
 )
 from bursar.agent.machine import AgentMachine
 from bursar.core.devices import Device, DeviceCondition, DeviceHealth
@@ -166,3 +167,18 @@ def test_notices_are_repeated_until_acknowledged_like_any_update() -> None:
 def test_devices_that_were_never_ill_are_told_as_their_driver_describes_them() -> None:
     assert Agent().machine.info.devices == GPUS
     assert all(isinstance(device, Device) for device in GPUS)
+
+
+def test_a_task_is_told_once_that_it_may_not_open_its_devices_any_more() -> None:
+    agent = Agent().ready()
+    agent.run(task("t", 0))
+    cut_off = NodesOutOfReach({container("t"): ("/dev/nvidia0", "/dev/nvidiactl"), container("gone"): ("/dev/x",)})
+    assert not statuses(agent.step(NodesOutOfReach({container("t"): ()})))
+    (told,) = statuses(agent.step(cut_off))
+    assert (told.state, told.reason) == (S.RUNNING, R.DEVICE_ACCESS_LOST)
+    assert told.message.startswith("its container may not open /dev/nvidia0, /dev/nvidiactl any more: something")
+    assert not statuses(agent.step(cut_off))
+    agent.step(NodesOutOfReach({container("t"): ()}))
+    assert statuses(agent.step(cut_off)), "it could meanwhile"
+    agent.kill("t")
+    assert not statuses(agent.step(cut_off))

@@ -22,6 +22,7 @@ FAULTS = Faults(
     silent_driver_chance=0.1,
     overuses_per_minute=200,
     linger_ms=20_000,
+    access_losses_per_minute=20,
 )
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from bursar.agent.books import DEFAULT_RELEASE_TIMEOUT_MS, DEFAULT_SHARE_GRACE_MS
 from bursar.agent.checkpoint import Checkpoint
 from bursar.agent.compare import Comparison
+from bursar.agent.containers.device_reach import ReachTeller
 from bursar.agent.containers.fetcher import DEFAULT_CACHE_BYTES, Fetcher
 from bursar.agent.containers.runtime import (
     ContainerExit,
@@ -78,6 +79,7 @@ from bursar.agent.events import (
     ImageMissed,
     ImagePulled,
     ImagesListed,
+    NodesOutOfReach,
     PrefetchEnded,
     PrefetchProgressed,
     SandboxOverfilled,
@@ -311,6 +313,25 @@ class AgentDaemon:
             self.driver.post(
                 DevicesDiscovered(self._resolved.devices, self._resolved.resources, self._devices.remedies())
             )
+            await self._look_into_containers()
+
+    async def _look_into_containers(self) -> None:
+        """Whether tasks may still open the devices that they were given."""
+        if not isinstance(self._runtime, ReachTeller):
+            return
+        books = self.machine.books
+        having = [
+            container_of(books.info.agent_id, key)
+            for key, record in books.state.tasks.items()
+            if record.state is TaskState.RUNNING and record.task.device_uuids
+        ]
+        try:
+            found = await asyncio.to_thread(self._runtime.out_of_reach, having) if having else {}
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is looked again
+            self._log.warning("cannot see whether containers reach their devices", reason=str(error))
+            return
+        if found:
+            self.driver.post(NodesOutOfReach(found))
 
     async def _watch_health(self, watcher: HealthWatcher) -> None:
         """Hear what a driver says of its own accord, and look at the devices whenever it does."""

@@ -152,6 +152,13 @@ class SharesMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class NodesOutOfReach:
+    """Containers that were looked into, and the device nodes that each was given and may not open any more; none: all is well."""
+
+    containers: Mapping[ContainerId, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
 class CardLookedAt:
     """The answer to LookAtCard."""
 
@@ -241,6 +248,7 @@ AgentEvent = (
     | PrefetchEnded
     | ImagesListed
     | SharesMeasured
+    | NodesOutOfReach
     | TimePassed
     | Stalled
 )
@@ -267,6 +275,7 @@ __all__ = [
     "MasterConnected",
     "MasterDisconnected",
     "MasterMessageReceived",
+    "NodesOutOfReach",
     "PrefetchEnded",
     "PrefetchProgressed",
     "SandboxOverfilled",

@@ -52,6 +52,8 @@ class Lives:
         self._leaving = leaving
         self.checkups = Checkups(books, reporting, self._kill_here)
         self.overuse = Overuse(books, reporting, self._kill_here)
+        #: Containers that may not open their devices, and the run in which that was said.
+        self._cut_off: dict[ContainerId, int] = {}
         self.groups = TaskGroups(books, self._kill, leaving)
         self.executors = Executors(books, self._runs, self._end, lambda key, end: self._leave(key, end, final=True))
         for key, record in books.state.tasks.items():
@@ -306,6 +308,23 @@ class Lives:
         key = self._books.live.get(container_id)
         if key is not None:
             self._kill_here(key, StatusReason.DISK_LIMIT, "its sandbox holds more than the disk that it asked for")
+
+    def out_of_reach(self, container_id: ContainerId, nodes: Sequence[str]) -> None:
+        """It may not open these devices any more: said once, and again after it could meanwhile (pain 3)."""
+        key = self._books.live.get(container_id)
+        record = self._books.state.tasks[key] if key is not None else None
+        if not nodes or key is None or record is None or record.state is not TaskState.RUNNING or record.waiting:
+            self._cut_off.pop(container_id, None)
+            return
+        if self._cut_off.get(container_id) == record.run_began_ms:
+            return
+        self._cut_off[container_id] = record.run_began_ms
+        message = (
+            f"its container may not open {', '.join(nodes)} any more: something on its machine has written the container's device"
+            " rules anew (systemctl daemon-reload does). What it has open goes on; a restart of the task brings the rest back"
+        )
+        self._books.log("error", "a task has lost its devices", **names(key), reason=message)
+        self._reporting.report(record, Verdict(TaskState.RUNNING, StatusReason.DEVICE_ACCESS_LOST, message))
 
     def _kill_here(self, key: TaskKey, reason: StatusReason, message: str) -> None:
         """The agent itself wants the end of a running task, and will say why when it has come."""

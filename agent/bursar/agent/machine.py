@@ -43,6 +43,7 @@ from bursar.agent.events import (
     MasterConnected,
     MasterDisconnected,
     MasterMessageReceived,
+    NodesOutOfReach,
     PrefetchEnded,
     PrefetchProgressed,
     SandboxOverfilled,
@@ -153,6 +154,9 @@ class AgentMachine:
                 self.ward.probed(uuid, problem)
             case DeviceUsersTold(users):
                 self.leaving.told(users)
+            case NodesOutOfReach(containers):
+                for container_id, nodes in containers.items():
+                    self.lives.out_of_reach(container_id, nodes)
             case SharesMeasured(users):
                 self.overuse.measured(users)
             case ContainersRecovered(containers):

@@ -37,6 +37,7 @@ from bursar.agent.events import (
     MasterConnected,
     MasterDisconnected,
     MasterMessageReceived,
+    NodesOutOfReach,
     SharesMeasured,
 )
 from bursar.agent.machine import AgentConfig, AgentMachine
@@ -253,6 +254,13 @@ class AgentNode:
         self._world.note(self.name, f"process {pid} of nobody uses {uuid}")
         self._world.timeline.after(self._random.randint(1, self._world.faults.linger_ms), self._gone, uuid, pid)
         self.look_at_devices()
+
+    def lose_access(self) -> None:
+        """Somebody takes a container's devices away behind everybody's back, and the agent looks; the rest it reaches."""
+        having = {one.container_id: () for one in self.containers.containers.values() if one.live and one.devices}
+        if self.process is not None and having:
+            lost = self._random.choice(list(having))
+            self.process.post(NodesOutOfReach({**having, lost: ("/dev/simulated",)}))
 
     def _asked(self, process: Process, uuids: tuple[DeviceUuid, ...]) -> None:
         if process is self.process:

@@ -72,6 +72,8 @@ class Faults:
 
     #: A container uses more of a card than its share, for a while or until it is ended; on machines whose GPUs are shares.
     overuses_per_minute: float = 0.0
+    #: A container may not open its devices any more.
+    access_losses_per_minute: float = 0.0
 
     @classmethod
     def draw(cls, random: Random) -> Faults:

@@ -269,6 +269,7 @@ class World:
         self._plague(faults.framework_crashes_per_minute, self._kill_framework)
         self._plague(faults.operator_acts_per_minute, self.operator.act)
         self._plague(faults.losses_per_minute, self.losses.strike)
+        self._plague(faults.access_losses_per_minute, lambda: self._some_agent().lose_access())
         self._plague(faults.overuses_per_minute, lambda: self._some_agent().shares.strike(self.faults.linger_ms))
 
     def run(self, steps: int, *, converge: bool = True) -> Summary:

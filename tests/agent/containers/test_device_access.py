@@ -26,7 +26,10 @@ def asked(decoration: Decoration, engine: EngineDevices) -> tuple[list[tuple[str
 
 
 def test_the_vendors_runtime_then_cdi_then_nodes() -> None:
-    assert asked(GPUS, EngineDevices(True, CDI.cdi_directories, CDI.cdi_names)) == ([("", ["GPU-1", "GPU-2"])], [])
+    assert asked(GPUS, EngineDevices(True, CDI.cdi_directories, CDI.cdi_names)) == (
+        [("", ["GPU-1", "GPU-2"])],
+        ["/dev/nvidia0", "/dev/nvidiactl"],
+    ), "the engine has to know the nodes, too"
     assert asked(GPUS, CDI) == ([("cdi", ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=GPU-2"])], [])
     assert asked(GPUS, EngineDevices()) == ([], ["/dev/nvidia0", "/dev/nvidiactl"])
     assert [one.way(GPUS.device_requests) for one in (EngineDevices(True), CDI, EngineDevices())] == list(Way)
@@ -47,7 +50,7 @@ def test_nodes_of_other_devices_stay_whatever_way_the_gpus_take() -> None:
     )
     assert asked(both, CDI) == ([("cdi", ["nvidia.com/gpu=GPU-1", "toy.com/x=a"])], ["/dev/fpga0"])
     plain = Decoration(device_requests=("GPU-1",), fallback_nodes=("/dev/nvidia0",), device_nodes=("/dev/fpga0",))
-    assert asked(plain, EngineDevices(True)) == ([("", ["GPU-1"])], ["/dev/fpga0"])
+    assert asked(plain, EngineDevices(True)) == ([("", ["GPU-1"])], ["/dev/nvidia0", "/dev/fpga0"])
     assert asked(plain, EngineDevices()) == ([], ["/dev/nvidia0", "/dev/fpga0"])
 
 

@@ -364,7 +364,7 @@ async def test_gpus_are_requested_by_uuid_or_given_as_nodes(bench: Any, client: 
         return requests, [device["PathOnHost"] for device in host.get("Devices") or []]
 
     real = Decoration(device_requests=("GPU-1", "GPU-2"), fallback_nodes=nodes)
-    assert asked(True, real) == ([["GPU-1", "GPU-2"]], [])
+    assert asked(True, real) == ([["GPU-1", "GPU-2"]], list(nodes))
     assert asked(False, real) == ([], list(nodes))
     assert asked(False, Decoration(device_requests=("GPU-1",))) == ([["GPU-1"]], [])
     assert asked(True, Decoration(environment={"CUDA_VISIBLE_DEVICES": "GPU-s"})) == ([], [])

@@ -197,3 +197,17 @@ def test_who_uses_a_gpu_already_is_named_unless_it_may(tmp_path: Path) -> None:
     assert finding.verdict is Verdict.WARN and "4194305" in finding.found and "--tolerated-programs" in finding.todo
     (tolerated,) = devices.users(driver.discover(), driver, frozenset({"*"}))
     assert tolerated.verdict is Verdict.OK
+
+
+def test_gpus_that_systemd_would_take_away_are_found(tmp_path: Path) -> None:
+    (tmp_path / "char").mkdir()
+    (tmp_path / "nvidia-caps").mkdir()
+    (tmp_path / "nvidia0").symlink_to("/dev/null")
+    systemd = {"CgroupDriver": "systemd"}
+    (found,) = devices.rules((GPU,), systemd, tmp_path)
+    assert found.verdict is Verdict.WARN and found.found == "no link in /dev/char to nvidia0"
+    assert "daemon-reload" in found.why and "create-dev-char-symlinks" in found.todo
+    (tmp_path / "char" / "1:3").symlink_to("/dev/null")
+    (found,) = devices.rules((GPU,), systemd, tmp_path)
+    assert found.verdict is Verdict.OK
+    assert devices.rules((GPU,), {"CgroupDriver": "cgroupfs"}, tmp_path) == [] == devices.rules((), systemd, tmp_path)

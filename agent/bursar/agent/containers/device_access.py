@@ -109,6 +109,9 @@ def access(decoration: Decoration, engine: EngineDevices) -> tuple[list[DeviceRe
         elif way is Way.RUNTIME or not decoration.fallback_nodes:
             # Without any way the engine says itself what it lacks.
             requests.append(DeviceRequest(device_ids=uuids, capabilities=[["gpu"]]))
+            # By themselves the engine knows nothing of the nodes that NVIDIA's runtime lets in, and whoever has it write its rules
+            # anew takes them away (pain 3).
+            nodes = [*decoration.fallback_nodes, *nodes]
         else:
             nodes = [*decoration.fallback_nodes, *nodes]
     if names:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import docker.errors
 
 from bursar.agent.containers import checks, docker_sessions
+from bursar.agent.containers.device_reach import out_of_reach
 from bursar.agent.containers.docker_engine import (
     CONNECTION_ERRORS,
     ENGINE_ERRORS,
@@ -401,6 +402,14 @@ class DockerRuntime:
                 if figures["pids"]:
                     found[container_id] = figures
         return found
+
+    def out_of_reach(self, container_ids: Iterable[ContainerId]) -> dict[ContainerId, tuple[str, ...]]:
+        """See `ReachTeller`. What comes by names of CDI is not known by its nodes, and the engine knows it itself."""
+        given = {}
+        for container_id in container_ids:
+            with contextlib.suppress(docker.errors.NotFound):
+                given[container_id] = self._engine.given_nodes(container_id)
+        return out_of_reach(given)
 
     async def close(self) -> None:
         """Stop listening; containers run on."""

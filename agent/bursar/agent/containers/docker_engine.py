@@ -252,6 +252,12 @@ class DockerEngine:
         """Its first process; 0 where it does not run. Raises NotFound."""
         return int(self._api.inspect_container(str(container_id))["State"].get("Pid") or 0)
 
+    def given_nodes(self, container_id: ContainerId) -> tuple[int, tuple[str, ...]]:
+        """Its first process (0: it does not run), and the machine's device nodes that it was given. Raises NotFound."""
+        seen = self._api.inspect_container(str(container_id))
+        nodes = seen["HostConfig"].get("Devices") or ()
+        return int(seen["State"].get("Pid") or 0), tuple(str(node["PathOnHost"]) for node in nodes)
+
     def containers(self) -> list[Seen]:
         """Every container of this agent, whatever its state."""
         found = []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bursar.agent.containers.device_access import EngineDevices, Way
 from bursar.agent.devices.driver import DeviceDriver, DriverUnavailable, user_tellers
@@ -143,3 +146,28 @@ def pinning(runtime: str, found: Sequence[Device], engine: EngineDevices | None,
         "install nvidia-container-toolkit, then either `nvidia-ctk runtime configure --runtime=docker` or"
         " `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml --device-name-strategy=uuid`",
     )
+
+
+def rules(found: Sequence[Device], info: Mapping[str, Any], dev: Path = Path("/dev")) -> list[Finding]:
+    """Whether containers keep their GPUs when systemd writes the rules of their control groups anew (pain 3); nothing where it does not."""
+    if info.get("CgroupDriver") != "systemd" or not any(device.driver == "nvml" for device in found):
+        return []
+    nameless = []
+    for node in sorted(dev.glob("nvidia*")):
+        seen = node.stat()
+        if (
+            stat.S_ISCHR(seen.st_mode)
+            and not (dev / "char" / f"{os.major(seen.st_rdev)}:{os.minor(seen.st_rdev)}").exists()
+        ):
+            nameless.append(node.name)
+    if not nameless:
+        return [ok("device rules", "systemd knows the GPUs' nodes by their links in /dev/char")]
+    return [
+        warn(
+            "device rules",
+            f"no link in /dev/char to {', '.join(nameless)}",
+            "systemd does not know these devices: `systemctl daemon-reload` takes them away from containers that run",
+            "nvidia-ctk system create-dev-char-symlinks --create-all (by a rule of udev, so that it lasts), or have the engine"
+            ' use cgroupfs: {"exec-opts": ["native.cgroupdriver=cgroupfs"]}',
+        )
+    ]

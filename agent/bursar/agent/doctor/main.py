@@ -62,6 +62,7 @@ def examine(settings: Settings, version: str) -> list[Finding]:
     found, said = _devices(settings)
     findings += said
     findings.append(devices.pinning(runtime, found, None if info is None else engine_devices(info)))
+    findings += devices.rules(found, info or {})
     findings += _offered(settings, path, found)
     findings.append(machine.metrics_port(settings.text("metrics")))
     return findings + masters.look(settings.items("master"))
