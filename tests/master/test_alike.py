@@ -16,7 +16,7 @@ from bursar.core.devices import Device
 from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId
 from bursar.core.machine import TimePassed
 from bursar.core.messages.agent import AgentInfo, Register
-from bursar.core.messages.framework import GPU_RESOURCES, FrameworkInfo, OfferSettings, Subscribe
+from bursar.core.messages.framework import GPU_RESOURCES, FrameworkInfo, OfferSettings, Revive, Subscribe
 from bursar.core.messages.offers import Decline, Demand, Filters, Shape
 from bursar.core.messages.operator import AddRuleRequest, Quota, SetQuotasRequest
 from bursar.core.messages.rules import Rule, RuleAction
@@ -148,3 +148,21 @@ def test_what_is_repeated_is_what_would_have_been_decided(
         assert repeating.cycle() == expected
         for scene in (repeating, deciding):
             scene.decline_some()
+
+
+def test_what_everybody_declined_is_passed_over_without_asking_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene([(8, 0, None)] * 4, [("a", [], [], False), ("a/b", [], [], False), ("c", [], [], False)], [], None)
+    for _ in range(4):
+        scene.cycle()
+        for framework_id, stream in scene.streams.items():
+            offers = tuple(sorted(scene.cluster.frameworks[framework_id].offers))
+            scene.step(FrameworkCalled(stream, Decline(offers, Filters(60_000))))
+    assert not scene.cluster.offers and len(scene.cluster.filters) == 4 * 3
+    scene.cycle()
+    with monkeypatch.context() as patch:
+        patch.delattr(Cycle, "_recall")
+        patch.delattr(Cycle, "_decide")
+        assert scene.cycle()[0] == []
+    # One of them changes its mind, and is asked.
+    scene.step(FrameworkCalled(scene.streams[FrameworkId("framework-1")], Revive()))
+    assert {offer.framework_id for offer, _ in scene.cycle()[0]} == {"framework-1"}

@@ -19,12 +19,14 @@ from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import Holding, ReservedResources, holding_total, to_reserved
 from bursar.master.allocator.alike import WANT_OF_AMOUNTS, Alike, AllAlike, Portion, Wants
 from bursar.master.allocator.decision import Decision, Proposal, Question, rules_about, steps_for
+from bursar.master.allocator.filters import NOBODY
 from bursar.master.allocator.held_back import guaranteed_first
 from bursar.master.allocator.hidden import Hidden
 from bursar.master.allocator.lending import first_in_line
 from bursar.master.allocator.line import Line, Place
 from bursar.master.allocator.quota import surely
-from bursar.master.allocator.shares import Amounts, Node
+from bursar.master.allocator.shares import Amounts, Client, Node
+from bursar.master.allocator.shares import in_order as walk_in_order
 from bursar.master.ledger import Books
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer
 
@@ -154,6 +156,8 @@ class Cycle:
         #: Class of agents → whom rules hide them from, and the rule.
         self._hidden: dict[int, Hidden] = {}
         self._line: Line[Plan] = Line(cluster.shares, self.plan_for)
+        #: All that may be given anything, once somebody asked.
+        self._clients: frozenset[Client] | None = None
         self.question = Question(cluster)
         self.has_rules = bool(cluster.visibility.rules)
         self.has_quota = bool(cluster.shares.quota_kinds)
@@ -261,19 +265,33 @@ class Cycle:
         plan = line.first()
         if plan is None or alike.refused and turn.is_refused_to_all(self.cluster.shares.root.active):
             return None
+        declined = turn.filters.known_hidden(turn.books.free) if turn.filters is not None else NOBODY
+        if declined and not turn.hidden.by_client and self._includes_all(declined):
+            return None
         node = plan.node
         if node not in alike.refused and node not in turn.done and node not in turn.hidden.by_client:
             portion = self._recall(turn, alike, plan)
             if not isinstance(portion, RefusalReason):
                 return plan, portion
         for node in turn.hidden.others(line.top, turn.passed):
-            if turn.is_hidden(node) or node in turn.done or node in alike.refused:
+            if turn.is_hidden(node) or node.client in declined or node in turn.done or node in alike.refused:
                 continue
             plan = self.plan_for(node)
             portion = self._recall(turn, alike, plan)
             if not isinstance(portion, RefusalReason):
                 return plan, portion
         return None
+
+    def _includes_all(self, clients: AbstractSet[Client]) -> bool:
+        """Whether these are all that may be given anything, and perhaps others."""
+        if len(clients) < self.cluster.shares.root.active:
+            return False
+        if self._clients is None:
+            # Who they are stays as it is during a cycle.
+            self._clients = frozenset(
+                [node.client for node in walk_in_order(self._line.top) if node.client is not None]
+            )
+        return self._clients <= clients
 
     def _recall(self, turn: _Turn, alike: Alike, plan: Plan) -> Portion | RefusalReason | None:
         """What was decided about such a client and such an agent; None where it must be decided."""
