@@ -17,7 +17,7 @@ from bursar.core.messages.agent import CancelImagePull, ImagePulls, Images, Star
 from bursar.core.messages.operator import AgentState
 from bursar.core.predicates import parse_predicates
 from bursar.master.image_books import MAX_PULLS, ImageBooks, PullOrder
-from bursar.master.reservations import is_true_of
+from bursar.master.reservation_sources import is_true_of
 from bursar.master.state import Agent, Cluster, Turn
 from bursar.master.views import find_agent, page_of
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
-from bursar.core.ids import AgentId, OfferId
+from bursar.core.ids import AgentId
 from bursar.core.messages.operator import (
-    AgentState,
     LendReservationsRequest,
     ReservationView,
     ReserveResourcesRequest,
@@ -16,30 +15,16 @@ from bursar.core.messages.operator import (
     UnreserveResourcesRequest,
     UnreserveResourcesResponse,
 )
-from bursar.core.predicates import (
-    AgentFacts,
-    Predicate,
-    attribute_of,
-    is_about_devices,
-    matches,
-    matches_device,
-    parse_predicates,
-)
 from bursar.core.resources import (
     EMPTY,
     UNRESERVED,
-    Holding,
     Reservation,
     ReservationType,
     ResourceRequest,
     Resources,
     Stack,
     add_holdings,
-    count_ports,
-    holding_total,
-    intersect_ports,
     subtract_holdings,
-    subtract_ports,
     sum_resources,
     to_reserved,
 )
@@ -52,17 +37,15 @@ from bursar.core.role_expressions import (
     role_expression,
 )
 from bursar.core.roles import DEFAULT_ROLE, is_strict_subrole, role_problem
-from bursar.core.text import format_request, format_resources, format_shortfall
+from bursar.core.text import format_resources
 from bursar.master.allocator.carve import carve
 from bursar.master.bundles import let_go
 from bursar.master.groups import expander, unknown_groups_problem
-from bursar.master.ledger import Books
 from bursar.master.offers import rescind
-from bursar.master.picking import Shortfall, Spot, choose
 from bursar.master.quotas import reserve_problem
 from bursar.master.records import LendingRecorded, ReservationsRecorded
+from bursar.master.reservation_sources import Candidates, Picked, find_candidates, free_of, pick_sources
 from bursar.master.state import Agent, Cluster, Turn
-from bursar.master.views import find_agent
 
 #: Up to this cost it is looked for whether an expression covers anything at all.
 MAX_SEARCHED = 500
@@ -153,7 +136,7 @@ def reserve(
         return error
     labels = tuple(sorted(request.labels.items()))
     level = Reservation(ReservationType.DYNAMIC, str(expression), principal, labels)
-    found = _find_agents(cluster, request.agent, request.where)
+    found = find_candidates(cluster, request.agent, request.where)
     if isinstance(found, ErrorDetail):
         return found
     routes: dict[AgentId, dict[Stack, Stack]] = {}
@@ -168,7 +151,7 @@ def reserve(
         if problem.reason is ErrorReason.NOT_FOUND and not request.agent:
             problem = replace(problem, message=f"no agent keeps anything for {request.source}{found.that_match}")
         return problem
-    picked = _pick(cluster, found, routes, request.resources)
+    picked = pick_sources(cluster, found, routes, request.resources)
     if isinstance(picked, ErrorDetail):
         return picked
     role = expression.plain
@@ -181,13 +164,7 @@ def reserve(
         if error := reserve_problem(cluster, role, request.resources, going, payer):
             return error
     views, rescinded = _carry_out(
-        cluster,
-        turn,
-        picked,
-        routes,
-        request.dry_run,
-        f"reserved to {level.holder}",
-        "resources_reserved",
+        cluster, turn, picked, routes, request.dry_run, f"reserved to {level.holder}", "resources_reserved"
     )
     return ReserveResourcesResponse(views[0], views, rescinded)
 
@@ -202,7 +179,7 @@ def unreserve(
     if error := request_problem(request.resources):
         return error
     labels = tuple(sorted(request.labels.items()))
-    found = _find_agents(cluster, request.agent, request.where)
+    found = find_candidates(cluster, request.agent, request.where)
     if isinstance(found, ErrorDetail):
         return found
     routes: dict[AgentId, dict[Stack, Stack]] = {}
@@ -216,192 +193,19 @@ def unreserve(
             routes[agent.agent_id] = {stack: stack[:-1] for stack in stacks}
     if not routes:
         return _nothing_kept(cluster, found, expression)
-    picked = _pick(cluster, found, routes, request.resources)
+    picked = pick_sources(cluster, found, routes, request.resources)
     if isinstance(picked, ErrorDetail):
         return picked
     views, rescinded = _carry_out(
-        cluster,
-        turn,
-        picked,
-        routes,
-        request.dry_run,
-        f"given back by {expression}",
-        "resources_unreserved",
+        cluster, turn, picked, routes, request.dry_run, f"given back by {expression}", "resources_unreserved"
     )
     return UnreserveResourcesResponse(views[0], views, rescinded)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """The agents that a request is about."""
-
-    agents: tuple[Agent, ...]
-    #: Predicates on single devices: others are left where they are.
-    about_devices: tuple[Predicate, ...]
-    #: Whether one was named: then no other will do.
-    named: bool
-    #: For people: ` on the agents that …`.
-    that_match: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Picked:
-    """What to take of one bucket of one agent, and the offers that must be rescinded for it."""
-
-    agent: Agent
-    stack: Stack
-    request: ResourceRequest
-    in_the_way: tuple[OfferId, ...]
-
-
-def _find_agents(cluster: Cluster, name: str, where: str) -> _Found | ErrorDetail:
-    """One that is named, or all that are active; of these, those that predicates are true of."""
-    try:
-        predicates = parse_predicates(where, "where")
-    except InvalidText as error:
-        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, error.detail.message, error.detail.hint, "where")
-    if name:
-        agent = find_agent(cluster, name)
-        if isinstance(agent, ErrorDetail):
-            return agent
-        agents = [agent]
-    else:
-        agents = [agent for agent in cluster.agents.values() if agent.state is AgentState.ACTIVE]
-        agents.sort(key=lambda agent: (agent.info.hostname, agent.agent_id))
-    matching = [agent for agent in agents if all(is_true_of(cluster, agent, predicate) for predicate in predicates)]
-    if not matching:
-        if not agents:
-            return ErrorDetail(
-                ErrorReason.INSUFFICIENT_RESOURCES, "no agent is active", "see `bursar agent ls`", "agent"
-            )
-        of = len(agents)
-        counts = ", ".join(
-            f"{predicate} of {sum(is_true_of(cluster, agent, predicate) for agent in agents)}"
-            for predicate in predicates
-        )
-        return ErrorDetail(
-            ErrorReason.INSUFFICIENT_RESOURCES,
-            f"no agent matches {where!r}: of {of} agent{'s' if of > 1 else ''}, {counts}",
-            _missing_attributes(agents, predicates)
-            or "loosen the predicates; see `bursar agent show` and `bursar gpu ls`",
-            "where",
-        )
-    text = f" where {where}" if where else ""
-    return _Found(tuple(matching), tuple(filter(is_about_devices, predicates)), bool(name), text)
-
-
-def _missing_attributes(agents: Sequence[Agent], predicates: Iterable[Predicate]) -> str:
-    """What to do about attributes that no agent has; empty where there are none such."""
-    there = {
-        name
-        for agent in agents
-        for name in (*agent.info.attributes, *sum_resources(part.resources for part in agent.info.resources).amounts())
-    }
-    missing = [name for predicate in predicates if (name := attribute_of(predicate)) and name not in there]
-    if not missing:
-        return ""
-    known = ", ".join(sorted({name for agent in agents for name in agent.info.attributes})[: _MAX_SHOWN * 2])
-    return f"no agent has the attribute {missing[0]}; " + (f"there are {known}" if known else "there are none at all")
-
-
-def is_true_of(cluster: Cluster, agent: Agent, predicate: Predicate) -> bool:
-    """Of an agent with all that it has; what is about devices, of any of them."""
-    if is_about_devices(predicate):
-        return any(matches_device(predicate, device) for device in agent.info.devices)
-    total = holding_total(cluster.ledger.books[agent.agent_id].total)
-    info = agent.info
-    return matches(predicate, AgentFacts(info.hostname, info.attributes, total.amounts(), info.devices))
-
-
-def _pick(
-    cluster: Cluster, found: _Found, routes: Mapping[AgentId, Mapping[Stack, Stack]], request: ResourceRequest
-) -> list[_Picked] | ErrorDetail:
-    """What to take of which buckets; changes nothing."""
-    agents = [agent for agent in found.agents if agent.agent_id in routes]
-    if found.named and not found.about_devices:
-        (agent,) = agents
-        given = _first_that_gives(cluster, agent, request, list(routes[agent.agent_id]))
-        if isinstance(given, ErrorDetail):
-            return given
-        stack, offers = given
-        return [_Picked(agent, stack, request, tuple(offers))]
-    by_id = {agent.agent_id: agent for agent in agents}
-    spots = [
-        _spot(cluster, agent, stack, found.about_devices, order)
-        for order, agent in enumerate(agents)
-        for stack in routes[agent.agent_id]
-    ]
-    choices = choose(spots, request)
-    if isinstance(choices, Shortfall):
-        return _shortfall_problem(found, by_id, request, choices)
-    picked = []
-    for choice in choices:
-        agent, stack = by_id[choice.spot.agent_id], choice.spot.stack
-        in_the_way = _offers_to_rescind(cluster, agent, choice.request, stack, _free(cluster, agent, stack))
-        if isinstance(in_the_way, ErrorDetail):
-            return in_the_way
-        picked.append(_Picked(agent, stack, choice.request, tuple(in_the_way)))
-    return picked
-
-
-def _spot(cluster: Cluster, agent: Agent, stack: Stack, about_devices: Sequence[Predicate], order: int) -> Spot:
-    books = cluster.ledger.books[agent.agent_id]
-    offered = sum_resources(entry.holding[stack] for entry in books.offered.values() if stack in entry.holding)
-    free, held = _free(cluster, agent, stack), books.allocated_in(stack)
-    if about_devices:
-        suit = frozenset(
-            uuid
-            for uuid, device in agent.devices.items()
-            if all(matches_device(predicate, device) for predicate in about_devices)
-        )
-        free, offered, held = (
-            Resources(part.scalars, part.ports, part.devices & suit) for part in (free, offered, held)
-        )
-    return Spot(agent.agent_id, stack, free, offered, held, agent.devices, order)
-
-
-def _free(cluster: Cluster, agent: Agent, stack: Stack) -> Resources:
-    """What is free of a bucket, with what is held for a gang or earmarked: an operator has the better right."""
-    books = cluster.ledger.books[agent.agent_id]
-    return books.free.get(stack, EMPTY) + books.gang_hold.get(stack, EMPTY) + books.earmark.get(stack, EMPTY)
-
-
-def _shortfall_problem(
-    found: _Found, agents: Mapping[AgentId, Agent], request: ResourceRequest, short: Shortfall
-) -> ErrorDetail:
-    """What is lacking, and the closest that can be had."""
-    where = f"{len(agents)} agents" if len(agents) > 1 else next(iter(agents.values())).info.hostname
-    reason = ErrorReason.RESOURCES_IN_USE if short.in_use else ErrorReason.INSUFFICIENT_RESOURCES
-    in_use = "; tasks hold the rest, and are never touched" if short.in_use else ""
-    says = f"{format_request(request)} cannot be had of {where}{found.that_match}"
-    if short.closest:
-        shown = [
-            f"{agents[spot.agent_id].info.hostname} {format_request(part)}" for spot, part in short.spots[:_MAX_SHOWN]
-        ]
-        more = f" and {len(short.spots) - _MAX_SHOWN} more" if len(short.spots) > _MAX_SHOWN else ""
-        return ErrorDetail(
-            reason,
-            f"{says}: the closest is {format_request(short.closest)} ({', '.join(shown)}{more}){in_use}",
-            "ask for that"
-            + (", or loosen --where" if found.that_match else "; see `bursar agent ls` and `bursar reservation ls`"),
-            "resources",
-        )
-    return ErrorDetail(
-        reason,
-        f"{says}: nothing of the kind is free or offered there{in_use}",
-        "ask for less of each kind; see `bursar agent ls` and `bursar reservation ls`",
-        "resources",
-    )
-
-
-#: Agents that a message names at most.
-_MAX_SHOWN = 5
 
 
 def _carry_out(
     cluster: Cluster,
     turn: Turn,
-    picked: Sequence[_Picked],
+    picked: Sequence[Picked],
     routes: Mapping[AgentId, Mapping[Stack, Stack]],
     dry_run: bool,
     what: str,
@@ -418,7 +222,7 @@ def _carry_out(
         shown = source if kind == "resources_unreserved" else target
         if dry_run:
             offers = [books.offered[offer_id].holding[source] for offer_id in pick.in_the_way]
-            pool = sum_resources([_free(cluster, agent, source), *offers])
+            pool = sum_resources([free_of(cluster, agent, source), *offers])
             part = carve({source: pool}, pick.request, agent.devices)
             assert part is not None, pick
             resources = part[source]
@@ -505,7 +309,7 @@ def _stacks_of(cluster: Cluster, agent: Agent, holder: RoleExpression) -> list[S
     return [stack for stack in sorted(total) if stack and read_holder(stack[-1].holder) == holder]
 
 
-def _nothing_kept(cluster: Cluster, found: _Found, expression: RoleExpression) -> ErrorDetail:
+def _nothing_kept(cluster: Cluster, found: Candidates, expression: RoleExpression) -> ErrorDetail:
     static = any(
         stack[-1].type is ReservationType.STATIC
         for agent in found.agents
@@ -520,20 +324,6 @@ def _nothing_kept(cluster: Cluster, found: _Found, expression: RoleExpression) -
         else "see `bursar reservation ls`",
         "role",
     )
-
-
-def _first_that_gives(
-    cluster: Cluster, agent: Agent, request: ResourceRequest, stacks: Iterable[Stack]
-) -> tuple[Stack, list[OfferId]] | ErrorDetail:
-    """The first bucket that has what is asked for, and the offers that must be rescinded for it; or what the last one lacks."""
-    problem: ErrorDetail | None = None
-    for stack in stacks:
-        in_the_way = _offers_to_rescind(cluster, agent, request, stack, _free(cluster, agent, stack))
-        if not isinstance(in_the_way, ErrorDetail):
-            return stack, in_the_way
-        problem = in_the_way
-    assert problem is not None
-    return problem
 
 
 def _shift(
@@ -588,10 +378,7 @@ def request_problem(request: ResourceRequest, field: str = "resources") -> Error
         wrong.append("gpus")
     if wrong:
         return ErrorDetail(
-            ErrorReason.INVALID_ARGUMENT,
-            f"amounts must be above zero: {', '.join(wrong)}",
-            "GPUs are whole",
-            field,
+            ErrorReason.INVALID_ARGUMENT, f"amounts must be above zero: {', '.join(wrong)}", "GPUs are whole", field
         )
     if not request:
         return ErrorDetail(ErrorReason.INVALID_ARGUMENT, "no resources are named", "name some, such as gpus:2", field)
@@ -600,86 +387,3 @@ def request_problem(request: ResourceRequest, field: str = "resources") -> Error
             ErrorReason.INVALID_ARGUMENT, "the devices named are not as many as the GPUs asked for", "", field
         )
     return None
-
-
-def _offers_to_rescind(
-    cluster: Cluster, agent: Agent, request: ResourceRequest, stack: Stack, free: Resources
-) -> list[OfferId] | ErrorDetail:
-    """The fewest offers, greedily, whose return makes a request possible within one bucket; or why nothing does."""
-    if _fits(free, request, stack, agent):
-        return []
-    books = cluster.ledger.books[agent.agent_id]
-    candidates: list[tuple[OfferId, Resources]] = [
-        (offer_id, entry.holding[stack]) for offer_id, entry in books.offered.items() if stack in entry.holding
-    ]
-    chosen: list[OfferId] = []
-    pool = free
-    # Those that bring most of what is missing first.
-    while candidates and not _fits(pool, request, stack, agent):
-        missing = _missing(pool, request)
-        candidates.sort(key=lambda item: (-_brings(item[1], missing, request), item[0]))
-        offer_id, part = candidates.pop(0)
-        if _brings(part, missing, request) == 0:
-            break
-        chosen.append(offer_id)
-        pool = pool + part
-    if _fits(pool, request, stack, agent):
-        return _needed(chosen, books, free, request, stack, agent)
-    held = books.allocated_in(stack)
-    offered = [entry.holding.get(stack, EMPTY) for entry in books.offered.values()]
-    all_of_it = sum_resources([free, *offered])
-    reason = ErrorReason.INSUFFICIENT_RESOURCES
-    hint = "ask for less, or another agent; see `bursar agent show`"
-    if _fits(all_of_it + held, request, stack, agent):
-        reason = ErrorReason.RESOURCES_IN_USE
-        hint = "the rest is held by tasks, which are never touched: wait for their end or kill them (`bursar task ls`)"
-    where = "unreserved on" if stack == UNRESERVED else f"reserved to {stack[-1].holder} on"
-    lacking = format_shortfall(request, all_of_it) or f"{format_request(request)} wanted"
-    return ErrorDetail(
-        reason, f"not enough that is free or offered, {where} {agent.info.hostname}: {lacking}", hint, "resources"
-    )
-
-
-def _needed(
-    chosen: list[OfferId], books: Books, free: Resources, request: ResourceRequest, stack: Stack, agent: Agent
-) -> list[OfferId]:
-    """The chosen offers without those that later ones made superfluous."""
-    needed = list(chosen)
-    for offer_id in chosen:
-        rest = [other for other in needed if other != offer_id]
-        if _fits(
-            sum_resources([free, *(books.offered[other].holding[stack] for other in rest)]), request, stack, agent
-        ):
-            needed = rest
-    return needed
-
-
-def _fits(resources: Resources, request: ResourceRequest, stack: Stack, agent: Agent) -> bool:
-    available: Holding = {stack: resources}
-    return carve(available, request, agent.devices) is not None
-
-
-def _missing(pool: Resources, request: ResourceRequest) -> dict[str, int]:
-    missing = {kind: amount - pool.amount(kind) for kind, amount in request.scalars.items()}
-    missing["gpus"] = request.gpu_count - pool.gpus
-    if request.devices:
-        missing["gpus"] = len(set(request.devices) - pool.devices)
-    if request.ports:
-        missing["ports"] = Resources(ports=subtract_ports(request.ports, pool.ports)).amount("ports")
-    if request.port_count:
-        others = count_ports(subtract_ports(pool.ports, request.ports))
-        missing["ports"] = missing.get("ports", 0) + request.port_count - others
-    return {kind: amount for kind, amount in missing.items() if amount > 0}
-
-
-def _brings(part: Resources, missing: dict[str, int], request: ResourceRequest) -> int:
-    """How many parts in a million of what is missing an offer brings, summed over kinds."""
-    score = 0
-    for kind, amount in missing.items():
-        there = part.amount(kind)
-        if kind == "gpus":
-            there = len(part.devices.intersection(request.devices)) if request.devices else part.gpus
-        elif kind == "ports":
-            there = part.amount(kind) if request.port_count else count_ports(intersect_ports(request.ports, part.ports))
-        score += min(there, amount) * 1_000_000 // amount if there else 0
-    return score
