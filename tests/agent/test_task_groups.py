@@ -12,6 +12,8 @@ from bursar.agent.events import ContainerLaunchFailed, ContainersRecovered, Cont
 from bursar.core.devices import Device, DeviceHealth
 from bursar.core.ids import TaskId
 from bursar.core.messages.agent import RestartTask
+from bursar.core.resources import PortRange, normalize_ports
+from bursar.core.service_ports import ServicePort
 from bursar.core.task_groups import TaskGroup
 from bursar.core.tasks import AssignedTask
 
@@ -158,3 +160,24 @@ def test_a_restarted_agent_keeps_a_group_that_is_whole() -> None:
 def test_nobody_restarts_one_alone() -> None:
     agent = running()
     assert not agent.hear(RestartTask(pair()[0].framework_id, TaskId("a")))
+
+
+def served(one: AssignedTask, port: int) -> AssignedTask:
+    spec = replace(one.spec, service_ports=(ServicePort("web", port, host_port=31000 + port),), image="x")
+    ports = normalize_ports((PortRange(31000 + port, 31000 + port),))
+    return replace(one, spec=replace(spec, resources=replace(spec.resources, ports=ports)))
+
+
+def test_their_network_is_made_with_the_ports_of_all_and_keeps_them_until_it_goes() -> None:
+    agent = Agent(runtime="docker").ready()
+    a, b = grouped(served(task("a"), 80), served(task("b"), 81))
+    starts = of(agent.launch(a, b), StartContainer)
+    assert {one.host_port for one in starts[0].network_ports} == {31080, 31081}
+    assert starts[0].network_ports == starts[1].network_ports
+    for name in ("a", "b"):
+        agent.step(ContainerStarted(container(name)))
+    agent.exit("a")
+    (dropped,) = statuses(agent.launch(served(task("c"), 80)))
+    assert dropped.state is S.DROPPED and "is still 'web' of task a" in dropped.message
+    agent.exit("b")
+    assert states(agent.launch(served(task("d"), 80))) == [S.STARTING]

@@ -28,6 +28,8 @@ from bursar.core.lives import (
         ("http:8080/ready?full=1", Check(http=HttpCheck(8080, "/ready?full=1"))),
         ("https:443/", Check(http=HttpCheck(443, "/", "https"))),
         ("tcp:5432", Check(tcp=TcpCheck(5432))),
+        ("tcp:jupyter", Check(tcp=TcpCheck(port_name="jupyter"))),
+        ("http:web/ready", Check(http=HttpCheck(path="/ready", port_name="web"))),
     ],
 )
 def test_a_check_is_read(text: str, check: Check) -> None:
@@ -35,11 +37,30 @@ def test_a_check_is_read(text: str, check: Check) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "cmd:", "http", "http:x", "http:0", "tcp:70000", "tcp:80/path", "udp:53", "http:80/a b"]
+    "text", ["", "cmd:", "http", "http:X", "tcp:-", "http:0", "tcp:70000", "tcp:80/path", "udp:53", "http:80/a b"]
 )
 def test_what_is_no_check_is_refused(text: str) -> None:
     with pytest.raises(InvalidText):
         parse_check(text)
+
+
+def test_a_port_by_name_is_the_one_that_the_task_listens_on() -> None:
+    for text, found in (("tcp:web", "tcp:31000"), ("https:web/x", "https:31000/x"), ("tcp:80", "tcp:80")):
+        assert str(parse_check(text).at({"web": 31000})) == found
+        assert str(parse_check(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("check", "words"),
+    [
+        (Check(tcp=TcpCheck(port_name="web")), "no service port 'web' of TCP: there are api, ssh"),
+        (Check(http=HttpCheck(80, port_name="api")), "by 'api' or by 80, not both"),
+    ],
+)
+def test_a_port_that_the_task_has_not_is_said(check: Check, words: str) -> None:
+    problem = check_problem(check, ["ssh", "api"])
+    assert problem is not None and problem[0] == "port_name" and words in problem[1]
+    assert check_problem(Check(tcp=TcpCheck(port_name="api")), ["ssh", "api"]) is None
 
 
 def test_defaults_are_those_of_mesos() -> None:

@@ -105,3 +105,20 @@ def test_a_port_that_something_else_has_fails_the_launch_by_name(machine: tuple[
         assert (task["state"], task["reason"]) == ("FAILED", "PORT_IN_USE")
         cluster.until(lambda: not list((cluster.where / "node/sandboxes").iterdir()), "no sandbox is left")
     assert cluster.bursar("batch", "--count", "2", "--port", "web:80", "--disk", "1GiB", "--", "true").code == 0
+
+
+def test_a_check_finds_a_port_by_its_name_on_either_network(machine: tuple[Any, int]) -> None:
+    cluster, _ = machine
+    often = ("--check-delay", "0s", "--check-interval", "200ms", "--health-failures", "1000")
+    watched = ("--port", "jupyter", "--health", "http:jupyter/x", *often)
+    task = cluster.start("run", *watched, "--", "sh", "-c", f"sleep 0.5; {SERVE}")
+    try:
+        cluster.until(lambda: [t for t in cluster.ls("task") if t["state"] == "RUNNING"], "it runs")
+        (one,) = cluster.ls("task")
+        healthy = lambda: "HEALTHY:     yes" in cluster.bursar("task", "show", one["task_id"]).stdout
+        cluster.until(healthy, "its port answers")
+    finally:
+        task.signal(signal.SIGTERM)
+        task.finish()
+    done = cluster.bursar("run", "--port", "web:80", "--health", "tcp:other", "--", "true")
+    assert done.code == 2 and "no service port 'other' of TCP: there are web" in done.stderr, done

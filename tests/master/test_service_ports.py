@@ -10,6 +10,7 @@ from bursar.core.messages.agent import DesiredState
 from bursar.core.messages.offers import Demand, Shape
 from bursar.core.resources import PortRange
 from bursar.core.service_ports import ServicePort, parse_service_port
+from bursar.core.task_groups import TaskGroup
 from bursar.core.tasks import TaskState
 from bursar.master.allocator.carve import carve, fitting_count
 
@@ -111,3 +112,43 @@ def test_counted_ports_are_carved_from_several_buckets(book: Any) -> None:
     }
     assert carve(available, book.request(1, port_count=4), {}) is None
     assert fitting_count(available, book.request(1, port_count=2), 9) == 1
+
+
+def group(book: Any, *members: tuple[str, str]) -> tuple[Any, ...]:
+    return tuple(spec(book, name, text, task_group=TaskGroup("g")) for name, text in members)
+
+
+def test_each_task_of_a_group_has_ports_of_its_own(book: Any) -> None:
+    agent = book.agent(ports="31000-31009")
+    framework = book.framework()
+    assert framework.accept(framework.offer, book.launch(*group(book, ("a", "web:80"), ("b", "web:81")))).error is None
+    assert launched(agent) == {"a": [31000], "b": [31001]}
+
+
+def test_two_of_a_group_that_listen_on_one_port_are_refused_by_name(book: Any) -> None:
+    book.agent(ports="31000-31009")
+    framework = book.framework()
+    result = framework.accept(framework.offer, book.launch(*group(book, ("a", "web:80"), ("b", "api:80"))))
+    assert result.error is not None and result.error.field == "operations[0].launch.tasks[1].service_ports"
+    assert "task 'b' listens on 80/tcp (api), and so does task 'a' (web)" in result.error.message
+
+
+def test_the_port_of_one_that_has_ended_is_its_groups_until_that_has(book: Any) -> None:
+    """The engine connects it for as long as there is the network of the group."""
+    agent = book.agent(ports="31000-31009", runtime="docker")
+    framework = book.framework()
+    framework.run(*group(book, ("a", "web:80"), ("b", "api:81")))
+    for name in ("a", "b"):
+        framework.acknowledge(agent.update(name, TaskState.RUNNING))
+    framework.acknowledge(agent.update("a", TaskState.FINISHED))
+    launched(agent)
+    framework.revive()
+    result = framework.accept(framework.offer, book.launch(spec(book, "named", "web:80@31000")))
+    assert result.error is not None and "which task 'a' had: it has ended" in result.error.message
+    framework.revive()
+    framework.run(spec(book, "any", "web:80"))
+    assert launched(agent) == {"any": [31002]}
+    framework.acknowledge(agent.update("b", TaskState.FINISHED))
+    framework.revive()
+    framework.run(spec(book, "later", "web:80"))
+    assert launched(agent) == {"later": [31000]}

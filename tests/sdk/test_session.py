@@ -183,7 +183,15 @@ async def test_a_group_that_does_not_fit_is_the_authors_error(master: Any) -> No
         await asyncio.wait_for(FrameworkSession(Wrong(), master.address).run(), 10)
 
 
-@pytest.mark.parametrize("tasks", [[], [Task("true", restart=RestartPolicy(RestartMode.ALWAYS))], [Task("true")] * 2])
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        [],
+        [Task("true", restart=RestartPolicy(RestartMode.ALWAYS))],
+        [Task("true")] * 2,
+        [Task("true", service_ports=["web:80"]), Task("true", service_ports=["api:80"])],
+    ],
+)
 def test_groups_that_cannot_be(tasks: list[Task]) -> None:
     with pytest.raises(InvalidText):
         TaskGroup(tasks)

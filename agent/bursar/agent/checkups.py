@@ -51,7 +51,7 @@ class Checkups:
         check = _check_of(record, kind)
         if check is not None and record.state is TaskState.RUNNING:
             container_id = container_of(self._books.info.agent_id, key)
-            self._books.effects.append(CheckContainer(container_id, kind, check))
+            self._books.effects.append(CheckContainer(container_id, kind, check, record.task.spec.service_ports))
 
     def seen(self, container_id: ContainerId, kind: str, status: CheckStatus) -> None:
         """A look was made."""

@@ -519,7 +519,9 @@ class AgentDaemon:
         status = CheckStatus()
         try:
             async with asyncio.timeout(effect.check.timeout / 1000):
-                status = await self._runtime.check(effect.container_id, effect.check)
+                own = self._runtime.own_network
+                ports = {one.name: one.listens_on(own) for one in effect.service_ports}
+                status = await self._runtime.check(effect.container_id, effect.check.at(ports))
         except TimeoutError:
             pass
         except Exception as error:  # noqa: BLE001 - a look that could not be made has failed

@@ -15,6 +15,7 @@ from bursar.core.machine import Persist
 from bursar.core.messages.agent import AgentMessage
 from bursar.core.messages.executor import ExecutorEvent
 from bursar.core.messages.sessions import SessionStart
+from bursar.core.service_ports import ServicePort
 from bursar.core.tasks import AssignedTask
 
 
@@ -46,6 +47,8 @@ class StartContainer:
     devices: tuple[Device, ...]
     #: Shared with the other tasks of its group; empty: it has none.
     network_id: NetworkId = NetworkId("")
+    #: Of all tasks of its group: the network is made with them.
+    network_ports: tuple[ServicePort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,8 @@ class CheckContainer:
     #: `check` or `health_check`.
     kind: str
     check: Check
+    #: Of the task: a check may name one.
+    service_ports: tuple[ServicePort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

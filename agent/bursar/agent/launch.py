@@ -268,4 +268,5 @@ class Launcher:
             volumes=volumes,
             network_id=effect.network_id,
             service_ports=task.spec.service_ports,
+            network_ports=effect.network_ports,
         )

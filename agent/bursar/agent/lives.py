@@ -159,9 +159,22 @@ class Lives:
         for key, record in books.state.tasks.items():
             if not record.state.is_terminal or container_of(books.info.agent_id, key) in books.orphans:
                 yield key, record.task.spec.service_ports
+        yield from self._ports_of_networks()
         for key, finished in books.state.finished.items() if books.orphans else ():
             if container_of(books.info.agent_id, key) in books.orphans:
                 yield key, finished.status.service_ports
+
+    def _ports_of_networks(self) -> Iterable[tuple[TaskKey, Sequence[ServicePort]]]:
+        """Those of ended tasks whose group lives on: their network was made with them, and has them until it goes."""
+        state = self._books.state
+        for record in state.tasks.values() if self._books.info.runtime == "docker" else ():
+            group = record.task.spec.task_group
+            for task_id in group.task_ids if group is not None and not record.state.is_terminal else ():
+                key = TaskKey(record.key.framework_id, task_id)
+                if (finished := state.finished.get(key)) is not None:
+                    yield key, finished.status.service_ports
+                elif (other := state.tasks.get(key)) is not None and other.state.is_terminal:
+                    yield key, other.task.spec.service_ports
 
     def _start(self, key: TaskKey) -> None:
         """Its launch is recorded: from now on it has its devices."""
@@ -171,7 +184,15 @@ class Lives:
         books.starting.add(container_id)
         devices = granted_devices(task, books.devices)
         network_id = network_of(books.info.agent_id, task)
-        books.effects.append(StartContainer(container_id, task, self._image_of(task), devices, network_id))
+        ports = self._ports_of_group(task)
+        books.effects.append(StartContainer(container_id, task, self._image_of(task), devices, network_id, ports))
+
+    def _ports_of_group(self, task: AssignedTask) -> tuple[ServicePort, ...]:
+        """The service ports of all tasks of its group: their network is made with the first of them."""
+        group = task.spec.task_group
+        keys = [TaskKey(task.framework_id, task_id) for task_id in group.task_ids] if group is not None else []
+        records = [self._books.state.tasks[key] for key in keys if key in self._books.state.tasks]
+        return tuple(one for record in records for one in record.task.spec.service_ports)
 
     def _image_of(self, task: AssignedTask) -> str:
         return "" if self._books.info.runtime == "process" else task.spec.image or self._books.config.default_image

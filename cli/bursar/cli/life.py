@@ -86,7 +86,8 @@ def life_options(command: F) -> F:
         click.option(
             "--health",
             type=_CHECK,
-            help="End it where this fails: cmd:COMMAND, http:PORT/PATH, https:PORT/PATH or tcp:PORT, inside the task.",
+            help="End it where this fails: cmd:COMMAND, http:PORT/PATH, https:PORT/PATH or tcp:PORT, inside the task; PORT is a"
+            " number, or the NAME of a --port.",
         ),
         click.option("--check", type=_CHECK, help="As --health, but only shown: nothing follows from it."),
         click.option("--check-delay", "delay_ms", type=DURATION_MS, help="From its start to the first look.  [15s]"),

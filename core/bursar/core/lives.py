@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from bursar.core.errors import InvalidText
 
 DEFAULT_DELAY_MS, DEFAULT_INTERVAL_MS, DEFAULT_TIMEOUT_MS = 15_000, 10_000, 20_000
 DEFAULT_FAILURES, DEFAULT_GRACE_MS = 3, 10_000
+#: As the names of service ports are written.
+_PORT_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class HttpCheck:
     """A GET whose status code counts; mirrors `bursar.v1.HttpCheck`."""
 
-    port: int
+    port: int = 0
     path: str = ""
     scheme: str = ""
+    #: Of one of the task's service ports, in place of `port`.
+    port_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TcpCheck:
     """A connection that is accepted; mirrors `bursar.v1.TcpCheck`."""
 
-    port: int
+    port: int = 0
+    #: Of one of the task's service ports, in place of `port`.
+    port_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +61,27 @@ class Check:
         """How long a look may take, in milliseconds."""
         return DEFAULT_TIMEOUT_MS if self.timeout_ms is None else self.timeout_ms
 
+    @property
+    def port_name(self) -> str:
+        """The service port that is looked at; empty for a port by number, and for a command."""
+        target = self.http or self.tcp
+        return target.port_name if target is not None else ""
+
+    def at(self, ports: Mapping[str, int]) -> Check:
+        """The same with its port by number; `ports`: where the task listens, by the names of its service ports."""
+        if not self.port_name:
+            return self
+        port = ports[self.port_name]
+        if self.http is not None:
+            return replace(self, http=replace(self.http, port=port, port_name=""))
+        return replace(self, tcp=TcpCheck(port))
+
     def __str__(self) -> str:
         if self.http is not None:
-            return f"{self.http.scheme or 'http'}:{self.http.port}{self.http.path}"
-        return f"tcp:{self.tcp.port}" if self.tcp is not None else f"cmd:{' '.join(self.command)}"
+            return f"{self.http.scheme or 'http'}:{self.http.port_name or self.http.port}{self.http.path}"
+        if self.tcp is not None:
+            return f"tcp:{self.tcp.port_name or self.tcp.port}"
+        return f"cmd:{' '.join(self.command)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +178,8 @@ def parse_restart(text: str) -> RestartPolicy:
     return RestartPolicy(modes[word], int(count or 0))
 
 
-def check_problem(check: Check) -> tuple[str, str] | None:
-    """Say what is wrong with a check as (field, problem), or nothing."""
+def check_problem(check: Check, names: Collection[str] | None = None) -> tuple[str, str] | None:
+    """Say what is wrong with a check as (field, problem), or nothing; `names`: of the task's service ports of TCP, where known."""
     ways = [bool(check.command), check.http is not None, check.tcp is not None]
     if sum(ways) != 1:
         return "check", "name exactly one of command, http and tcp"
@@ -167,7 +192,13 @@ def check_problem(check: Check) -> tuple[str, str] | None:
     if any("\x00" in word for word in check.command) or (check.command and not check.command[0]):
         return "command", "the program must not be empty, and no argument hold a zero byte"
     target = check.http or check.tcp
-    if target is not None and not 0 < target.port < 65_536:
+    if target is not None and target.port_name:
+        if target.port:
+            return "port_name", f"name a port by {target.port_name!r} or by {target.port}, not both"
+        if names is not None and target.port_name not in names:
+            there = f"there are {', '.join(sorted(names))}" if names else "it has none"
+            return "port_name", f"the task has no service port {target.port_name!r} of TCP: {there}"
+    elif target is not None and not 0 < target.port < 65_536:
         return "port", f"{target.port} is not a port: 1 to 65535"
     if check.http is not None:
         if check.http.scheme not in ("", "http", "https"):
@@ -179,9 +210,9 @@ def check_problem(check: Check) -> tuple[str, str] | None:
     return None
 
 
-def health_problem(health: HealthCheck) -> tuple[str, str] | None:
-    """Say what is wrong with a health check as (field, problem), or nothing."""
-    if problem := check_problem(health.check):
+def health_problem(health: HealthCheck, names: Collection[str] | None = None) -> tuple[str, str] | None:
+    """Say what is wrong with a health check as (field, problem), or nothing; `names`: as for `check_problem`."""
+    if problem := check_problem(health.check, names):
         return problem
     if health.consecutive_failures is not None and health.consecutive_failures <= 0:
         return "consecutive_failures", "must be more than 0"
@@ -191,18 +222,27 @@ def health_problem(health: HealthCheck) -> tuple[str, str] | None:
 
 
 def parse_check(text: str) -> Check:
-    """Read `cmd:WORDS` (given to `sh -c`), `http:PORT[/PATH]`, `https:PORT[/PATH]` or `tcp:PORT`. Raises InvalidText."""
+    """Read `cmd:WORDS` (given to `sh -c`), `http:PORT[/PATH]`, `https:PORT[/PATH]` or `tcp:PORT`. Raises InvalidText.
+
+    A port is a number, or the name of one of the task's service ports.
+    """
     kind, colon, rest = text.partition(":")
     port, slash, path = rest.partition("/")
     check = None
     if kind == "cmd" and rest.strip():
         check = Check(command=("sh", "-c", rest))
-    elif kind in ("http", "https") and port.isdecimal():
-        check = Check(http=HttpCheck(int(port), f"{slash}{path}", "" if kind == "http" else kind))
+    elif kind in ("http", "https") and (port.isdecimal() or _PORT_NAME.fullmatch(port)):
+        number, name = (int(port), "") if port.isdecimal() else (0, port)
+        check = Check(http=HttpCheck(number, f"{slash}{path}", "" if kind == "http" else kind, name))
     elif kind == "tcp" and rest.isdecimal():
         check = Check(tcp=TcpCheck(int(rest)))
+    elif kind == "tcp" and _PORT_NAME.fullmatch(rest):
+        check = Check(tcp=TcpCheck(port_name=rest))
     if check is None or not colon:
-        raise InvalidText(f"{text!r} is not a check", "write cmd:COMMAND, http:PORT/PATH, https:PORT/PATH or tcp:PORT")
+        raise InvalidText(
+            f"{text!r} is not a check",
+            "write cmd:COMMAND, http:PORT/PATH, https:PORT/PATH or tcp:PORT; PORT is a number or the name of a service port (--port)",
+        )
     if problem := check_problem(check):
         raise InvalidText(f"check {text!r}: {problem[1]}", "correct it")
     return check

@@ -137,6 +137,24 @@ def service_ports_problem(services: Sequence[ServicePort], asked: Ports, count: 
     return None
 
 
+def common_port(members: Sequence[Sequence[ServicePort]], names: Sequence[str]) -> tuple[int, str] | None:
+    """Say as (index, problem) which task of a group listens where another one does, or nothing: they share a network.
+
+    `names`: what to call each of them.
+    """
+    taken: dict[tuple[int, PortProtocol], tuple[int, str]] = {}
+    for index, services in enumerate(members):
+        for one in services:
+            other, name = taken.setdefault((one.container_port, one.protocol), (index, one.name))
+            if other != index:
+                words = (
+                    f"task {names[index]!r} listens on {one.container_port}/{one.protocol} ({one.name}), and so does"
+                    f" task {names[other]!r} ({name}): the tasks of a group share a network"
+                )
+                return index, words
+    return None
+
+
 def unasked_port(services: Sequence[ServicePort], asked: Ports) -> tuple[str, str] | None:
     """Say as (field, problem) which host port a framework names without asking for it, or nothing; before the launch, that is."""
     for number, one in enumerate(services):

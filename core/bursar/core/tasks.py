@@ -24,7 +24,7 @@ from bursar.core.memory.pools import MemoryPlan, format_bytes
 from bursar.core.memory.profiles import runtime_environment
 from bursar.core.memory.tasks import MemorySettings, plan_task, with_container, with_shm
 from bursar.core.resources import MEM, ReservedResources, ResourceRequest
-from bursar.core.service_ports import ServicePort, service_ports_problem
+from bursar.core.service_ports import PortProtocol, ServicePort, service_ports_problem
 from bursar.core.surroundings import ContainerSettings, Volume, settings_problem, volumes_problem
 from bursar.core.task_groups import TaskGroup, group_problem
 
@@ -306,9 +306,10 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
         return "max_run_ms", "must be more than 0; leave it out for a task that may run as long as it likes"
     if spec.restart is not None and (problem_at := restart_problem(spec.restart)):
         return f"restart.{problem_at[0]}", problem_at[1]
-    if spec.check is not None and (problem_at := check_problem(spec.check)):
+    tcp_names = [one.name for one in spec.service_ports if one.protocol is not PortProtocol.UDP]
+    if spec.check is not None and (problem_at := check_problem(spec.check, tcp_names)):
         return f"check.{problem_at[0]}", problem_at[1]
-    if spec.health_check is not None and (problem_at := health_problem(spec.health_check)):
+    if spec.health_check is not None and (problem_at := health_problem(spec.health_check, tcp_names)):
         return f"health_check.{problem_at[0]}", problem_at[1]
     if spec.container is not None and (problem_at := settings_problem(spec.container, request.scalars.get(MEM, 0))):
         return f"container.{problem_at[0]}", problem_at[1]
@@ -318,11 +319,6 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
         return problem_at
     if spec.task_group is not None and (problem_at := group_problem(spec.task_group, spec.task_id, spec.restart)):
         return problem_at
-    if spec.task_group is not None and spec.service_ports:
-        return (
-            "service_ports",
-            "the network that the tasks of a group share has no ports outside: launch it by itself, or leave them out",
-        )
     if problem_at := service_ports_problem(spec.service_ports, request.ports, request.port_count):
         return problem_at
     if spec.executor is not None and (problem_at := _executor_problem(spec, spec.executor)):

@@ -14,7 +14,7 @@ from bursar.core.lives import Check, CheckStatus, HealthCheck, RestartMode, Rest
 from bursar.core.memory.tasks import plan_task
 from bursar.core.memory.text import parse_memory, parse_memory_text
 from bursar.core.resources import MEM, ResourceRequest, normalize_ports
-from bursar.core.service_ports import ServicePort, parse_service_port, ports_of
+from bursar.core.service_ports import ServicePort, common_port, parse_service_port, ports_of
 from bursar.core.surroundings import ContainerSettings, Volume, parse_volume
 from bursar.core.tasks import (
     EnvironmentVariable,
@@ -269,6 +269,9 @@ class TaskGroup:
                     f"task {task.name or task.id or '(unnamed)'} of a group has a restart policy",
                     "leave it out, and launch the group again",
                 )
+        names = [task.name or task.id or f"number {number}" for number, task in enumerate(self.tasks, 1)]
+        if problem := common_port([task._service_ports for task in self.tasks], names):
+            raise InvalidText(problem[1], "have one of them listen elsewhere")
 
     def join(self, specs: Sequence[TaskSpec]) -> tuple[TaskSpec, ...]:
         """For the session: what the prepared tasks become as a group."""

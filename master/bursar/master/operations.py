@@ -41,7 +41,7 @@ from bursar.master.bundles import Gang, bundles_among, end_bundles, whole_bundle
 from bursar.master.executors import executor_refusal
 from bursar.master.ledger import TaskKey, without_views
 from bursar.master.offers import damp, damp_all, end_offers, refuse_until_ms
-from bursar.master.ports import whose_port
+from bursar.master.ports import kept_by_groups, whose_port, without_ports
 from bursar.master.quotas import accept_problem
 from bursar.master.records import CallDone, TaskRecorded
 from bursar.master.state import Cluster, Framework, OutstandingOffer, Task, Turn
@@ -250,7 +250,9 @@ def _plan_launch(
         error = _task_problem(cluster, framework, plan, spec, agent_id, remaining, ids, field_path)
         if error is not None:
             return error
-        part = carve(remaining[agent_id], spec.resources, cluster.agents[agent_id].devices)
+        wants_ports = spec.resources.ports or spec.resources.port_count
+        kept = kept_by_groups(cluster, agent_id) if wants_ports else {}
+        part = carve(without_ports(remaining[agent_id], kept), spec.resources, cluster.agents[agent_id].devices)
         if part is None:
             launched = [step for step in (*plan.steps, *steps) if isinstance(step, _Start)]
             here = {step.spec.task_id: step.holding for step in launched if step.agent_id == agent_id}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, TaskId
 from bursar.core.messages.offers import Launch
+from bursar.core.service_ports import common_port
 from bursar.core.task_groups import TASK_GROUPS, TaskGroup
 from bursar.core.tasks import TaskSpec
 from bursar.master.state import Cluster
@@ -38,7 +39,8 @@ def group_refusal(
         if group is None:
             continue
         where = f"{path}.launch.tasks[{index}].task_group"
-        named = {one.task_id for one in specs if one.task_group is not None and one.task_group.name == group.name}
+        members = [one for one in specs if one.task_group is not None and one.task_group.name == group.name]
+        named = {one.task_id for one in members}
         if group.name in taken:
             return _invalid(
                 f"group {group.name!r} is in two launches of this call",
@@ -57,6 +59,11 @@ def group_refusal(
                 f"group {group.name!r} has tasks on agents {agent_of[group.name]} and {agent_id}: they share a network",
                 "place all tasks of a group on one agent; for tasks on several ask for a gang",
                 f"{path}.launch.tasks[{index}].agent_id",
+            )
+        common = common_port([one.service_ports for one in members], [one.task_id for one in members])
+        if common is not None and members[common[0]].task_id == spec.task_id:
+            return _invalid(
+                common[1], "have one of them listen elsewhere", f"{path}.launch.tasks[{index}].service_ports"
             )
         info = cluster.agents[agent_id].info
         if TASK_GROUPS not in info.capabilities:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
@@ -9,10 +10,10 @@ from typing import Any
 
 import docker
 import pytest
-from tests.e2e.test_service_ports import free_ports
+from tests.e2e.test_service_ports import answer, free_ports
 
-from bursar.agent.containers.docker_engine import _published
-from bursar.agent.containers.runtime import LaunchFailed
+from bursar.agent.containers.docker_engine import published_ports
+from bursar.agent.containers.runtime import LaunchFailed, NetworkId
 from bursar.agent.containers.simulated import SimulatedProgram
 from bursar.core.service_ports import PortProtocol, ServicePort
 from bursar.core.tasks import StatusReason
@@ -53,7 +54,38 @@ async def test_a_port_that_is_taken_is_said_by_name_and_leaves_nothing(bench: An
 
 def test_on_the_hosts_network_nothing_is_mapped_and_without_one_nothing_can_be(bench: Any) -> None:
     spec = bench.spec("t", bench.script("true", NOTHING), service_ports=(ServicePort("web", 80, host_port=31000),))
-    assert _published(spec, "host") == {}
-    assert _published(spec, "bridge") == {"80/tcp": 31000}
+    assert published_ports(spec.service_ports, "host") == {}
+    assert published_ports(spec.service_ports, "bridge") == {"80/tcp": 31000}
     with pytest.raises(LaunchFailed, match="nobody could reach 'web'"):
-        _published(spec, "none")
+        published_ports(spec.service_ports, "none")
+
+
+async def test_the_network_of_a_group_has_the_ports_of_all_its_tasks(bench: Any) -> None:
+    first = free_ports(2)
+    network = NetworkId(f"{bench.agent_id}-net")
+    a, b = (ServicePort("web", 80, host_port=first),), (ServicePort("api", 81, host_port=first + 1),)
+    runtime = await bench.open()
+    endless = bench.script("until [ -e go ]; do sleep 0.02; done", NOTHING)
+    told = {"network_id": network, "network_ports": (*a, *b)}
+    one = bench.spec("a", endless, service_ports=a, **told)
+    with (
+        contextlib.closing(socket.create_server(("", first + 1))),
+        pytest.raises(LaunchFailed, match="'api'") as failed,
+    ):
+        await runtime.start(one)
+    assert failed.value.reason is StatusReason.PORT_IN_USE
+    serve = bench.script("echo hello > page; exec httpd -f -p 81 -h .", NOTHING)
+    two = bench.spec("b", serve, service_ports=b, **told)
+    for spec in (one, two):
+        await runtime.start(spec)
+    with contextlib.closing(docker.from_env()) as client:
+        published = client.containers.get(str(network)).attrs["NetworkSettings"]["Ports"]
+    assert {inside: found[0]["HostPort"] for inside, found in published.items()} == {
+        "80/tcp": str(first),
+        "81/tcp": str(first + 1),
+    }
+    assert await asyncio.to_thread(answer, f"http://127.0.0.1:{first + 1}/page") == "hello\n"
+    for spec in (one, two):
+        await runtime.kill(spec.container_id, 0)
+        await bench.exit_of(spec.container_id)
+    await runtime.release_network(network)

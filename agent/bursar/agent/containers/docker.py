@@ -244,7 +244,7 @@ class DockerRuntime:
     def _create_and_start(self, spec: ContainerSpec) -> ContainerExit | None:
         """In a thread."""
         give_to_user(spec)
-        network_mode = ensure_holder(self._engine, spec.network_id) if spec.network_id else ""
+        network_mode = ensure_holder(self._engine, spec.network_id, spec.network_ports) if spec.network_id else ""
         try:
             self._engine.create(spec, network_mode)
         except FileExistsError:

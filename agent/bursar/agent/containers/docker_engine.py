@@ -34,6 +34,7 @@ from bursar.agent.containers.runtime import ContainerExit, ContainerId, Containe
 from bursar.agent.pinning import CONTAINER_SANDBOX
 from bursar.core.ids import AgentId
 from bursar.core.images import Image
+from bursar.core.service_ports import ServicePort
 from bursar.core.tasks import StatusReason
 
 log = logging.getLogger(__name__)
@@ -299,7 +300,8 @@ class DockerEngine:
             limits["cpu_quota"] = max(spec.cpus_milli * _CPU_PERIOD_US // 1000, _MIN_CPU_QUOTA_US)
         if spec.cpuset:
             limits["cpuset_cpus"] = spec.cpuset
-        published = _published(spec, self.network_mode)
+        # In a network that others share, it is their holder that has the ports.
+        published = {} if network_mode else published_ports(spec.service_ports, self.network_mode)
         requests_, nodes = access(spec.decoration, self.facts.devices)
         host_config = self._api.create_host_config(
             init=True,
@@ -371,16 +373,16 @@ class DockerEngine:
         return ContainerExit(code, StatusReason.COMMAND_EXITED, error or f"exited with code {code}")
 
 
-def _published(spec: ContainerSpec, network_mode: str) -> dict[str, int]:
+def published_ports(services: Sequence[ServicePort], network_mode: str) -> dict[str, int]:
     """Port inside → port of the host; empty on the host's network, where the task listens there itself. Raises LaunchFailed."""
-    if network_mode == "none" and spec.service_ports:
+    if network_mode == "none" and services:
         raise LaunchFailed(
             StatusReason.LAUNCH_FAILED,
-            f"containers have no network here, so nobody could reach {spec.service_ports[0].name!r}; leave the service ports out",
+            f"containers have no network here, so nobody could reach {services[0].name!r}; leave the service ports out",
         )
     if network_mode == "host":
         return {}
-    return {f"{one.container_port}/{one.protocol}": one.host_port for one in spec.service_ports}
+    return {f"{one.container_port}/{one.protocol}": one.host_port for one in services}
 
 
 def words_of(error: Exception) -> str:

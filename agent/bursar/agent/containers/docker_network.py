@@ -9,12 +9,15 @@ import io
 import platform
 import struct
 import tarfile
+from collections.abc import Sequence
 from typing import Any
 
 import docker.errors
 
-from bursar.agent.containers.docker_engine import LABEL_AGENT, DockerEngine
+from bursar.agent.containers.docker_engine import LABEL_AGENT, DockerEngine, published_ports, words_of
 from bursar.agent.containers.runtime import LaunchFailed, NetworkId
+from bursar.agent.service_ports import engine_conflict
+from bursar.core.service_ports import ServicePort
 from bursar.core.tasks import StatusReason
 
 #: On a holder: the network that it holds. Not the label of a task's container: nobody counts it as one.
@@ -40,22 +43,29 @@ def program(machine: str) -> bytes:
     return identity + header + segment + code
 
 
-def ensure_holder(engine: DockerEngine, network_id: NetworkId) -> str:
-    """Have the container that holds a network, running; return the network mode of those who share it. Blocks.
+def ensure_holder(engine: DockerEngine, network_id: NetworkId, services: Sequence[ServicePort] = ()) -> str:
+    """Have the container that holds a network, running, and with it the ports by which others reach those who share it.
+
+    Returns the network mode of those who do. Blocks.
 
     Raises LaunchFailed, and what the engine raises.
     """
     if engine.network_mode == "host" or engine.network_mode.startswith("container:"):
         return engine.network_mode
     try:
-        _create(engine, network_id)
+        _create(engine, network_id, services)
     except docker.errors.ImageNotFound:
         _make_image(engine)
-        _create(engine, network_id)
+        _create(engine, network_id, services)
     try:
         engine.api.start(str(network_id))
     except docker.errors.APIError as error:
-        raise LaunchFailed(StatusReason.LAUNCH_FAILED, f"the network of its group cannot be made: {error}") from error
+        words = words_of(error)
+        # It is there, but does not run: whoever comes next would meet the same.
+        release_holder(engine, network_id)
+        raise engine_conflict(words, services) or LaunchFailed(
+            StatusReason.LAUNCH_FAILED, f"the network of its group cannot be made: {words}"
+        ) from error
     return f"container:{network_id}"
 
 
@@ -76,14 +86,17 @@ def sweep_holders(engine: DockerEngine) -> None:
             release_holder(engine, network_id)
 
 
-def _create(engine: DockerEngine, network_id: NetworkId) -> None:
+def _create(engine: DockerEngine, network_id: NetworkId, services: Sequence[ServicePort]) -> None:
+    published = published_ports(services, engine.network_mode)
     config: dict[str, Any] = engine.api.create_container_config(
         image=f"{_REPOSITORY}:{_TAG}",
         entrypoint=["/wait"],
         command=None,
         labels={LABEL_AGENT: engine.agent_id, LABEL_NETWORK: network_id},
+        ports=[(one.container_port, str(one.protocol)) for one in services] if published else None,
         host_config=engine.api.create_host_config(
             network_mode=engine.network_mode,
+            port_bindings=published or None,
             read_only=True,
             cap_drop=["ALL"],
             security_opt=["no-new-privileges"],

@@ -85,6 +85,8 @@ class ContainerSpec:
     network_id: NetworkId = NetworkId("")
     #: Every one with its host port.
     service_ports: tuple[ServicePort, ...] = ()
+    #: Those of everybody with the same network.
+    network_ports: tuple[ServicePort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

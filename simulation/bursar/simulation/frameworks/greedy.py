@@ -72,8 +72,12 @@ class Greedy(RawFramework):
     def _grouped(self, specs: list[TaskSpec]) -> Iterator[TaskSpec]:
         """Tasks of a group; the last of them may be one that could not be launched alone, either."""
         group = TaskGroup(f"group-of-{specs[0].task_id}")
-        for spec in specs:
-            yield replace(spec, task_group=group, restart=None, service_ports=())
+        for index, spec in enumerate(specs):
+            # They share a network: each listens elsewhere.
+            services = tuple(
+                replace(one, container_port=one.container_port + 100 * index) for one in spec.service_ports
+            )
+            yield replace(spec, task_group=group, restart=None, service_ports=services)
 
     def _services(self, ports: Ports) -> tuple[ServicePort, ...]:
         """One or two service ports now and then: any, or one of the offered by number – the same for two tasks of a call, at times."""
