@@ -286,7 +286,7 @@ async def test_metrics(scripted_master: Any, agent: Any) -> None:
     ("flags", "code", "text"),
     [
         (("--resorces=cpus:1",), 2, "did you mean 'resources'"),
-        (("--resources=cpus:-1",), 2, "is not a number"),
+        (("--resources=cpus:-1",), 2, "is below zero"),
         (("--resources=gpus:0.5",), 2, "GPUs are granted whole"),
         (("--attributes=x",), 2, "is not name:value"),
         (("--runtime=podman",), 2, "use one of: docker, process"),

@@ -254,6 +254,13 @@ async def test_json_of_a_flag_is_exactly_this(answers: Any, bursar: Any) -> None
     assert answers.operator_calls[-1][1].name == "filter-gpu-resources"
 
 
+async def test_a_value_of_a_flag_may_begin_with_a_minus(answers: Any, bursar: Any) -> None:
+    answers.operator["SetFlag"] = lambda r: op.SetFlagResponse(op.FlagView(r.name, r.value, "run time"))
+    done = await bursar("flag", "set", "offer-timeout", "-1", "-o", "json")
+    assert done.code == 0, done
+    assert (answers.operator_calls[-1][1].name, answers.operator_calls[-1][1].value) == ("offer-timeout", "-1")
+
+
 async def test_json_of_an_agent_is_the_contract(answers: Any, bursar: Any) -> None:
     resources = {
         "cpus_milli": 4000,

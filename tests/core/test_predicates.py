@@ -146,7 +146,7 @@ def test_what_predicates_mean(text: str, of_agent: bool, of_bare: bool) -> None:
         ("rack=a b", "' ' in a value", '"a b"'),
         ('rack="a', "open quote", ""),
         ("gpus>=many", "'many' is not a number", "decimal number"),
-        ("gpus>=-1", "'-1' is not a number", ""),
+        ("gpus>=-1", "-1 is below zero", "never negative"),
         ("gpus>=1e9", "'1e9' is not a number", ""),
         ("gpus>=nan", "'nan' is not a number", ""),
         ("gpus>=99999999999999999", "is too large", "at most"),

@@ -254,3 +254,26 @@ def test_durations(text: str, expected: int) -> None:
 def test_durations_that_cannot_be(text: str) -> None:
     with pytest.raises(InvalidText):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ("-1", "gpus: -1 is below zero", "never negative"),
+        ("-0.5", "gpus: -0.5 is below zero", "never negative"),
+        ("0.0001", "gpus: 0.0001 has more than three decimal places", "0.001"),
+        ("1e3", "gpus: '1e3' is not a number", "exponent"),
+        ("inf", "gpus: 'inf' is not a number", "decimal number"),
+        ("--1", "gpus: '--1' is not a number", "decimal number"),
+    ],
+)
+def test_what_is_wrong_with_a_number_is_said(text: str, said: str, hint: str) -> None:
+    with pytest.raises(InvalidText) as raised:
+        parse_milli(text, "gpus")
+    assert raised.value.detail.message == said and hint in raised.value.detail.hint
+
+
+def test_a_duration_below_zero_is_called_that() -> None:
+    for text in ("-1", "-5s"):
+        with pytest.raises(InvalidText, match=f"wait: {text} is below zero"):
+            parse_duration(text, "wait")

@@ -37,7 +37,8 @@ def get_flag(name: str, output: str) -> None:
     out.print_one(ask(lambda client: client.flag(_spelled(name))), LISTING, output)
 
 
-@flag.command("set")
+# A value may begin with a minus: what it means, the flag says.
+@flag.command("set", context_settings={"ignore_unknown_options": True})
 @click.argument("name")
 @click.argument("value")
 @output_option

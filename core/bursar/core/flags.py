@@ -49,7 +49,7 @@ class Flag:
     metavar: str = ""
     #: For INT and DURATION.
     minimum: int = 0
-    #: Says what is wrong with a value, or nothing.
+    #: Says what is wrong with a value, or nothing; may raise InvalidText with what to do, too.
     problem: Callable[[FlagValue], str | None] | None = None
     #: Says why a choice that does not exist (yet) does not.
     hints: tuple[tuple[str, str], ...] = ()
@@ -76,8 +76,13 @@ def parse_flag(flag: Flag, text: str) -> FlagValue:
     if flag.type in (FlagType.INT, FlagType.DURATION) and isinstance(value, int) and value < flag.minimum:
         least = format_duration(flag.minimum) if flag.type is FlagType.DURATION else str(flag.minimum)
         raise InvalidText(f"{flag.name}: {text.strip()} is too small", f"at least {least}")
-    if flag.problem is not None and (problem := flag.problem(value)):
-        raise InvalidText(f"{flag.name}: {problem}")
+    if flag.problem is not None:
+        try:
+            problem = flag.problem(value)
+        except InvalidText as error:
+            raise InvalidText(f"{flag.name}: {error.detail.message}", error.detail.hint) from None
+        if problem:
+            raise InvalidText(f"{flag.name}: {problem}")
     return value
 
 

@@ -33,6 +33,8 @@ from bursar.core.roles import role_problem
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _NUMBER = re.compile(r"([0-9]{1,16})(?:\.([0-9]{1,3}))?")
+_FINE_NUMBER = re.compile(r"[0-9]{1,16}\.[0-9]{4,40}")
+_BELOW_ZERO = re.compile(r"-[0-9]+(?:\.[0-9]*)?")
 _LONG_NUMBER = re.compile(r"0*[1-9][0-9]{16,}(?:\.[0-9]{1,3})?")
 _KIND = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
 #: Inside, a backslash takes the next character as it is.
@@ -79,6 +81,10 @@ def parse_milli(text: str, what: str) -> int:
     if not match and _LONG_NUMBER.fullmatch(text.strip()):
         raise InvalidText(f"{what}: {text.strip()[:20]}… is too large", f"at most {MAX_AMOUNT // MILLI}")
     if not match:
+        if _BELOW_ZERO.fullmatch(text.strip()):
+            raise InvalidText(f"{what}: {text.strip()} is below zero", "amounts are never negative")
+        if _FINE_NUMBER.fullmatch(text.strip()):
+            raise InvalidText(f"{what}: {text.strip()} has more than three decimal places", "0.001 is the least step")
         raise InvalidText(
             f"{what}: {text.strip()!r} is not a number",
             "write a decimal number with at most three places, without sign or exponent, such as 8 or 0.5",
@@ -244,6 +250,8 @@ def parse_duration(text: str, what: str = "duration") -> int:
     match = _DURATION.fullmatch(text.strip())
     unit = match and _DURATION_ALIASES.get(match[3], match[3])
     if not match or unit not in _DURATION_UNITS_MS:
+        if _BELOW_ZERO.match(text.strip()):
+            raise InvalidText(f"{what}: {text.strip()} is below zero", "write a duration such as 500ms, 1s, 10m or 2h")
         raise InvalidText(
             f"{what}: {text.strip()!r} is not a duration", "write a number and a unit, such as 500ms, 1s, 10m or 2h"
         )

@@ -6,6 +6,7 @@ until it is unset.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
@@ -22,20 +23,23 @@ def _kinds_problem(value: FlagValue) -> str | None:
     return None
 
 
-def _minimum_problem(value: FlagValue) -> str | None:
-    try:
-        parse_minimum(str(value))
-    except InvalidText as error:
-        return str(error)
-    return None
+def _minimum_problem(value: FlagValue) -> None:
+    _unless_invalid(parse_minimum, value)
 
 
-def _headroom_problem(value: FlagValue) -> str | None:
+def _headroom_problem(value: FlagValue) -> None:
+    _unless_invalid(parse_headroom, value)
+
+
+def _unless_invalid(parse: Callable[[str], object], value: FlagValue) -> None:
+    """Raises InvalidText without the words that say what is parsed: the flag's name says so."""
     try:
-        parse_headroom(str(value))
+        parse(str(value))
     except InvalidText as error:
-        return str(error).removeprefix("gpu-headroom: ")
-    return None
+        message = error.detail.message
+        for what in ("gpu-headroom: ", "minimum: ", "resources: "):
+            message = message.removeprefix(what)
+        raise InvalidText(message, error.detail.hint) from None
 
 
 #: Every flag of `bursar-master`, in the order of `--help`.
