@@ -519,9 +519,9 @@ def test_an_agent_with_less_than_its_tasks_hold_is_refused_by_name(book: Any) ->
 
 def test_an_agent_with_less_than_is_reserved_on_it_is_refused_by_name(book: Any) -> None:
     agent = book.agent(gpus=2)
-    book.reserve("a", "ml", book.request(gpus=2))
+    book.reserve("a", "ml", book.request(cpus=2, gpus=2))
     agent.disconnect()
-    agent.connect(resources=(ReservedResources((), book.resources(8, 16)),), devices=(), incarnation=2)
+    agent.connect(resources=(ReservedResources((), book.resources(1, 16)),), devices=(), incarnation=2)
     (refused,) = agent.heard(Refused)
     assert refused.error.reason is ErrorReason.INCOMPATIBLE_RESOURCES
     assert "ml" in refused.error.message and "unreserve" in refused.error.hint

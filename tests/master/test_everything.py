@@ -26,10 +26,13 @@ from bursar.core.messages.operator import (
     ListTasksRequest,
     ListWeightsRequest,
     Quota,
+    RebindReservationRequest,
+    RebindReservationResponse,
 )
 from bursar.core.resources import ReservedResources, Resources
 from bursar.core.roles import covers
 from bursar.core.tasks import TaskState
+from bursar.master.vacant import without_vacancies
 
 AGENTS = {"a": 0, "b": 2, "c": 4}
 ROLES = ["*", "ml", "ml/train", "eng"]
@@ -296,8 +299,25 @@ class Everything(Quiet):
         )
         agent.say(DevicesChanged(devices, parts))
         # The agent goes on with what it announced only where that was taken over; a refused registration is tried elsewhere.
-        if self.book.machine.cluster.agents[agent.agent_id].info.resources == parts:
+        if without_vacancies(self.book.machine.cluster.agents[agent.agent_id].info).resources == parts:
             agent.info = replace(agent.info, devices=devices, resources=parts)
+
+    @rule(data=st.data(), give_up=st.booleans(), dry_run=st.booleans())
+    def reservation_is_rebound(self, data: st.DataObject, give_up: bool, dry_run: bool) -> None:
+        kept = [
+            (view, uuid)
+            for view in self.book.ask(ListReservationsRequest()).reservations
+            for uuid in sorted(view.resources.devices)
+        ]
+        if not kept:
+            return
+        self.names += 1
+        view, uuid = data.draw(st.sampled_from(kept))
+        answer = self.book.ask(RebindReservationRequest(f"rebind-{self.names}-{uuid}", uuid, "", give_up, dry_run))
+        if isinstance(answer, RebindReservationResponse):
+            left = answer.reservation.resources.devices
+            assert dry_run or (uuid not in left and len(left) == len(view.resources.devices) - give_up)
+            assert not dry_run or answer.reservation == view
 
     @rule(data=st.data())
     def agent_resyncs(self, data: st.DataObject) -> None:

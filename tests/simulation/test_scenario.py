@@ -69,6 +69,7 @@ def test_devices_are_shown_as_runs() -> None:
         ("agent add a2 cpus:1 colour blue", "'colour' is not expected here"),
         ("agent add a2 gpus:2 cliques 2,2", "a2 has 2 GPUs"),
         ("agent add a2 gpus:2 unhealthy 2", "a2 has 2 GPUs"),
+        ("agent add a2 gpus:2 gone 0,2", "a2 has 2 GPUs"),
         ("agent deactivate a2", "no agent 'a2' was added above"),
         ("agent deactivate a1 now", "'now' is not expected here"),
         ("framework add f2 roles a//b", "must not contain '//'"),

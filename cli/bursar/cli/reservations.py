@@ -35,7 +35,7 @@ LISTING = out.Listing(
         "TYPE": lambda view: out.state(view.stack[-1], "type").lower() if view.stack else "-",
         "RESOURCES": lambda view: out.resources(view.resources),
         "IN USE": lambda view: out.resources(view.allocated),
-        "DEVICES": lambda view: ",".join(sorted(view.resources.device_uuids)) or "-",
+        "DEVICES": lambda view: _devices(view),
         "LABELS": lambda view: out.labels(view.stack[-1].labels) if view.stack else "-",
     },
     name=lambda view: view.agent_id,
@@ -47,6 +47,11 @@ LISTING = out.Listing(
         "BORROWERS": lambda view: _borrowers(view),
     },
 )
+
+
+def _devices(view: Any) -> str:
+    """Those that it keeps, and which of them its agent has no more."""
+    return ",".join(f"{u} (vacant)" if u in view.vacant else u for u in sorted(view.resources.device_uuids)) or "-"
 
 
 def _borrowers(view: Any) -> str:
@@ -243,3 +248,31 @@ def lend_reservations(role: str, roles: str, agent: str, labels: dict[str, str],
     out.print_list(response.reservations, listing, output)
     if withdraw:
         say(f"{response.rescinded_offers} offer(s) rescinded, {response.preempted_tasks} task(s) given notice")
+
+
+@reservation.command("rebind")
+@click.argument("device")
+@click.option("--to", default="", metavar="DEVICE", help="The device to keep instead.  [one that the master picks]")
+@click.option("--give-up", is_flag=True, help="Keep one less, instead.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be done.")
+@output_option
+@master_option
+def rebind_reservation(device: str, to: str, give_up: bool, dry_run: bool, output: str) -> None:
+    """Have a reservation keep another device instead of DEVICE, which vanished or is ill.
+
+    DEVICE is a uuid or a unique prefix, as `bursar reservation ls` shows it: `(vacant)` is one that its agent has no more. The other one is
+    of the same agent, and of what the reservation was taken from: free, or offered (such offers are rescinded). What a task holds is never
+    touched. A static reservation is the agent's: at its next start it takes another device by itself.
+    """
+    if to and give_up:
+        raise click.UsageError("either --to or --give-up")
+    response = ask(lambda client: client.rebind_reservation(device, to=to, give_up=give_up, dry_run=dry_run))
+    out.print_one(response.reservation, LISTING, output)
+    would = "would be " if dry_run else "is "
+    if response.to:
+        say(f"{response.to} {would}kept instead of {response.device_uuid}")
+    else:
+        say(f"{response.device_uuid} {would}given up")
+    if dry_run:
+        count = response.rescinded_offers
+        say("nothing was changed, this is a dry run" + (f"; {count} offer(s) would be rescinded" if count else ""))

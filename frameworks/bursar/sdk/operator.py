@@ -350,6 +350,15 @@ class OperatorClient:
         request = operator_service_pb2.RemoveRuleRequest(request_id=_fresh_id(), name=name)
         return await self._call("RemoveRule", request)  # type: ignore[no-any-return]
 
+    async def rebind_reservation(
+        self, device: str, *, to: str = "", give_up: bool = False, dry_run: bool = False
+    ) -> operator_service_pb2.RebindReservationResponse:
+        """Have a reservation keep another device of its agent instead of one that vanished or is ill, or one less; uuids or unique prefixes."""
+        request = operator_service_pb2.RebindReservationRequest(
+            request_id=_fresh_id(), device=device, to=to, give_up=give_up, dry_run=dry_run
+        )
+        return await self._call("RebindReservation", request)  # type: ignore[no-any-return]
+
     async def images(self, agent: str = "") -> list[operator_service_pb2.ImageView]:
         """Which agents have which images; of one agent or of all."""
         return await self._all("Images", "images", agent=agent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from bursar.core.device_names import parent_of
@@ -38,6 +39,7 @@ from bursar.master.offers import offers_on, rescind
 from bursar.master.records import AgentReachabilityRecorded, AgentRecorded
 from bursar.master.state import Agent, Cluster, Turn, buckets_of
 from bursar.master.tasks import master_status, on_update
+from bursar.master.vacant import vacancies_of, with_vacancies
 
 #: A launch older than this that its agent never saw is dropped and reported, not sent again.
 LAUNCH_TIMEOUT_MS = 60_000
@@ -186,8 +188,10 @@ def _send_everything(cluster: Cluster, turn: Turn, agent: Agent) -> None:
 
 def change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: DevicesChanged) -> None:
     """Health or number of devices changed (M-05): offers are rescinded, what is held stays held."""
-    info = replace(agent.info, devices=message.devices, resources=message.resources)
-    problem = info_problem(info)
+    said = replace(agent.info, devices=message.devices, resources=message.resources)
+    problem = info_problem(said)
+    vacant = vacancies_of(agent)
+    info = said if problem else with_vacancies(said, agent.devices, agent.reservations)
     try:
         total = buckets_of(info.resources, agent.reservations)
     except InsufficientResources as error:
@@ -195,7 +199,7 @@ def change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: DevicesC
     if problem:
         # What there is stays as it is, and so do the reservations; how it is, is heard.
         info = replace(agent.info, devices=_as_said(agent.info.devices, message.devices))
-    agent.comparing.untaken = message if problem else None
+    agent.comparing.untaken = message if problem or info is not said else None
     cluster.describe_anew(agent, info)
     before, agent.devices = agent.devices, {device.uuid: device for device in info.devices}
     turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
@@ -207,6 +211,18 @@ def change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: DevicesC
     words = f"not taken over: {problem}" if problem else f"devices of {info.hostname} changed"
     turn.publish("devices_changed", words, agent_id=agent.agent_id)
     _tell_of_health(turn, agent, before)
+    tell_of_vacancies(turn, agent, vacant)
+
+
+def tell_of_vacancies(turn: Turn, agent: Agent, before: AbstractSet[DeviceUuid]) -> None:
+    """Those who watch learn which reserved devices an agent has no more, and which are back; `before`: those that were not there."""
+    now = vacancies_of(agent)
+    for uuid in sorted(now - before):
+        holder = next(stack[-1].holder for stack, part in agent.reservations.items() if uuid in part.devices)
+        text = f"{agent.info.hostname} has {uuid} no more, which is kept for {holder}: see `bursar reservation rebind`"
+        turn.publish("reservation_vacant", text, agent_id=agent.agent_id)
+    for uuid in sorted((before - now) & agent.devices.keys()):
+        turn.publish("reservation_filled", f"{agent.info.hostname} has {uuid} again", agent_id=agent.agent_id)
 
 
 def _as_said(known: Iterable[Device], said: Iterable[Device]) -> tuple[Device, ...]:

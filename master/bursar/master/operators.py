@@ -20,6 +20,7 @@ from bursar.master import (
     reservations,
     role_views,
     rules,
+    vacancies,
     views,
     weights,
 )
@@ -56,6 +57,7 @@ MUTATING = (
     op.PartitionDeviceRequest,
     op.PullImageRequest,
     op.CancelImagePullRequest,
+    op.RebindReservationRequest,
 )
 
 
@@ -160,6 +162,7 @@ def answer(
             | op.PartitionDeviceRequest()
             | op.PullImageRequest()
             | op.CancelImagePullRequest()
+            | op.RebindReservationRequest()
         ):
             result = _change(cluster, turn, request, principal)
             if not isinstance(result, ErrorDetail) and not getattr(request, "dry_run", False):
@@ -191,7 +194,8 @@ def _change(
     | op.LendReservationsRequest
     | op.PartitionDeviceRequest
     | op.PullImageRequest
-    | op.CancelImagePullRequest,
+    | op.CancelImagePullRequest
+    | op.RebindReservationRequest,
     principal: str,
 ) -> Answer:
     match request:
@@ -242,6 +246,8 @@ def _change(
             return images.pull(cluster, turn, request, principal)
         case op.CancelImagePullRequest():
             return images.cancel(cluster, turn, request)
+        case op.RebindReservationRequest():
+            return vacancies.rebind(cluster, turn, request)
         case _:
             assert_never(request)
 

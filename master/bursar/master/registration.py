@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import Generation, id_problem
 from bursar.core.messages.agent import (
     DesiredState,
+    DevicesChanged,
     KillTask,
     Refused,
     TaskRef,
@@ -34,6 +36,7 @@ from bursar.master.agents import (
     info_problem,
     registered,
     tell_device_orders,
+    tell_of_vacancies,
     withhold_unhealthy,
 )
 from bursar.master.differences import NEVER_NORMAL, differences, is_news, is_to_end, report_repairs
@@ -45,6 +48,7 @@ from bursar.master.offers import offers_on, rescind
 from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, KillRecorded, TaskRecorded, TermRaised
 from bursar.master.state import Agent, Asked, Cluster, Comparing, Task, Turn, buckets_of
 from bursar.master.tasks import add_task, enter_ended, master_status, on_update, tell_restart
+from bursar.master.vacant import vacancies_of, with_vacancies
 
 _Judged = tuple[list[AssignedTask], list[KillTask], list[TaskRef]]
 """What an agent is told of tasks: to launch, to kill, to keep."""
@@ -52,8 +56,12 @@ _Judged = tuple[list[AssignedTask], list[KillTask], list[TaskRef]]
 
 def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     """An agent is (back): refuse it, or take it in and answer task by task."""
+    said = event.register.info
+    known = cluster.agents.get(said.agent_id)
+    if known is not None and known.reservations and info_problem(said) is None:
+        info = with_vacancies(said, known.devices, known.reservations)
+        event = replace(event, register=replace(event.register, info=info))
     info = event.register.info
-    known = cluster.agents.get(info.agent_id)
     refusal = refusal_of(cluster, event, known)
     if refusal is not None:
         turn.publish("agent_refused", str(refusal), agent_id=info.agent_id)
@@ -67,7 +75,11 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     if known is not None:
         rescind(cluster, turn, offers_on(cluster, info.agent_id), f"agent {info.hostname} registered again")
     rebooted = known is not None and known.info.boot_id != info.boot_id
+    vacant = vacancies_of(known)
     agent = _take_in(cluster, turn, event, known)
+    if info is not said:
+        agent.comparing.untaken = DevicesChanged(said.devices, said.resources)
+    tell_of_vacancies(turn, agent, vacant)
     repairs = (
         []
         if rebooted

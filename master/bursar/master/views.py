@@ -26,7 +26,9 @@ from bursar.core.text import format_resources
 from bursar.master.allocator.shares import Client
 from bursar.master.hoarding import history_of
 from bursar.master.ledger import Books, TaskKey
+from bursar.master.obstacles.wording import name_of
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Task
+from bursar.master.vacant import is_vacancy
 
 T = TypeVar("T")
 
@@ -111,7 +113,8 @@ def _earmark(cluster: Cluster, agent_id: AgentId, books: Books) -> tuple[str, ..
     if not books.earmark or claim is None:
         return ()
     client = claim.client
-    return (f"earmark for {client.framework_id} in {client.role}: {format_resources(holding_total(books.earmark))}",)
+    who = name_of(cluster, client.framework_id)
+    return (f"earmark for {who} in {client.role}: {format_resources(holding_total(books.earmark))}",)
 
 
 def _amounts_of_offers(cluster: Cluster, framework: Framework, role: str | None = None) -> Resources:
@@ -249,6 +252,7 @@ def reservation_views(
                 if entry.revocable and stack in entry.holding
             ),
             loan_views(cluster, agent.agent_id, stack),
+            tuple(sorted(uuid for uuid in books.total[stack].devices if is_vacancy(agent.devices[uuid]))),
         )
         for stack in sorted(books.total)
         if stack

@@ -85,7 +85,7 @@ class Operator:
         random, world = self._random, self._world
         agent = random.choice(world.agents).name
         role = random.choice(self._roles)
-        match random.randrange(18):
+        match random.randrange(19):
             case 0 | 1:
                 gpus = random.randint(0, 2)
                 scalars = {} if gpus and random.random() < 0.5 else {"cpus": random.choice((100, 1_000, 1_500))}
@@ -126,12 +126,23 @@ class Operator:
                 return op.LendReservationsRequest(self._id(), "" if everywhere else agent, role, withdraw=withdraw)
             case 17:
                 return self._about_images(agent)
+            case 18:
+                return self._rebind()
             case 8 if random.random() < 0.1:
                 return op.TeardownFrameworkRequest(self._id(), random.choice(world.frameworks).framework_id)
             case 9 | 10:
                 return self._choose_rule()
             case _:
                 return self._look(agent)
+
+    def _rebind(self) -> op.OperatorRequest:
+        """Have some reservation keep another device, or one less."""
+        random = self._random
+        uuids = [uuid for agent in self._world.agents for uuid in agent.gpus.uuids]
+        device = random.choice(uuids) if uuids else "none"
+        to = random.choice(uuids) if uuids and random.random() < 0.2 else ""
+        give_up, dry_run = random.random() < 0.2, random.random() < 0.1
+        return op.RebindReservationRequest(self._id(), device, to, give_up, dry_run)
 
     def _about_images(self, agent: str) -> op.OperatorRequest:
         """Have an image pulled, here or everywhere; or no more."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 from bursar.core.devices import Device
-from bursar.core.ids import AgentId, FrameworkId, TaskId
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
 from bursar.core.images import Image, ImagePull
 from bursar.core.lives import CheckStatus
 from bursar.core.messages.framework import FrameworkInfo
@@ -230,6 +230,7 @@ class ReservationView:
     lend: bool = False
     on_loan: Resources = EMPTY
     loans: tuple[LoanView, ...] = ()
+    vacant: tuple[DeviceUuid, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -1189,6 +1190,27 @@ class ListGangsResponse:
     next_page_token: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class RebindReservationRequest:
+    """Have a reservation keep another device, or one less."""
+
+    request_id: str
+    device: str
+    to: str = ""
+    give_up: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RebindReservationResponse:
+    """The reservation as it is now."""
+
+    reservation: ReservationView
+    device_uuid: str
+    to: str = ""
+    rescinded_offers: int = 0
+
+
 OperatorRequest = (
     GetMasterRequest
     | ListAgentsRequest
@@ -1234,6 +1256,7 @@ OperatorRequest = (
     | ListImagePullsRequest
     | ListImagesRequest
     | ListGangsRequest
+    | RebindReservationRequest
 )
 OperatorResponse = (
     GetMasterResponse
@@ -1280,4 +1303,5 @@ OperatorResponse = (
     | ListImagePullsResponse
     | ListImagesResponse
     | ListGangsResponse
+    | RebindReservationResponse
 )

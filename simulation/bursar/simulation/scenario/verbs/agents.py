@@ -42,10 +42,13 @@ class _Machine:
     #: Sizes of groups of GPUs that NVLink connects, in order.
     cliques: tuple[int, ...] = ()
     unhealthy: tuple[int, ...] = ()
+    #: GPUs that are not found any more.
+    gone: tuple[int, ...] = ()
 
     def read(self, words: Words) -> None:
         """What stands behind the name: resources, then keywords."""
-        keywords = ("resources", "attributes", "region", "zone", "model", "gpu-mem", "cliques", "unhealthy", "healthy")
+        places = ("resources", "attributes", "region", "zone")
+        keywords = (*places, "model", "gpu-mem", "cliques", "unhealthy", "healthy", "gone", "back")
         while (keyword := words.keyword(keywords)) is not None:
             match keyword:
                 case "resources":
@@ -64,6 +67,10 @@ class _Machine:
                     self.unhealthy = words.read("numbers of GPUs", numbers_in)
                 case "healthy":
                     self.unhealthy = ()
+                case "gone":
+                    self.gone = words.read("numbers of GPUs", numbers_in)
+                case "back":
+                    self.gone = ()
 
     def declared(self, name: str) -> tuple[tuple[Device, ...], tuple[ReservedResources, ...]]:
         """Devices `<agent>-gpu0`… and resources, as an agent declares them. Raises InvalidText."""
@@ -81,9 +88,12 @@ class _Machine:
             else:
                 part = Resources({item.kind: item.amount} if item.amount else {})
             holding = add_holdings(holding, {stack: part})
-        if sum(self.cliques) > count or any(index >= count for index in self.unhealthy):
-            raise InvalidText(f"{name} has {count} GPUs", "cliques and unhealthy speak of those, the first is 0")
-        return tuple(self._device(uuids, index) for index in range(count)), to_reserved(holding)
+        if sum(self.cliques) > count or any(index >= count for index in (*self.unhealthy, *self.gone)):
+            raise InvalidText(f"{name} has {count} GPUs", "cliques, unhealthy and gone speak of those, the first is 0")
+        gone = {uuids[index] for index in self.gone}
+        left = {stack: replace(part, devices=part.devices - gone) for stack, part in holding.items()}
+        devices = tuple(self._device(uuids, index) for index in range(count) if index not in self.gone)
+        return devices, to_reserved({stack: part for stack, part in left.items() if part})
 
     def _device(self, uuids: list[DeviceUuid], index: int) -> Device:
         first, peers = 0, []
@@ -104,7 +114,9 @@ class _Machine:
         )
 
 
-_AGENT = "[attributes rack:r1;…] [region R] [zone Z] [model H100] [gpu-mem 80GiB] [cliques 4,4] [unhealthy 0,3]"
+_AGENT = (
+    "[attributes rack:r1;…] [region R] [zone Z] [model H100] [gpu-mem 80GiB] [cliques 4,4] [unhealthy 0,3] [gone 1]"
+)
 
 
 @verb(f"agent add NAME RESOURCES {_AGENT}")
@@ -130,7 +142,7 @@ def _agent_add(words: Words, names: Names) -> Action:
     return act
 
 
-@verb(f"agent update NAME [resources RESOURCES] {_AGENT} [healthy]")
+@verb(f"agent update NAME [resources RESOURCES] {_AGENT} [healthy] [back]")
 def _agent_update(words: Words, names: Names) -> Action:
     name = names.known("agent", words)
     given = words.rest()
@@ -142,10 +154,10 @@ def _agent_update(words: Words, names: Names) -> Action:
         machine.read(Words(given, words.usage))
         devices, resources = machine.declared(name)
         agent, stage.machines[name] = stage.agents[name], machine
-        same = replace(machine, unhealthy=old.unhealthy) == old
+        same = replace(machine, unhealthy=old.unhealthy, gone=old.gone) == old
         agent.info = replace(agent.info, attributes=machine.attributes, resources=resources, devices=devices)
         if same and agent.connection is not None:
-            # The health of devices changes while the agent runs; for the rest it is started anew.
+            # The health of devices changes while the agent runs, and they may vanish; for the rest it is started anew.
             agent.say(DevicesChanged(devices, resources))
         elif agent.connection is not None:
             agent.connect()
