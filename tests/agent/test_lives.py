@@ -18,6 +18,7 @@ from bursar.agent.events import (
     DevicesDiscovered,
     SandboxOverfilled,
 )
+from bursar.agent.machine import AgentMachine
 from bursar.core.devices import DeviceHealth
 from bursar.core.ids import TaskId
 from bursar.core.lives import Check, CheckStatus, HealthCheck, RestartMode, RestartPolicy, TcpCheck
@@ -25,6 +26,7 @@ from bursar.core.messages.agent import RestartTask, TaskReports
 from bursar.core.resources import ReservedResources, Resources
 from bursar.core.service_ports import ServicePort
 from bursar.core.tasks import AssignedTask, StatusReason, TaskStatus
+from bursar.core.ulimits import parse_ulimits
 
 # --- what the agent itself ends ---------------------------------------------------------------------------------------
 
@@ -354,3 +356,22 @@ def test_an_order_that_meets_a_new_run_is_fulfilled_by_it() -> None:
     agent.hear(RestartTask(F, TaskId("t"), "somebody", None, 2))
     assert not of(agent.step(ContainerStarted(container("t"))), KillContainer)
     assert agent.machine.state.tasks[key("t")].restart_order == 2
+
+
+def test_limits_that_the_agent_does_not_allow_are_refused_with_both() -> None:
+    agent = Agent()
+    allowed = parse_ulimits(("nofile=100", "rtprio=0"))
+    agent.machine = AgentMachine(replace(agent.machine.books.config, max_ulimits=allowed), agent.durable.copy())
+    agent.ready()
+    limited = task("t")
+    limited = replace(limited, spec=replace(limited.spec, ulimits=parse_ulimits(("nofile=100:101",))))
+    (refusal,) = statuses(agent.launch(limited))
+    assert (refusal.state, refusal.reason) == (S.ERROR, R.AGENT_REFUSED)
+    assert refusal.message.startswith(
+        "ulimits: nofile=100:101 is more than this agent allows (nofile=100); ask for less"
+    )
+    ours = task("u")
+    effects = agent.launch(replace(ours, spec=replace(ours.spec, ulimits=parse_ulimits(("nofile=100", "core=-1")))))
+    assert [effect.task.spec.ulimits for effect in of(effects, StartContainer)] == [
+        parse_ulimits(("nofile=100", "core=-1"))
+    ]

@@ -51,12 +51,24 @@ def allowing(bare_cluster: Any, image: str, tmp_path: Path) -> Iterator[Any]:
 
 def test_limits_volumes_and_secrets_from_the_command_line_to_the_container(allowing: Any, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hidden-value\n")
-    script = "df -m /dev/shm | tail -1 | awk '{print $2}'; id -u; cat /in/file; echo made > /mnt/bursar/folders/team/made; echo $TOKEN"
+    script = "ulimit -Sn; ulimit -Hn; df -m /dev/shm | tail -1 | awk '{print $2}'; id -u; cat /in/file; echo made > /mnt/bursar/folders/team/made; echo $TOKEN"
     done = allowing.bursar(
-        *("run", "--shm", "32MiB", "--pids", "50", "--user", "0", "--secret", f"TOKEN=@{tmp_path}/token"),
+        *(
+            "run",
+            "--ulimit",
+            "nofile=1024:4096",
+            "--shm",
+            "32MiB",
+            "--pids",
+            "50",
+            "--user",
+            "0",
+            "--secret",
+            f"TOKEN=@{tmp_path}/token",
+        ),
         *("--volume", f"{tmp_path}/data/set:/in", "--volume", "folder/team:rw", "--", "sh", "-c", script),
     )
-    assert (done.code, done.stdout) == (0, "32\n0\na set\nhidden-value\n"), done
+    assert (done.code, done.stdout) == (0, "1024\n4096\n32\n0\na set\nhidden-value\n"), done
     assert (tmp_path / "folders/team/made").read_text() == "made\n"
     (task,) = allowing.bursar("task", "ls", "-a", "-o", "json").json
     assert task["spec"]["container"]["shm_bytes"] == 32 << 20
@@ -81,8 +93,11 @@ def test_what_the_agent_does_not_allow_is_refused_with_the_way_out(allowing: Any
     ):
         done = allowing.bursar("run", "--volume", volume, "--", "true")
         assert done.code == 125 and words in done.stderr and "Traceback" not in done.stderr, done
+    done = allowing.bursar("run", "--ulimit", "rtprio=10", "--", "true")
+    assert done.code == 125 and "ulimits: rtprio=10 is more than this agent allows (rtprio=0)" in done.stderr, done
     for options, words in (
         (("--shm", "1GiB"), "do not fit into the 134217728 bytes of memory"),
+        (("--ulimit", "files=3"), "ulimit 'files=3' is not understood; there are cpu, fsize"),
         (("--user", "root"), "UID or UID:GID in numbers"),
         (("--volume", "/etc/../x:/in"), "holds '.', '..' or an empty part"),
         (("--secret", "TOKEN=open"), "on a command line everybody"),
@@ -97,3 +112,8 @@ def test_plain_processes_refuse_limits_and_say_which(bare_cluster: Any) -> None:
     bare_cluster.until_active("node-plain")
     done = bare_cluster.bursar("run", "--wait", "3s", "--pids", "5", "--", "true")
     assert done.code == 124 and "container.pids_limit: plain processes cannot be held to it" in done.stderr, done
+    done = bare_cluster.bursar("run", "--ulimit", "nofile=100:200", "--", "sh", "-c", "ulimit -Sn; ulimit -Hn")
+    assert (done.code, done.stdout) == (0, "100\n200\n"), done
+    script = '[ "$(ulimit -Sn)" = 100 ]'
+    done = bare_cluster.bursar("batch", "--count", "1", "--ulimit", "nofile=100:200", "--", "sh", "-c", script)
+    assert done.code == 0, done

@@ -17,6 +17,7 @@ from bursar.core.machine import Persist
 from bursar.core.messages.agent import AgentInfo, AgentMessage, Repair
 from bursar.core.task_groups import TaskGroup
 from bursar.core.tasks import AssignedTask, TaskStatus
+from bursar.core.ulimits import Ulimit
 
 #: A task's device that is used for longer than this after its end is cordoned.
 DEFAULT_RELEASE_TIMEOUT_MS = 120_000
@@ -52,6 +53,8 @@ class AgentConfig:
     users: Mapping[DeviceUuid, tuple[DeviceUser, ...] | None] = field(default_factory=dict)
     #: A task's device that is still used after so long is cordoned.
     release_timeout_ms: int = DEFAULT_RELEASE_TIMEOUT_MS
+    #: What tasks may ask for at most, each process; what is not named is not bounded.
+    max_ulimits: tuple[Ulimit, ...] = ()
     #: A task that uses more of a card's memory than its soft share is ended after so long; None: no driver can say what it uses.
     share_grace_ms: int | None = None
 

@@ -105,6 +105,7 @@ from bursar.core.lives import CheckStatus
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.resources import DISK, sum_resources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState
+from bursar.core.ulimits import Ulimit
 from bursar.runtime.driver import Driver
 from bursar.runtime.telemetry import logger
 
@@ -152,6 +153,7 @@ class AgentDaemon:
         fetch_cache_bytes: int = DEFAULT_CACHE_BYTES,
         release_timeout_ms: int = DEFAULT_RELEASE_TIMEOUT_MS,
         share_grace_ms: int = DEFAULT_SHARE_GRACE_MS,
+        max_ulimits: Sequence[Ulimit] = (),
     ) -> None:
         self._work_dir = work_dir
         self._checkpoint = checkpoint
@@ -175,6 +177,7 @@ class AgentDaemon:
             tells_users=devices.tells_users,
             users=devices.users([device.uuid for device in info.devices]),
             release_timeout_ms=release_timeout_ms,
+            max_ulimits=tuple(max_ulimits),
             share_grace_ms=share_grace_ms if devices.measures_shares else None,
         )
         self.machine = AgentMachine(config, checkpoint.load())

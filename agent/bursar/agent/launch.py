@@ -269,4 +269,5 @@ class Launcher:
             network_id=effect.network_id,
             service_ports=task.spec.service_ports,
             network_ports=effect.network_ports,
+            ulimits=task.spec.ulimits,
         )

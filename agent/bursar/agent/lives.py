@@ -143,6 +143,7 @@ class Lives:
             default_image=self._books.config.default_image,
             devices=self._books.devices,
             held=self._books.held,
+            max_ulimits=self._books.config.max_ulimits,
         )
         container_id = container_of(self._books.info.agent_id, TaskKey(task.framework_id, task.spec.task_id))
         if problem is None and task.spec.service_ports:

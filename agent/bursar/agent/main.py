@@ -44,6 +44,7 @@ from bursar.core.resources import GPUS, MEM
 from bursar.core.task_groups import TASK_GROUPS
 from bursar.core.tasks import EXECUTORS
 from bursar.core.text import parse_amount, parse_attributes
+from bursar.core.ulimits import parse_ulimits
 from bursar.runtime.settings import Settings, fail
 from bursar.runtime.telemetry import configure_logging, logger, reachable_at, serve_metrics
 
@@ -161,6 +162,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         bindings=DeviceBindings(agent_id, shared_directories()),
         release_timeout_ms=settings.number("device-release-timeout"),
         share_grace_ms=settings.number("gpu-share-grace"),
+        max_ulimits=parse_ulimits(settings.items("max-ulimits")),
         fetch_cache_bytes=parse_amount(MEM, settings.text("fetch-cache")),
         health=HealthRules(
             cool_down_ms=settings.number("device-cool-down"), relapses=settings.number("device-relapses")

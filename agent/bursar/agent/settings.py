@@ -14,6 +14,7 @@ from bursar.core.flags import Flag, FlagType, FlagValue
 from bursar.core.memory.text import parse_pools_text
 from bursar.core.resources import MEM
 from bursar.core.text import parse_amount, parse_attributes, parse_resources
+from bursar.core.ulimits import parse_ulimits
 from bursar.runtime.rpc import split_address
 from bursar.runtime.settings import Settings, load
 
@@ -128,6 +129,14 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             problem=_shared_folders,
         ),
         Flag(
+            "max-ulimits",
+            FlagType.LIST,
+            ("nice=0", "rtprio=0"),
+            "Limits of a process that tasks may ask for at most; what is not named is not bounded. -1: no limit.",
+            metavar="NAME=VALUE[,…]",
+            problem=_ulimits,
+        ),
+        Flag(
             "fetch-cache",
             FlagType.TEXT,
             "2GiB",
@@ -236,6 +245,15 @@ def _volume_roots(value: FlagValue) -> str | None:
     assert isinstance(value, tuple)
     try:
         parse_volume_roots(value)
+    except BursarError as error:
+        return str(error)
+    return None
+
+
+def _ulimits(value: FlagValue) -> str | None:
+    assert isinstance(value, tuple)
+    try:
+        parse_ulimits(value)
     except BursarError as error:
         return str(error)
     return None

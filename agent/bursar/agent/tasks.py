@@ -26,6 +26,7 @@ from bursar.core.tasks import (
     spec_problem,
 )
 from bursar.core.text import format_duration
+from bursar.core.ulimits import Ulimit, beyond
 
 #: A runtime's words about a failure are cut to this many characters.
 MAX_MESSAGE_LENGTH = 2000
@@ -144,6 +145,7 @@ def launch_problem(
     default_image: str,
     devices: Mapping[DeviceUuid, Device],
     held: Mapping[DeviceUuid, ContainerId],
+    max_ulimits: Sequence[Ulimit] = (),
 ) -> Verdict | None:
     """Say why this agent cannot begin a task, or nothing. The master decided; this only verifies (design.md §4)."""
     if problem := spec_problem(task.spec):
@@ -162,6 +164,13 @@ def launch_problem(
             TaskState.ERROR,
             StatusReason.AGENT_REFUSED,
             "the task has no image and this agent no default one; name an image, or start the agent with --default-image",
+        )
+    if (excess := beyond(task.spec.ulimits, max_ulimits)) is not None:
+        return Verdict(
+            TaskState.ERROR,
+            StatusReason.AGENT_REFUSED,
+            f"ulimits: {excess[0]} is more than this agent allows ({excess[1]}); ask for less, or for another agent"
+            " (--max-ulimits is its operator's)",
         )
     return devices_problem(task, devices, held)
 

@@ -16,6 +16,7 @@ from bursar.core.resources import DISK, MEM
 from bursar.core.service_ports import PRESETS, parse_service_port
 from bursar.core.surroundings import ContainerSettings, parse_volume
 from bursar.core.text import parse_amount
+from bursar.core.ulimits import parse_ulimit
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,6 +26,7 @@ _DISK = TextType("bytes", lambda text: text and (parse_amount(DISK, text), text)
 _VOLUME = TextType("volume", lambda text: (parse_volume(text), text)[1])
 
 
+_ULIMIT = TextType("ulimit", lambda text: (parse_ulimit(text), text)[1])
 _PORT = TextType("port", lambda text: (parse_service_port(text), text)[1])
 
 
@@ -39,6 +41,7 @@ class Surroundings:
     fetch: tuple[str, ...] = ()
     disk: str = ""
     service_ports: tuple[str, ...] = ()
+    ulimits: tuple[str, ...] = ()
 
     def arguments(self) -> dict[str, Any]:
         """As arguments of `Task`."""
@@ -49,6 +52,7 @@ class Surroundings:
             "fetch": self.fetch,
             "disk": self.disk or 0,
             "service_ports": self.service_ports,
+            "ulimits": self.ulimits,
         }
 
 
@@ -94,13 +98,13 @@ def surroundings_options(command: F) -> F:
         fetch: tuple[str, ...],
         disk: str,
         service_ports: tuple[str, ...],
+        ulimits: tuple[str, ...],
         **rest: Any,
     ) -> Any:
         settings = ContainerSettings(shm, pids, io_read, io_write, user, drop_capabilities)
         container = None if settings == ContainerSettings() else settings
-        return command(
-            *args, surroundings=Surroundings(container, volumes, secrets, fetch, disk, service_ports), **rest
-        )
+        said = Surroundings(container, volumes, secrets, fetch, disk, service_ports, ulimits)
+        return command(*args, surroundings=said, **rest)
 
     options = [
         click.option("--shm", type=_BYTES, default=0, help="Size of /dev/shm, a part of --mem.  [64MiB]"),
@@ -147,6 +151,14 @@ def surroundings_options(command: F) -> F:
             multiple=True,
             metavar="NAME[:PORT][@HOST_PORT]",
             help=f"Let others reach it: {', '.join(PRESETS)}, or web:8080; it listens on $BURSAR_PORT_WEB; repeatable.",
+        ),
+        click.option(
+            "--ulimit",
+            "ulimits",
+            type=_ULIMIT,
+            multiple=True,
+            metavar="NAME=SOFT[:HARD]",
+            help="Of each of its processes, as Docker's: nofile=1024:4096, memlock=-1 (no limit), stack=64MiB; repeatable.",
         ),
     ]
     result: Any = gathered

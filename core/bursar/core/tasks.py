@@ -27,6 +27,7 @@ from bursar.core.resources import MEM, ReservedResources, ResourceRequest
 from bursar.core.service_ports import PortProtocol, ServicePort, service_ports_problem
 from bursar.core.surroundings import ContainerSettings, Volume, settings_problem, volumes_problem
 from bursar.core.task_groups import TaskGroup, group_problem
+from bursar.core.ulimits import Ulimit, ulimits_problem
 
 DEFAULT_KILL_GRACE_MS = 3000
 
@@ -179,6 +180,7 @@ class TaskSpec:
     task_group: TaskGroup | None = None
     service_ports: tuple[ServicePort, ...] = ()
     executor: TaskExecutor | None = None
+    ulimits: tuple[Ulimit, ...] = ()
 
     @property
     def runs_on(self) -> TaskId:
@@ -321,6 +323,8 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
         return problem_at
     if problem_at := service_ports_problem(spec.service_ports, request.ports, request.port_count):
         return problem_at
+    if problem_at := ulimits_problem(spec.ulimits):
+        return problem_at
     if spec.executor is not None and (problem_at := _executor_problem(spec, spec.executor)):
         return problem_at
     return _memory_problem(spec)
@@ -337,7 +341,7 @@ def _executor_problem(spec: TaskSpec, executor: TaskExecutor) -> tuple[str, str]
     if spec.restart is not None and spec.restart.mode is not RestartMode.UNSPECIFIED:
         return "restart", "neither an executor nor its tasks are started again: launch another"
     if executor.executor_id:
-        for name in ("image", "container", "volumes", "fetch", "check", "health_check", "service_ports"):
+        for name in ("image", "container", "volumes", "fetch", "check", "health_check", "service_ports", "ulimits"):
             if getattr(spec, name):
                 return name, "its executor runs it, in its own container: say this of the executor"
         if not spec.memory.is_empty:

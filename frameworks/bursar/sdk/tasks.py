@@ -25,6 +25,7 @@ from bursar.core.tasks import (
     TaskStatus,
     spec_problem,
 )
+from bursar.core.ulimits import parse_ulimits
 from bursar.sdk.amounts import Amount, exact, request
 
 #: Ends that the command has no part in: another try elsewhere may well succeed.
@@ -168,6 +169,8 @@ class Task:
     executor: bool = False
     #: The id of the executor that runs it, on whose agent's offers it is yielded; `command` is for that to read.
     on_executor: str = ""
+    #: Limits of each of its processes: `nofile=1024:4096`, `memlock=-1`, `stack=64MiB`.
+    ulimits: Sequence[str] = ()
     #: The author's own; Bursar does not look at it.
     data: Any = None
     #: Unique among all tasks that the framework ever had; made by the SDK, anew for each launch, where it is left empty.
@@ -199,6 +202,7 @@ class Task:
         )
         #: The volumes, read.
         self.parsed_volumes: tuple[Volume, ...] = tuple(parse_volume(text) for text in self.volumes)
+        self._ulimits = parse_ulimits(self.ulimits)
         self._fetch = tuple(parse_fetch(text) for text in self.fetch)
         problem = spec_problem(self._spec(self.id or "unnamed"))
         if problem is not None:
@@ -245,6 +249,7 @@ class Task:
             else None,
             fetch=self._fetch,
             service_ports=self._service_ports,
+            ulimits=self._ulimits,
         )
 
 

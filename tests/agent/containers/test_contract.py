@@ -19,6 +19,7 @@ from bursar.agent.containers.simulated import SimulatedProgram, SimulatedRuntime
 from bursar.core.lives import Check, CheckStatus, HttpCheck, TcpCheck
 from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.tasks import StatusReason
+from bursar.core.ulimits import parse_ulimits
 
 #: `bench` comes from conftest.py.
 UNTIL_GO = "until [ -e go ]; do sleep 0.02; done"
@@ -454,3 +455,19 @@ async def test_it_says_which_containers_run_and_what_they_use(bench: Any) -> Non
     while await asyncio.to_thread(runtime.running):
         await asyncio.sleep(0.05)
     assert await asyncio.to_thread(used) == {}
+
+
+async def test_each_process_of_a_task_has_its_limits(bench: Any) -> None:
+    runtime = await bench.open()
+
+    def simulated(spec: ContainerSpec) -> SimulatedProgram:
+        limits = {one.name: one for one in spec.ulimits}
+        files, core = limits["nofile"], limits["core"]
+        return SimulatedProgram(stdout=f"{files.soft} {files.hard} {core.soft}\n".encode())
+
+    text = "sh -c 'echo $(ulimit -Sn) $(ulimit -Hn) $(ulimit -Sc)'"
+    spec = bench.spec("limited", bench.script(text, simulated), ulimits=parse_ulimits(("nofile=100:200", "core=0")))
+    assert (await bench.run(runtime, spec)).exit_code == 0
+    if bench.kind == "docker":
+        await runtime.remove(spec.container_id)
+    assert bench.output(spec) == "100 200 0\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bursar.agent.containers.limits import host_limits
@@ -9,6 +10,7 @@ from bursar.agent.containers.runtime import ContainerId, ContainerSpec
 from bursar.core.ids import FrameworkId, TaskId
 from bursar.core.memory.tasks import plan_task
 from bursar.core.memory.text import parse_memory_text
+from bursar.core.ulimits import parse_ulimits
 
 MIB = 1 << 20
 
@@ -35,3 +37,14 @@ def test_an_engine_that_may_not_raise_the_limit_of_locked_memory_is_not_asked_to
 def test_without_a_plan_nothing_is_set_and_no_shm_is_not_the_engines_default(tmp_path: Path) -> None:
     assert not {"shm_size", "tmpfs", "ulimits"} & host_limits(spec(tmp_path, "")).keys()
     assert host_limits(spec(tmp_path, "app=100MiB,shm=0"))["shm_size"] == 4096
+
+
+def test_what_a_task_says_of_a_limit_wins_over_what_its_pools_come_to(tmp_path: Path) -> None:
+    planned = spec(tmp_path, "app=100MiB,managed=16MiB")
+
+    def limits(*texts: str) -> dict[str, tuple[int, int]]:
+        host = host_limits(replace(planned, ulimits=parse_ulimits(texts)))
+        return {one["Name"]: (one["Soft"], one["Hard"]) for one in host["ulimits"]}
+
+    assert limits("nofile=10", "memlock=-1") == {"nofile": (10, 10), "memlock": (-1, -1)}
+    assert limits("nofile=10:20") == {"memlock": (16 * MIB, 16 * MIB), "nofile": (10, 20)}

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ import pytest
 from bursar.agent.containers import shim
 from bursar.agent.containers.logs import read_logs
 from bursar.agent.containers.process import ProcessRuntime, boot_id
+from bursar.agent.containers.process_limits import limits_command
 from bursar.agent.containers.runtime import ContainerId, LaunchFailed, RuntimeUnavailable
 from bursar.agent.containers.simulated import SimulatedProgram
 from bursar.core.tasks import StatusReason
+from bursar.core.ulimits import parse_ulimits
 
 UNTIL_GO = "until [ -e go ]; do sleep 0.02; done"
 NOTHING = SimulatedProgram()
@@ -397,3 +400,29 @@ async def test_no_zombie_and_no_descriptor_is_left(bench: Any) -> None:
         with contextlib.suppress(ChildProcessError):
             assert os.waitpid(pid, os.WNOHANG) == (pid, 0), "waited for already"
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_limits_that_cannot_be_set_are_explained_before_the_start(
+    make_bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        LaunchFailed, match=r"nofile=-1 is more than any process of a machine may have \(\d+, fs.nr_open"
+    ):
+        limits_command(parse_ulimits(("nofile=-1",)))
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/status").write_text("Name:\tx\nCapEff:\t0000000000000000\n")
+    monkeypatch.setattr(resource, "getrlimit", lambda number: (10, 100))
+    assert limits_command(parse_ulimits(("nproc=50:100",)), tmp_path)[1:] == ("--nproc=50:100", "--")
+    for text in ("nproc=50:101", "memlock=-1"):
+        with pytest.raises(LaunchFailed, match=r"is more than the 100 that this agent itself may have"):
+            limits_command(parse_ulimits((text,)), tmp_path)
+    (tmp_path / "self/status").write_text("Name:\tx\nCapEff:\t000001ffffffffff\n")
+    assert limits_command(parse_ulimits(("memlock=-1",)), tmp_path)[1:] == ("--memlock=unlimited:unlimited", "--")
+    assert limits_command(()) == ()
+    monkeypatch.setenv("PATH", "/nowhere")
+    async with make_bench("process") as bench:
+        runtime = await bench.open()
+        spec = bench.spec("limited", bench.script("true", SimulatedProgram()), ulimits=parse_ulimits(("core=0",)))
+        with pytest.raises(LaunchFailed, match="no `prlimit`"):
+            await runtime.start(spec)
+        assert await runtime.recover() == []

@@ -34,6 +34,10 @@ def host_limits(spec: ContainerSpec, block_devices: Path = _BLOCK_DEVICES, *, lo
         limits["shm_size"] = settings.shm_bytes
     if spec.memory is not None:
         limits |= _pool_limits(spec.memory, lock)
+    if spec.ulimits:
+        asked = {one.name for one in spec.ulimits}
+        planned = [one for one in limits.get("ulimits", ()) if one.name not in asked]
+        limits["ulimits"] = planned + [Ulimit(name=one.name, soft=one.soft, hard=one.hard) for one in spec.ulimits]
     if settings.io_read_bytes_per_s or settings.io_write_bytes_per_s:
         disk = disk_of(spec.sandbox, block_devices)
         if settings.io_read_bytes_per_s:

@@ -27,6 +27,7 @@ import psutil
 from bursar.agent.containers import checks, process_sessions, shim, usage
 from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, judge
 from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES, log_files
+from bursar.agent.containers.process_limits import limits_command
 from bursar.agent.containers.runtime import (
     ContainerExit,
     ContainerId,
@@ -164,6 +165,7 @@ class ProcessRuntime:
             raise LaunchFailed(
                 StatusReason.LAUNCH_FAILED, "a process task needs a command: there is no image to have one"
             )
+        limiting = limits_command(spec.ulimits)
         path = self._record_path(spec.container_id)
         try:
             record_fd = shim.create_record(path, spec.container_id, spec.sandbox, self._boot_id)
@@ -178,6 +180,7 @@ class ProcessRuntime:
             command = spec.command
             if spec.cpuset and (taskset := shutil.which("taskset")):
                 command = (taskset, "-c", spec.cpuset, *command)
+            command = (*limiting, *command)
             arguments, environment = shim.shim_arguments(command, spec.environment)
             # No preexec_fn: it would triple the cost, as would uvloop.
             popen = subprocess.Popen(  # noqa: ASYNC220 - a millisecond; a thread or a transport costs more

@@ -20,6 +20,7 @@ from bursar.core.messages.sessions import SessionStart
 from bursar.core.service_ports import ServicePort
 from bursar.core.surroundings import ContainerSettings
 from bursar.core.tasks import StatusReason
+from bursar.core.ulimits import Ulimit
 
 ContainerId = NewType("ContainerId", str)
 """`bursar-<agent>-<framework>-<task>` made safe for an engine: unique on the host, the same after a restart of the agent."""
@@ -87,6 +88,8 @@ class ContainerSpec:
     service_ports: tuple[ServicePort, ...] = ()
     #: Those of everybody with the same network.
     network_ports: tuple[ServicePort, ...] = ()
+    #: Of each of its processes.
+    ulimits: tuple[Ulimit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
