@@ -1,7 +1,5 @@
 """`python -m bursar.cli.demo`."""
 
-import sys
+from bursar.runtime.program import run
 
-from bursar.cli.demo.story import main
-
-sys.exit(main())
+run("bursar.cli.demo.story")

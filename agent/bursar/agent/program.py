@@ -1,0 +1,12 @@
+"""The program `bursar-agent`: imports next to nothing, so that an interrupt finds it ready."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from bursar.runtime.program import run
+
+
+def main() -> NoReturn:
+    """Run `bursar.agent.main`."""
+    run("bursar.agent.main")
