@@ -82,3 +82,12 @@ def amdsmi_topo_get_link_type(left, right):
         if {one, other} == {left, right}:
             return {"hops": hops, "type": AmdSmiLinkType.AMDSMI_LINK_TYPE_XGMI}
     return {"hops": 2, "type": AmdSmiLinkType.AMDSMI_LINK_TYPE_PCIE}
+
+
+def amdsmi_get_gpu_process_list(handle):
+    if "processes" not in _gpu(handle):
+        raise AmdSmiLibraryException("AMDSMI_STATUS_NOT_SUPPORTED")
+    return [
+        {"name": "N/A", "pid": pid, "mem": vram, "memory_usage": {"gtt_mem": 0, "cpu_mem": 0, "vram_mem": vram}}
+        for pid, vram in _gpu(handle)["processes"]
+    ]

@@ -74,3 +74,10 @@ def test_no_package_is_said() -> None:
 
     with pytest.raises(DriverUnavailable, match=r"amdsmi cannot be loaded \('ROCM_PATH'\): it comes with ROCm"):
         RocmDevices(load=load).discover()
+
+
+def test_who_has_memory_of_a_card_uses_it_and_who_only_looks_does_not(observe: Any, amd: dict[str, Any]) -> None:
+    amd["gpus"][0]["processes"] = [[4711, 1 << 30], [4712, 0]]
+    amd["gpus"][1]["processes"] = []
+    (users,) = observe("rocm", json.dumps(amd))["users"]
+    assert list(users.values()) == [[[4711, 1 << 30]], []], "the third one's library does not say"

@@ -16,15 +16,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from bursar.agent.containers.runtime import Decoration, LaunchFailed, Mount
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.external import DockerKeys
 from bursar.agent.devices.names import kind_problem, on_this_machine
+from bursar.agent.devices.node_users import users_of_nodes
 from bursar.agent.devices.script import decoration_of, shown
 from bursar.agent.devices.several import unknown
+from bursar.agent.devices.users import DeviceUser
 from bursar.agent.pinning import visible_id
 from bursar.core.devices import Device, DeviceHealth, DeviceLink
 from bursar.core.ids import DeviceUuid
@@ -82,6 +84,11 @@ class _Process:
             self._end(shown(str(said["error"])))
         return said
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def close(self) -> None:
         """End it, with whatever it started."""
         with contextlib.suppress(OSError):
@@ -135,6 +142,8 @@ class PluginDevices:
         self._timeout_s, self._clock = timeout_s, clock
         self._process: _Process | None = None
         self._found: tuple[Device, ...] = ()
+        #: Of each device the files that nobody opens but who uses it.
+        self._nodes: dict[DeviceUuid, tuple[str, ...]] = {}
         self._pause_s, self._not_before, self._why = 0.0, 0.0, ""
         self._lock = threading.Lock()
 
@@ -150,6 +159,9 @@ class PluginDevices:
                 raise
             return tuple(unknown(device, str(error)) for device in self._found)
         self._found = found
+        self._nodes = {
+            device.uuid: tuple(item.get("nodes", ())) for device, item in zip(found, said["devices"], strict=True)
+        }
         return found
 
     def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
@@ -168,6 +180,12 @@ class PluginDevices:
                 StatusReason.LAUNCH_FAILED,
                 f"the devices cannot be given to a container: {error}; launch the task again",
             ) from error
+
+    def users(self, uuids: Collection[DeviceUuid]) -> Mapping[DeviceUuid, tuple[DeviceUser, ...]]:
+        """Who has a device's files open, where the plugin names them; itself it may."""
+        process = self._process
+        asked = {uuid: nodes for uuid in uuids if (nodes := self._nodes.get(uuid))}
+        return users_of_nodes(asked, () if process is None else (process.pid,))
 
     def close(self) -> None:
         """End the plugin's process."""
@@ -214,7 +232,9 @@ def _read_device(index: int, item: Any, driver: str) -> Device:
     kind, native = str(item["kind"]), str(item["id"])
     if problem := kind_problem(kind):
         raise ValueError(problem)
-    numa = item.get("numa_node")
+    numa, nodes = item.get("numa_node"), item.get("nodes", [])
+    if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes):
+        raise ValueError("its nodes are no list of paths")
     reason = str(item.get("unhealthy", "") or "")
     links = [
         DeviceLink(on_this_machine(kind, str(to)), "link", int(strength)) for to, strength in item.get("links", ())

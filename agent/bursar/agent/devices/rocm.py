@@ -9,15 +9,17 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bursar.agent.containers.runtime import Decoration
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.names import on_this_machine
+from bursar.agent.devices.users import DeviceUser
 from bursar.agent.pinning import visible_devices, visible_id
 from bursar.core.devices import Device, DeviceHealth, DeviceLink
 from bursar.core.ids import DeviceUuid
@@ -42,6 +44,7 @@ class RocmDevices:
         self._library: Any = None
         #: By PCI address.
         self._seen: dict[str, Device] = {}
+        self._handles: dict[DeviceUuid, Any] = {}
 
     def discover(self) -> tuple[Device, ...]:
         """All GPUs, by PCI address. Raises DriverUnavailable where there is no library, no driver or no GPU."""
@@ -68,6 +71,7 @@ class RocmDevices:
         named = _named([dataclasses.replace(one, index=index) for index, one in enumerate(there.values())])
         by_address = {one.pci_address: one for one in named}
         found = tuple(dataclasses.replace(one, links=_links(smi, one, handles, by_address)) for one in named)
+        self._handles = {one.uuid: handles[one.pci_address] for one in found if one.pci_address in handles}
         self._seen |= {one.pci_address: one for one in found if one.health is DeviceHealth.HEALTHY}
         return found
 
@@ -85,6 +89,17 @@ class RocmDevices:
         return Decoration(
             environment=visible_devices(()), pinning=pinning, device_nodes=(str(self._root / _COMMON_NODE), *nodes)
         )
+
+    def users(self, uuids: Collection[DeviceUuid]) -> Mapping[DeviceUuid, tuple[DeviceUser, ...]]:
+        """Who has memory of a card; whoever only looks at it (an exporter of metrics, this agent) is none of these."""
+        found: dict[DeviceUuid, tuple[DeviceUser, ...]] = {}
+        for uuid in uuids if self._library is not None else ():
+            handle = self._handles.get(uuid)
+            said = None if handle is None else _ask(self._library.amdsmi_get_gpu_process_list, handle)
+            if said is not None:
+                users = (_user(one) for one in said)
+                found[uuid] = tuple(one for one in users if one is not None and one.pid != os.getpid())
+        return found
 
     def close(self) -> None:
         """Let go of the library."""
@@ -133,6 +148,16 @@ class RocmDevices:
             driver="rocm",
             attributes=attributes,
         )
+
+
+def _user(said: Mapping[str, Any]) -> DeviceUser | None:
+    """A process as the library describes it; None where it has no memory of the card."""
+    usage = said.get("memory_usage") or {}
+    used = [size for key in ("vram_mem", "gtt_mem") if isinstance(size := usage.get(key), int)]
+    vram = usage.get("vram_mem")
+    if not any(used):
+        return None
+    return DeviceUser(int(said["pid"]), mem_bytes=vram if isinstance(vram, int) else None)
 
 
 def _named(found: Sequence[Device]) -> list[Device]:

@@ -14,16 +14,19 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from bursar.agent.containers.runtime import Decoration
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.external import DockerKeys, ExternalResource
 from bursar.agent.devices.names import id_problem, on_this_machine
+from bursar.agent.devices.node_users import users_of_nodes
+from bursar.agent.devices.users import DeviceUser
 from bursar.agent.pinning import visible_id
 from bursar.core.devices import Device
 from bursar.core.errors import InvalidText
+from bursar.core.ids import DeviceUuid
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,14 @@ class ScriptDevices:
     def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
         """As the `.docker.*` keys say."""
         return decoration_of(self._resource.docker, granted, runtime)
+
+    def users(self, uuids: Collection[DeviceUuid]) -> Mapping[DeviceUuid, tuple[DeviceUser, ...]]:
+        """Who has the nodes of a device open that are its own: those that are named by its `{index}`."""
+        own = [text for text in self._resource.docker.devices if "{index}" in text]
+        items = {device.uuid: visible_id(device) for device in self._found}
+        return users_of_nodes(
+            {uuid: [text.replace("{index}", items[uuid]) for text in own] for uuid in uuids if uuid in items}
+        )
 
     def close(self) -> None:
         """Nothing to let go of."""

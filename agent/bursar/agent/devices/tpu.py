@@ -6,13 +6,16 @@ their own (`/dev/accelN`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from bursar.agent.containers.runtime import Decoration
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.names import on_this_machine
+from bursar.agent.devices.node_users import users_of_nodes
+from bursar.agent.devices.users import DeviceUser
 from bursar.core.devices import Device, DeviceHealth
+from bursar.core.ids import DeviceUuid
 
 KIND = "tpus"
 _GOOGLE = "0x1ae0"
@@ -37,6 +40,7 @@ class TpuDevices:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
+        self._nodes: dict[DeviceUuid, str] = {}
 
     def discover(self) -> tuple[Device, ...]:
         """All chips, by PCI address; one whose file is away is unhealthy. Raises DriverUnavailable where there is none."""
@@ -47,7 +51,9 @@ class TpuDevices:
         ]
         if not found:
             raise DriverUnavailable("no TPU on this machine: no PCI device is a chip of Google's")
-        return tuple(self._describe(index, path) for index, path in enumerate(found))
+        chips = tuple(self._describe(index, path) for index, path in enumerate(found))
+        self._nodes |= {chip.uuid: chip.attributes["node"] for chip in chips if "node" in chip.attributes}
+        return chips
 
     def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
         """Which chips libtpu may open, in the machine's numbering; for `docker` their files."""
@@ -61,6 +67,10 @@ class TpuDevices:
         if any("/vfio/" in node for node in nodes):
             nodes.append(str(self._root / _VFIO))
         return Decoration(environment=environment, pinning=pinning, device_nodes=tuple(nodes))
+
+    def users(self, uuids: Collection[DeviceUuid]) -> Mapping[DeviceUuid, tuple[DeviceUser, ...]]:
+        """Who has a chip's file open."""
+        return users_of_nodes({uuid: (self._nodes[uuid],) for uuid in uuids if uuid in self._nodes})
 
     def close(self) -> None:
         """Nothing to let go of."""
