@@ -6,29 +6,41 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from agent_dialogue import AGENT, GPUS, Agent, F, R, S, container, key, of, states, statuses, task
+from agent_dialogue import AGENT, GPUS, Agent, F, R, S, container, key, of, said, states, statuses, task
 
 from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
 from bursar.agent.effects import (
     AskWhoUses,
     KillContainer,
     LaunchOnExecutor,
+    OpenLogStream,
+    OpenSessionStream,
     RemoveContainer,
     StartContainer,
     TellExecutor,
 )
-from bursar.agent.events import ContainersRecovered, ContainerStarted, DeviceUsersTold, ExecutorCalled, ExecutorLeft
+from bursar.agent.events import (
+    ContainersRecovered,
+    ContainerStarted,
+    DeviceUsersTold,
+    ExecutorCalled,
+    ExecutorLeft,
+    MasterDisconnected,
+)
 from bursar.agent.machine import AgentMachine
-from bursar.core.ids import TaskId
+from bursar.core.ids import FrameworkId, TaskId
+from bursar.core.messages.agent import OpenLog, OpenSession
 from bursar.core.messages.executor import (
     ExecutorAcknowledged,
     ExecutorKill,
+    ExecutorMessage,
     ExecutorRefused,
     ExecutorShutdown,
     ExecutorSubscribe,
     ExecutorSubscribed,
     ExecutorUpdate,
 )
+from bursar.core.messages.sessions import SessionKind, SessionStart
 from bursar.core.tasks import AssignedTask, TaskExecutor, TaskState
 
 X = container("x")
@@ -246,3 +258,39 @@ def test_an_executor_that_ended_while_it_was_asked_who_uses_its_tasks_devices_to
     record = again.machine.state.tasks[key("t")]
     assert (record.state, record.unacknowledged[-1].reason) == (S.FAILED, R.EXECUTOR_ENDED)
     assert not again.machine.live_devices()
+
+
+def test_messages_pass_both_ways_while_somebody_is_there() -> None:
+    agent = serving()
+    mine = ExecutorMessage(F, TaskId("x"), b"hello")
+    assert told(agent.hear(mine)) == [ExecutorMessage(data=b"hello")]
+    assert of(said(agent.step(ExecutorCalled(X, ExecutorMessage(data=b"hi")))), ExecutorMessage) == [
+        ExecutorMessage(F, TaskId("x"), b"hi")
+    ]
+    # It cannot speak for another, whatever it writes.
+    forged = ExecutorMessage(FrameworkId("other"), TaskId("y"), b"hi")
+    assert of(said(agent.step(ExecutorCalled(X, forged))), ExecutorMessage) == [ExecutorMessage(F, TaskId("x"), b"hi")]
+    (refused,) = told(agent.step(ExecutorCalled(X, ExecutorMessage(data=bytes(65_537)))))
+    assert isinstance(refused, ExecutorRefused) and "too large" in refused.error.message
+    agent.step(ExecutorLeft(X))
+    assert not told(agent.hear(mine)), "nobody is there: it is lost"
+    agent.subscribe()
+    agent.step(MasterDisconnected(agent.connection))
+    assert not said(agent.step(ExecutorCalled(X, ExecutorMessage(data=b"hi")))), "no master: it is lost"
+
+
+def test_an_executor_that_speaks_without_end_does_not_drown_the_others() -> None:
+    agent = serving()
+    passed = [said(agent.step(ExecutorCalled(X, ExecutorMessage(data=b"x")))) for _ in range(500)]
+    assert sum(map(bool, passed)) == 100
+
+
+def test_output_and_programs_of_a_task_are_its_executors() -> None:
+    agent = serving()
+    agent.launch(on("t"))
+    agent.update("t", 1, S.RUNNING)
+    (log,) = of(agent.hear(OpenLog("s1", F, TaskId("t"), False, 0)), OpenLogStream)
+    assert log.error is not None and log.error.hint == "bursar task logs f/x" and "executor x" in log.error.message
+    start = SessionStart(SessionKind.EXEC, ("true",))
+    (session,) = of(agent.hear(OpenSession("s2", F, TaskId("t"), start)), OpenSessionStream)
+    assert session.error is not None and session.error.hint == "bursar task exec f/x"

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from bursar.core.errors import ErrorReason
-from bursar.core.ids import TaskId
+from bursar.core.ids import FrameworkId, TaskId
 from bursar.core.messages.agent import DesiredState
+from bursar.core.messages.executor import ExecutorMessage
 from bursar.core.tasks import TaskExecutor
 
 
@@ -80,3 +81,49 @@ def test_a_container_takes_no_gpus_for_a_task_on_an_executor(book: Any) -> None:
     book.advance(1000)
     result = framework.accept(framework.offer, book.launch(on(book, "t", gpus=1)))
     assert result.error is not None and "let the executor itself ask" in result.error.hint
+
+
+def test_messages_pass_between_a_framework_and_its_executors_alone(book: Any) -> None:
+    agent, elsewhere = book.agent("a"), book.agent("b")
+    framework, other = book.framework("f"), book.framework("g")
+    framework.run(executor(book), book.spec("plain"), offer=next(iter(framework.offers.values())))
+    home, stranger = (agent, elsewhere) if agent.heard(DesiredState)[-1].launch else (elsewhere, agent)
+
+    framework.call(ExecutorMessage(executor_id=TaskId("x"), data=b"hello"))
+    assert home.heard(ExecutorMessage) == [ExecutorMessage(FrameworkId("f"), TaskId("x"), b"hello")]
+    said = ExecutorMessage(FrameworkId("f"), TaskId("x"), b"hi")
+    home.say(said)
+    assert framework.heard(ExecutorMessage) == [said]
+
+    # What is not between the two is dropped: another framework's, a plain task's, another agent's word, too much.
+    other.call(ExecutorMessage(FrameworkId("f"), TaskId("x"), b"hello"))
+    framework.call(ExecutorMessage(executor_id=TaskId("plain"), data=b"hello"))
+    framework.call(ExecutorMessage(executor_id=TaskId("x"), data=bytes(70_000)))
+    stranger.say(said)
+    home.say(ExecutorMessage(FrameworkId("g"), TaskId("x"), b"hi"))
+    assert not home.heard(ExecutorMessage) and not other.heard(ExecutorMessage) and not framework.heard(ExecutorMessage)
+    framework.disconnect()
+    home.say(said)
+    framework.connect()
+    assert not framework.heard(ExecutorMessage), "what came while it was away is lost"
+    assert book.machine.cluster.counters.executor_messages == {"to_executor": 1, "to_framework": 1, "dropped": 6}
+    assert not [record for record in book.records if "Message" in type(record).__name__], "nothing of it is durable"
+
+
+def test_a_framework_that_speaks_without_end_drowns_no_agent(book: Any) -> None:
+    agent = book.agent()
+    framework = book.framework()
+    framework.run(executor(book))
+    for _ in range(300):
+        framework.call(ExecutorMessage(executor_id=TaskId("x"), data=b"x"))
+    assert len(agent.heard(ExecutorMessage)) == 100
+
+
+def test_a_container_has_the_gpus_that_its_executor_asked_for(book: Any) -> None:
+    book.agent(gpus=2, runtime="docker")
+    framework = book.framework()
+    framework.run(executor(book, image="i", cpus=1), refuse_ms=0)
+    book.advance(1000)
+    result = framework.accept(framework.offer, book.launch(on(book, "t", cpus=1, gpus=1)))
+    assert result.error is not None and "a container gets its devices when it is made" in result.error.message
+    assert result.error.hint == "let the executor itself ask for the GPUs of its tasks"

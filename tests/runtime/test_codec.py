@@ -57,6 +57,8 @@ INTEGERS = {
 
 def values_of(hint: Any, name: str = "", wire: FieldDescriptor | None = None) -> st.SearchStrategy[Any]:
     """Values of a type hint of the messages; `wire`: the field that carries them."""
+    if hint is bytes:
+        return st.binary(max_size=8)
     origin = get_origin(hint)
     hint = getattr(hint, "__supertype__", hint)
     if name == "attributes" and origin is Mapping and get_args(hint)[1] != str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.messages.executor import ExecutorMessage
 from bursar.core.messages.framework import (
     Accept,
     Acknowledge,
@@ -376,6 +377,31 @@ async def test_a_notice_reaches_the_author_of_the_task_alone(master: Any) -> Non
         await master.until(lambda: not session.running)
     assert [heard for heard in framework.heard if len(heard) == 3] == [(task_id, 2.5, "wanted back")]
     assert states(framework)[-1] is TaskState.KILLED
+
+
+async def test_messages_go_to_executors_and_come_from_them(master: Any) -> None:
+    class Talking(Sweep):
+        def on_message(self, executor: Task, data: bytes) -> None:
+            self.heard.append((executor.id, data))
+
+    framework = Talking(Task("sleep 60"))
+    framework.stop_when_done = False
+    async with running(framework, master) as session:
+        await master.until(lambda: master.said(Acknowledge))
+        (task,) = session.running.values()
+        with pytest.raises(InvalidText, match="too large"):
+            framework.message(task, bytes(65_537))
+        framework.message(task, b"hello")
+        framework.message("of-nobody", b"hello")
+        await master.until(lambda: master.said(ExecutorMessage))
+        assert master.said(ExecutorMessage) == [ExecutorMessage(executor_id=task.id, data=b"hello")]
+        master.say(
+            ExecutorMessage(executor_id="of-nobody", data=b"?"), ExecutorMessage(executor_id=task.id, data=b"hi")
+        )
+        await master.until(lambda: (task.id, b"hi") in framework.heard)
+        assert b"?" not in [heard[-1] for heard in framework.heard]
+        framework.kill(task)
+        await master.until(lambda: not session.running)
 
 
 async def test_tasks_of_an_earlier_life_are_taken_over(master: Any) -> None:

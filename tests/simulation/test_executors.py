@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from bursar.agent import executors
@@ -45,11 +47,25 @@ def test_executors_and_their_tasks(seed: int) -> None:
         verdicts["no task outlives its executor"] and verdicts["a task is handed over after that is in the checkpoint"]
     )
     assert verdicts["an executor's update is in the checkpoint before it is acknowledged"]
+    assert verdicts["a message is delivered at most once, to whom it is for"]
 
 
 def test_an_executor_whose_tasks_outlive_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AgentMachine, "check", lambda self: None)
     monkeypatch.setattr(executors.Executors, "ended", lambda self, key: None)
     with pytest.raises(SimulationFailure, match="says that .* has ended, and"):
+        for seed in range(3):
+            feeding(seed).run(3_000)
+
+
+def test_an_agent_that_says_what_an_executor_said_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = executors.Executors._message_of
+
+    def twice(self: executors.Executors, *said: Any) -> None:
+        original(self, *said)
+        original(self, *said)
+
+    monkeypatch.setattr(executors.Executors, "_message_of", twice)
+    with pytest.raises(SimulationFailure, match="answers what it was not told, or once more"):
         for seed in range(3):
             feeding(seed).run(3_000)

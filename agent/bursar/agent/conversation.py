@@ -7,7 +7,7 @@ from bursar.agent.digests import Digests
 from bursar.agent.effects import CloseConnection, OpenLogStream, OpenSessionStream
 from bursar.agent.reporting import Reporting
 from bursar.agent.state import ClusterJoined
-from bursar.agent.tasks import TaskKey, container_of
+from bursar.agent.tasks import TaskKey, TaskRecord, container_of
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import ConnectionId, Generation
 from bursar.core.messages.agent import (
@@ -148,7 +148,10 @@ class Conversation:
         key = TaskKey(message.framework_id, message.task_id)
         error = None
         finished = self._books.state.finished.get(key)
-        if key not in self._books.state.tasks and (finished is None or not finished.sandbox):
+        record = self._books.state.tasks.get(key)
+        if record is not None and record.task.spec.runs_on:
+            error = _its_executors(record, "what it prints is the executor's output", "logs")
+        elif key not in self._books.state.tasks and (finished is None or not finished.sandbox):
             what = "is not kept any more" if finished else "was never here"
             error = ErrorDetail(
                 ErrorReason.NOT_FOUND, f"the output of task {message.framework_id}/{message.task_id} {what}"
@@ -170,6 +173,13 @@ class Conversation:
         state = self._books.state
         record = state.tasks.get(key)
         problem, hint = "", "bursar task show says where it is"
+        if record is not None and record.task.spec.runs_on and not record.state.is_terminal:
+            refusal = _its_executors(record, "it has no container of its own", "exec")
+            container_id = container_of(self._books.info.agent_id, key)
+            self._books.effects.append(
+                OpenSessionStream(connection, message.stream_id, container_id, message.start, refusal)
+            )
+            return
         if record is None or record.state.is_terminal:
             problem = "has ended" if record or key in state.finished else "was never here"
         elif record.state not in (TaskState.RUNNING, TaskState.KILLING):
@@ -207,6 +217,16 @@ class Conversation:
         if message.base is None:
             self._resync_asked = False
         return tuple(parts)
+
+
+def _its_executors(record: TaskRecord, why: str, verb: str) -> ErrorDetail:
+    """What is wanted of a task is to be had of the executor that runs it."""
+    key, executor = record.key, record.task.spec.runs_on
+    return ErrorDetail(
+        ErrorReason.CALL_REFUSED,
+        f"task {key.framework_id}/{key.task_id} is run by executor {executor}: {why}",
+        f"bursar task {verb} {key.framework_id}/{executor}",
+    )
 
 
 def _text(generation: Generation) -> str:

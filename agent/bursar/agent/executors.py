@@ -26,14 +26,17 @@ from bursar.agent.tasks import (
 )
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages.executor import (
+    MAX_MESSAGE_BYTES,
     ExecutorAcknowledged,
     ExecutorCall,
     ExecutorKill,
+    ExecutorMessage,
     ExecutorRefused,
     ExecutorShutdown,
     ExecutorSubscribe,
     ExecutorSubscribed,
     ExecutorUpdate,
+    MessagePace,
 )
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState
 
@@ -56,6 +59,7 @@ class Executors:
         self._end = end
         self._leave = leave
         self._connected: set[ContainerId] = set()
+        self._paces: dict[ContainerId, MessagePace] = {}
 
     # --- tasks ------------------------------------------------------------------------------------------------------
 
@@ -130,6 +134,23 @@ class Executors:
                 self._catch_up(key, set(task_ids))
             case ExecutorUpdate():
                 self._updated(key, call)
+            case ExecutorMessage():
+                self._message_of(key, container_id, call)
+
+    def message(self, message: ExecutorMessage) -> None:
+        """Its framework speaks to an executor: it hears that if it is connected, and else never."""
+        self._tell(TaskKey(message.framework_id, message.executor_id), ExecutorMessage(data=message.data))
+
+    def _message_of(self, key: TaskKey, container_id: ContainerId, message: ExecutorMessage) -> None:
+        """An executor speaks to its framework: that is passed on if there is a master, and else never."""
+        books, size = self._books, len(message.data)
+        if size > MAX_MESSAGE_BYTES:
+            what = f"a message of {size} bytes is too large: at most {MAX_MESSAGE_BYTES} pass"
+            self._refuse(key, what, "send it in parts")
+            return
+        passes = self._paces.setdefault(container_id, MessagePace()).admits(message, books.now.monotonic_ms)
+        if passes and books.connection is not None and books.registered:
+            books.send(books.connection, ExecutorMessage(*key, message.data))
 
     def left(self, container_id: ContainerId) -> None:
         """Its stream is over."""
@@ -138,6 +159,7 @@ class Executors:
     def ended(self, key: TaskKey) -> None:
         """The container of an executor is no more, and with it all of its tasks."""
         self._connected.discard(self._container(key))
+        self._paces.pop(self._container(key), None)
         for task_key in self.tasks_of(key):
             record = self._books.state.tasks[task_key]
             status = self._books.state.tasks[key].unacknowledged[-1]

@@ -74,6 +74,7 @@ from bursar.core.messages.agent import (
     RestartTask,
     StartImagePull,
 )
+from bursar.core.messages.executor import ExecutorMessage
 
 __all__ = ["AgentConfig", "AgentMachine"]
 
@@ -254,6 +255,9 @@ class AgentMachine:
             case RestartTask():
                 if self.registered:
                     self.lives.restart(message)
+            case ExecutorMessage():
+                if self.registered:
+                    self.lives.executors.message(message)
             case StartImagePull():
                 if self.registered:
                     self.images.order(message)

@@ -103,6 +103,14 @@ class DeliverAgentFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliverMessage:
+    """Tell the author what an executor says."""
+
+    executor_id: TaskId
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class DeliverPreemption:
     """Tell the author that a task will be ended, and when."""
 
@@ -158,6 +166,7 @@ Effect = (
     | DeliverRefusal
     | DeliverAgentFailure
     | DeliverPreemption
+    | DeliverMessage
     | DeliverUpdated
     | DeliverBundle
     | DeliverGangEnded

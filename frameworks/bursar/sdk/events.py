@@ -94,6 +94,14 @@ class RestartRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageRequested:
+    """The author has something to say to an executor."""
+
+    executor_id: TaskId
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ReconcileRequested:
     """The author wants to know where tasks are, of whatever life."""
 
@@ -160,6 +168,7 @@ Event = (
     | DemandStated
     | KillRequested
     | RestartRequested
+    | MessageRequested
     | ReconcileRequested
     | SuppressRequested
     | ReviveRequested

@@ -23,18 +23,20 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from bursar.core.errors import BursarError
+from bursar.core.errors import BursarError, InvalidText
 from bursar.core.ids import TaskId
 from bursar.core.messages.executor import (
     ExecutorAcknowledged,
     ExecutorCall,
     ExecutorKill,
     ExecutorLaunch,
+    ExecutorMessage,
     ExecutorRefused,
     ExecutorShutdown,
     ExecutorSubscribe,
     ExecutorSubscribed,
     ExecutorUpdate,
+    message_problem,
 )
 from bursar.core.tasks import EXECUTOR_SOCKET, TaskState
 from bursar.runtime.codec import unwrap, wrap
@@ -73,6 +75,22 @@ class Executor:
         """Run a task. It has FINISHED when this returns (a text is its message), FAILED when it raises; it is cancelled to be KILLED."""
         raise NotImplementedError(f"{type(self).__name__} has no `execute`: override it, it runs the tasks")
 
+    def on_message(self, data: bytes) -> None:
+        """Hear what the framework says (`Framework.message`), at most once: what it says while you are away is lost."""
+
+    def send(self, data: bytes) -> None:
+        """Say something to the framework (`Framework.on_message`), at most once: it is lost where agent, master or framework is away.
+
+        In the event loop only. Raises InvalidText for more than 64 KiB; what comes faster than 100 a second, or 1 MiB a second, is
+        lost, too. What a task came to is its message and its state: those are certain.
+        """
+        if problem := message_problem(data):
+            raise InvalidText(*problem)
+        if self._session is not None:
+            self._session.send(data)
+
+    _session: ExecutorSession | None = None
+
 
 def run(executor: Executor, socket: str | None = None) -> None:
     """Serve until the agent says that it is over. Raises BursarError where there is no socket."""
@@ -105,6 +123,12 @@ class ExecutorSession:
         self._over = asyncio.Event()
         #: Whether the agent said anything on the present stream.
         self._heard = False
+        executor._session = self
+
+    def send(self, data: bytes) -> None:
+        """Say something to the framework; lost where no stream is open."""
+        if self._heard:
+            self._calls.put_nowait(ExecutorMessage(data=data))
 
     async def run(self) -> None:
         """Until the agent says that it is over."""
@@ -169,6 +193,11 @@ class ExecutorSession:
                 self._acknowledged(task_id, number)
             case ExecutorShutdown():
                 asyncio.create_task(self._shut_down()).add_done_callback(lambda _: self._over.set())
+            case ExecutorMessage(data=data):
+                try:
+                    self._executor.on_message(data)
+                except Exception:
+                    log.exception("a message of the framework could not be handled")
             case ExecutorRefused(error):
                 log.error("the agent refused what was said: %s", error)
 

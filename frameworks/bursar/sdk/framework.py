@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bursar.core.errors import BursarError, ErrorDetail, InvalidText
+from bursar.core.messages.executor import message_problem
 from bursar.core.messages.framework import OfferSettings
 from bursar.core.messages.offers import Shape
 from bursar.core.predicates import parse_predicates
@@ -120,6 +121,9 @@ class Framework:
     def on_agent_failure(self, agent_id: str, message: str) -> None:
         """Hear that an agent left; its tasks have statuses of their own."""
 
+    def on_message(self, executor: Task, data: bytes) -> None:
+        """Hear what one of the executors says, at most once: what it says while you are away is lost."""
+
     # --- use --------------------------------------------------------------------------------------------------------
 
     @property
@@ -138,6 +142,16 @@ class Framework:
     def restart(self, task: Task | str, grace_ms: int | None = None) -> None:
         """Start a running task again on its agent, in a new container; its statuses tell the outcome. From any thread."""
         self._bound().restart(task if isinstance(task, str) else task.id, grace_ms)
+
+    def message(self, executor: Task | str, data: bytes) -> None:
+        """Say something to an executor, at most once: it is lost where that is not there this moment. From any thread.
+
+        Ask for an answer where that matters, and repeat it. Raises InvalidText for more than 64 KiB; what comes faster than 100 a
+        second, or 1 MiB a second, is lost, too.
+        """
+        if problem := message_problem(data):
+            raise InvalidText(*problem)
+        self._bound().message(executor if isinstance(executor, str) else executor.id, data)
 
     def reconcile(self, *tasks: Task | str) -> None:
         """Ask where tasks are, by their ids; those of an earlier life too. From any thread.

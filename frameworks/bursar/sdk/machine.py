@@ -16,6 +16,7 @@ from bursar.core.clock import Deadlines, Instant
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, ConnectionId, OfferId
 from bursar.core.machine import Stalled, TimePassed
+from bursar.core.messages.executor import ExecutorMessage
 from bursar.core.messages.framework import (
     Acknowledge,
     AgentFailure,
@@ -199,6 +200,9 @@ class SessionMachine:
             case events.RestartRequested(task_id, grace_ms):
                 if task_id in self.tasks.by_id:
                     self._send(Restart(task_id, grace_ms))
+            case events.MessageRequested(executor_id, data):
+                if executor_id in self.tasks.by_id:
+                    self._send(ExecutorMessage(executor_id=executor_id, data=data))
             case events.ReconcileRequested(task_ids):
                 self.tasks.asked |= set(task_ids)
                 self._reconcile_ms = RECONCILE_MIN_MS
@@ -401,6 +405,8 @@ class SessionMachine:
                 self._out.append(effects.DeliverRescind(offer_ids, reason))
             case AgentFailure(agent_id, message):
                 self._out.append(effects.DeliverAgentFailure(agent_id, message))
+            case ExecutorMessage(_, executor_id, data):
+                self._out.append(effects.DeliverMessage(executor_id, data))
             case PreemptionNotice(preemptions, reason):
                 self._out += [effects.DeliverPreemption(one.task_id, one.kill_in_ms, reason) for one in preemptions]
             case MasterHeartbeat():

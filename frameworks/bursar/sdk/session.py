@@ -148,6 +148,10 @@ class FrameworkSession:
         """Start a running task again."""
         self.post(events.RestartRequested(TaskId(task_id), grace_ms))
 
+    def message(self, executor_id: str, data: bytes) -> None:
+        """Say something to an executor."""
+        self.post(events.MessageRequested(TaskId(executor_id), data))
+
     def reconcile(self, *task_ids: str) -> None:
         """Ask where tasks are."""
         self.post(events.ReconcileRequested(tuple(map(TaskId, task_ids))))
@@ -333,6 +337,9 @@ class FrameworkSession:
             case effects.DeliverPreemption(task_id, kill_in_ms, reason):
                 if task_id in self._tasks:
                     framework.on_preempted(self._tasks[task_id], kill_in_ms / 1000, reason)
+            case effects.DeliverMessage(executor_id, data):
+                if executor_id in self._tasks:
+                    framework.on_message(self._tasks[executor_id], data)
             case effects.DeliverAgentFailure(agent_id, message):
                 framework.on_agent_failure(agent_id, message)
             case effects.OpenStream(connection, address):

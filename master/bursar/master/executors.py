@@ -1,12 +1,13 @@
-"""Tasks that executors run, at the master: their executor is a live one of the same framework on the same agent (TSK-6)."""
+"""Executors at the master: a task's executor is a live one of its framework on its agent (TSK-6); messages pass, or are dropped (REG-14)."""
 
 from __future__ import annotations
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId
+from bursar.core.messages.executor import ExecutorMessage, MessagePace
 from bursar.core.tasks import EXECUTORS, StatusReason, TaskSpec
 from bursar.master.ledger import TaskKey
-from bursar.master.state import Cluster
+from bursar.master.state import Agent, Cluster, Framework, Turn
 
 
 def executor_refusal(
@@ -43,6 +44,44 @@ def executor_refusal(
             path.removesuffix(".executor") + ".resources",
         )
     return None
+
+
+def message_to_executor(cluster: Cluster, turn: Turn, framework: Framework, message: ExecutorMessage) -> None:
+    """A framework speaks to one of its executors; what cannot be passed on now is dropped."""
+    task = cluster.tasks.get(TaskKey(framework.framework_id, message.executor_id))
+    if task is None or task.state.is_terminal or not task.assigned.spec.is_executor:
+        _drop(cluster)
+        return
+    task.paces = task.paces or (MessagePace(), MessagePace())
+    agent = cluster.agents[task.agent_id]
+    if agent.connection is None or not task.paces[0].admits(message, turn.now.monotonic_ms):
+        _drop(cluster)
+        return
+    turn.to_agent(agent, ExecutorMessage(*task.key, message.data))
+    counts = cluster.counters.executor_messages
+    counts["to_executor"] = counts.get("to_executor", 0) + 1
+
+
+def message_of_executor(cluster: Cluster, turn: Turn, agent: Agent, message: ExecutorMessage) -> None:
+    """An executor speaks to its framework; what cannot be passed on now is dropped."""
+    agent.missed_pings = 0
+    task = cluster.tasks.get(TaskKey(message.framework_id, message.executor_id))
+    framework = cluster.frameworks.get(message.framework_id)
+    if task is None or task.agent_id != agent.agent_id or not task.assigned.spec.is_executor or framework is None:
+        _drop(cluster)
+        return
+    task.paces = task.paces or (MessagePace(), MessagePace())
+    if framework.connection is None or not task.paces[1].admits(message, turn.now.monotonic_ms):
+        _drop(cluster)
+        return
+    turn.to_framework(framework, message)
+    counts = cluster.counters.executor_messages
+    counts["to_framework"] = counts.get("to_framework", 0) + 1
+
+
+def _drop(cluster: Cluster) -> None:
+    counts = cluster.counters.executor_messages
+    counts["dropped"] = counts.get("dropped", 0) + 1
 
 
 def _invalid(message: str, hint: str, path: str) -> ErrorDetail:

@@ -16,6 +16,7 @@ from bursar.core.ids import AgentId, ConnectionId, FrameworkId
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages import framework as calls
 from bursar.core.messages.agent import BooksDigest, BooksReport, CutReport, ImagePulls, Images
+from bursar.core.messages.executor import ExecutorMessage
 from bursar.core.messages.framework import FrameworkCall, LookupResults, StatusUpdates
 from bursar.core.messages.gangs import CancelGang, RequestGang
 from bursar.core.messages.offers import Accept, Decline
@@ -25,6 +26,7 @@ from bursar.core.tasks import StatusReason, TaskState
 from bursar.master import (
     agents,
     comparing,
+    executors,
     frameworks,
     gangs,
     groups,
@@ -98,6 +100,8 @@ class MasterMachine:
                     partitions.reported(cluster, turn, agent, message)
                 elif isinstance(message, (BooksDigest, BooksReport)):
                     comparing.hear(cluster, turn, agent, message)
+                elif isinstance(message, ExecutorMessage):
+                    executors.message_of_executor(cluster, turn, agent, message)
                 elif isinstance(message, (ImagePulls, Images)):
                     images.hear(cluster, turn, agent, message)
                 else:
@@ -292,6 +296,8 @@ class MasterMachine:
                 task = cluster.tasks.get(TaskKey(framework.framework_id, task_id))
                 if task is not None:
                     tasks.restart(cluster, turn, task, "its framework asked for it", grace_ms)
+            case ExecutorMessage():
+                executors.message_to_executor(cluster, turn, framework, call)
             case calls.Acknowledge(updates):
                 tasks.acknowledge(cluster, turn, framework, updates)
             case calls.Reconcile(task_ids):

@@ -169,6 +169,13 @@ class MasterMetrics(Collector):
         for outcome, count in sorted(counters.comparisons.items()):
             help_text = "Digests of agents' books, compared with what the master believes"
             counter("comparisons", help_text, count, outcome=outcome)
+        for outcome, count in sorted(counters.executor_messages.items()):
+            counter(
+                "executor_messages",
+                "Messages between frameworks and executors, by what came of them",
+                count,
+                outcome=outcome,
+            )
         for what, count in sorted(counters.repairs.items()):
             counter("repairs", "Differences of views that were repaired, here or by agents", count, what=what)
         conditions = Counter(

@@ -18,6 +18,7 @@ from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId, Generation, OfferId
 from bursar.core.machine import Persist
 from bursar.core.messages.agent import AgentInfo, BooksReport, DevicesChanged, MasterMessage
+from bursar.core.messages.executor import MessagePace
 from bursar.core.messages.framework import FrameworkEvent, FrameworkInfo
 from bursar.core.messages.offers import AgentDescription, Demand, Offer
 from bursar.core.messages.operator import AgentState, ClusterEvent, FrameworkState
@@ -225,6 +226,8 @@ class Task:
     seen_updates: set[str] = field(default_factory=set)
     #: Number of updates that the master itself made.
     master_updates: int = 0
+    #: Of an executor that messages pass to and from: in this order.
+    paces: tuple[MessagePace, MessagePace] | None = None
 
     @property
     def key(self) -> TaskKey:
@@ -262,6 +265,8 @@ class Counters:
     #: Comparisons with agents' books by outcome, `equal` or `different`; repairs by what was wrong.
     comparisons: dict[str, int] = field(default_factory=dict)
     repairs: dict[str, int] = field(default_factory=dict)
+    #: Messages between frameworks and executors, by what came of them: `to_executor`, `to_framework`, `dropped`.
+    executor_messages: dict[str, int] = field(default_factory=dict)
     framework_subscriptions: int = 0
     #: Kind → amount × milliseconds that were on offer and came back unused.
     unused: dict[str, int] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from bursar.core.messages.executor import (
     ExecutorAcknowledged,
     ExecutorCall,
     ExecutorKill,
+    ExecutorMessage,
     ExecutorShutdown,
     ExecutorSubscribe,
     ExecutorUpdate,
@@ -120,6 +121,8 @@ class SimulatedExecutors:
                 work.updates = tuple(update for update in work.updates if update.number > number)
                 if not work.updates and (work.container is None or not work.container.live):
                     executor.works.pop(task_id, None)
+            case ExecutorMessage(data=data):
+                self._call(executor, ExecutorMessage(data=b"heard " + data))
             case ExecutorShutdown():
                 self._timeline.after(
                     self._random.randint(0, 50),

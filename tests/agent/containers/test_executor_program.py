@@ -18,6 +18,7 @@ import pytest
 
 from bursar.core.ids import FrameworkId, TaskId
 from bursar.core.messages.agent import KillTask
+from bursar.core.messages.executor import ExecutorMessage
 from bursar.core.resources import ReservedResources, ResourceRequest, Resources
 from bursar.core.surroundings import parse_volume
 from bursar.core.tasks import AssignedTask, StatusReason, TaskExecutor, TaskSpec, TaskState
@@ -40,6 +41,9 @@ class Worker(Executor):
             case ("fail", code): raise Failed("as asked", int(code))
             case ("crash",): import os; os._exit(9)
             case ("wait",): await asyncio.sleep(600)
+
+    def on_message(self, data):
+        self.send(data.upper())
 
 run(Worker())
 """
@@ -120,6 +124,12 @@ async def test_a_worker_is_fed_over_a_killed_agent_until_it_ends(
         if kind == "process":
             master.desire(launch=(on_x("pinned", "environment", "CUDA_VISIBLE_DEVICES", devices=(device.uuid,)),))
             assert (await master.until_status("pinned", S.FINISHED, 60)).message == device.uuid
+
+        def answers() -> list[bytes]:
+            return [one.data for one in master.heard if isinstance(one, ExecutorMessage)]
+
+        master.say(ExecutorMessage(F, TaskId("x"), b"hello"))
+        await master.until(lambda: answers() == [b"HELLO"] or None, 60)
 
         # Another life of the agent: the worker finds it, and goes on.
         await agent.end(signal.SIGKILL)

@@ -8,6 +8,7 @@ from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, Generation, TaskId
 from bursar.core.images import Image, ImagePull
+from bursar.core.messages.executor import ExecutorMessage
 from bursar.core.messages.offers import Attributes
 from bursar.core.messages.sessions import SessionStart
 from bursar.core.resources import ReservedResources
@@ -156,6 +157,7 @@ AgentMessage = (
     | ImagePulls
     | Images
     | CutReport
+    | ExecutorMessage
 )
 
 
@@ -316,4 +318,5 @@ MasterMessage = (
     | BooksRequest
     | StartImagePull
     | CancelImagePull
+    | ExecutorMessage
 )

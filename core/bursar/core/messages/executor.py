@@ -29,7 +29,47 @@ class ExecutorSubscribe:
     updates: tuple[ExecutorUpdate, ...] = ()
 
 
-ExecutorCall = ExecutorSubscribe | ExecutorUpdate
+#: Of one message between a framework and an executor.
+MAX_MESSAGE_BYTES = 64 * 1024
+#: Per second and executor, either way: more is dropped.
+MAX_MESSAGES_PER_S, MAX_MESSAGE_BYTES_PER_S = 100, 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorMessage:
+    """Bytes between a framework and one of its executors, delivered at most once."""
+
+    framework_id: FrameworkId = FrameworkId("")
+    executor_id: TaskId = TaskId("")
+    data: bytes = b""
+
+
+def message_problem(data: bytes) -> tuple[str, str] | None:
+    """Say what is wrong with a message, and what to do, or nothing."""
+    if len(data) > MAX_MESSAGE_BYTES:
+        return f"a message of {len(data)} bytes is too large: at most {MAX_MESSAGE_BYTES} pass", "send it in parts"
+    return None
+
+
+@dataclass(slots=True)
+class MessagePace:
+    """How much of it passes for one executor, in one direction; soft."""
+
+    _since_ms: int = 0
+    _count: int = 0
+    _bytes: int = 0
+
+    def admits(self, message: ExecutorMessage, now_ms: int) -> bool:
+        """Whether it passes now; `now_ms` is monotonic."""
+        if now_ms - self._since_ms >= 1_000:
+            self._since_ms, self._count, self._bytes = now_ms, 0, 0
+        self._count += 1
+        self._bytes += len(message.data)
+        fits = len(message.data) <= MAX_MESSAGE_BYTES
+        return fits and self._count <= MAX_MESSAGES_PER_S and self._bytes <= MAX_MESSAGE_BYTES_PER_S
+
+
+ExecutorCall = ExecutorSubscribe | ExecutorUpdate | ExecutorMessage
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,5 +120,11 @@ class ExecutorRefused:
 
 
 ExecutorEvent = (
-    ExecutorSubscribed | ExecutorLaunch | ExecutorKill | ExecutorAcknowledged | ExecutorShutdown | ExecutorRefused
+    ExecutorSubscribed
+    | ExecutorLaunch
+    | ExecutorKill
+    | ExecutorAcknowledged
+    | ExecutorShutdown
+    | ExecutorRefused
+    | ExecutorMessage
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, FrameworkId, OfferId, TaskId
+from bursar.core.messages.executor import ExecutorMessage
 from bursar.core.messages.gangs import Bundle, CancelGang, GangUpdate, RequestGang
 from bursar.core.messages.offers import Accept, AgentDescription, CallResult, Decline, Demand, Offer
 from bursar.core.tasks import TaskStatus
@@ -165,6 +166,7 @@ FrameworkCall = (
     | RequestGang
     | CancelGang
     | Restart
+    | ExecutorMessage
 )
 
 
@@ -257,4 +259,5 @@ FrameworkEvent = (
     | Bundle
     | GangUpdate
     | PreemptionNotice
+    | ExecutorMessage
 )

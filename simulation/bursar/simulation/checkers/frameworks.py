@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bursar.core.ids import FrameworkId, TaskId
+from bursar.core.messages.executor import ExecutorMessage
 from bursar.core.messages.framework import LookupResults, StatusUpdates
 from bursar.core.messages.offers import Accept, CallResult, Launch
 from bursar.core.tasks import TaskState, TaskStatus
@@ -26,6 +27,8 @@ class FrameworkBook:
     acknowledged: set[TaskId] = field(default_factory=set)
     ends: dict[TaskId, TaskStatus] = field(default_factory=dict)
     seen: set[tuple[TaskId, str]] = field(default_factory=set)
+    #: Messages to executors that no answer was heard to: who is to hear them.
+    said: dict[bytes, TaskId] = field(default_factory=dict)
 
 
 class FrameworkJudge(Judge):
@@ -37,6 +40,8 @@ class FrameworkJudge(Judge):
 
     def called(self, framework_id: FrameworkId, call: Any) -> None:
         """Remember what was asked for."""
+        if isinstance(call, ExecutorMessage):
+            self.books.setdefault(framework_id, FrameworkBook()).said[b"heard " + call.data] = call.executor_id
         if isinstance(call, Accept) and call.call_id:
             book = self.books.setdefault(framework_id, FrameworkBook())
             book.denied.discard(call.call_id)
@@ -55,6 +60,12 @@ class FrameworkJudge(Judge):
             case StatusUpdates(statuses):
                 for status in statuses:
                     self._hear_status(framework_id, book, status)
+            case ExecutorMessage():
+                self._judged("a message is delivered at most once, to whom it is for")
+                meant = book.said.pop(event.data, None)
+                where = f"{framework_id}/{event.executor_id}"
+                require(meant is not None, f"{where} answers what it was not told, or once more: {event.data!r}")
+                require(meant == event.executor_id, f"{where} answers what {meant} was told")
             case CallResult():
                 self._hear_result(book, event)
             case LookupResults(results):

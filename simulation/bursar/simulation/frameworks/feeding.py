@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from bursar.core.ids import AgentId, TaskId
+from bursar.core.messages.executor import ExecutorMessage
 from bursar.core.messages.framework import Kill
 from bursar.core.messages.offers import Launch, Offer
 from bursar.core.resources import ResourceRequest, sum_resources
@@ -19,6 +20,7 @@ class Feeding(RawFramework):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._executors: dict[AgentId, TaskId] = {}
+        self._messages = 0
 
     def on_offer(self, offer: Offer) -> None:
         """An executor where there is none, else tasks for it."""
@@ -46,5 +48,7 @@ class Feeding(RawFramework):
             on = TaskExecutor(False, executor)
             spec = replace(spec, executor=on, restart=None, check=None, health_check=None)
             self.accept([offer.offer_id], [Launch((spec,))])
+            self._messages += 1
+            self.call(ExecutorMessage(executor_id=executor, data=f"{self._messages} for {executor}".encode()))
             if random.random() < 0.2 and self.tasks:
                 self.call(Kill(random.choice(sorted(self.tasks)), random.choice((None, 0, 2_000))))
