@@ -66,6 +66,21 @@ def borrow_all(book: Any, framework: Any, prefix: str = "n") -> int:
     return count
 
 
+def filling(book: Any) -> Any:
+    """A gang that needs all of three agents, and holds the two that are not in use."""
+    three_agents(book)
+    gang = asleep(book, "g")
+    gang.ask_for_gang((3, book.request(cpus=4)))
+    return gang
+
+
+def lending(book: Any, count: int) -> tuple[Any, Any]:
+    """The same, and so many tasks of somebody who borrows what it holds."""
+    gang, capable = filling(book), borrower(book, count=count)
+    assert borrow_all(book, capable) == count
+    return gang, capable
+
+
 def pass_time(book: Any, ms: int) -> None:
     """Agents end at once what they are told to end."""
     book.advance(ms)
@@ -101,9 +116,7 @@ def bundles(framework: Any) -> int:
 
 
 def test_what_is_held_is_offered_as_revocable_to_those_who_give_back_alone(book: Any) -> None:
-    three_agents(book)
-    gang = asleep(book, "g")
-    gang.ask_for_gang((3, book.request(cpus=4)))
+    filling(book)
     assert held(book) == {"a": 4000, "b": 4000}
     other = book.framework("n", roles=("web",))
     capable = borrower(book)
@@ -128,6 +141,19 @@ def test_no_more_is_held_because_what_was_held_is_lent(book: Any) -> None:
     assert sum(held(book).values()) == 4000
 
 
+def test_what_is_held_and_what_is_free_are_never_in_one_offer(book: Any) -> None:
+    three_agents(book)
+    asleep(book, "g").ask_for_gang((3, book.request(cpus=3)))
+    assert held(book) == {"a": 3000, "b": 3000}
+    assert not borrower(book, "large", role="large", cpus=4).offers, "one is free and three are held"
+    capable = borrower(book, count=99)
+    parts = [(offer.agent_id, offer.revocable, offer.resources[0].resources) for offer in capable.offers.values()]
+    one, three = book.resources(cpus=1), book.resources(cpus=3)
+    assert sorted(parts, key=str) == sorted(
+        [(name, revocable, part) for name in "ab" for revocable, part in ((False, one), (True, three))], key=str
+    )
+
+
 def test_a_gang_does_not_borrow_what_waits_for_it(book: Any) -> None:
     three_agents(book)
     framework = book.framework("g", connect=False).connect(capabilities=(GPU_RESOURCES, REVOCABLE_RESOURCES))
@@ -138,11 +164,7 @@ def test_a_gang_does_not_borrow_what_waits_for_it(book: Any) -> None:
 
 
 def test_once_the_rest_is_there_loans_come_back_with_a_notice_and_then_the_bundle_goes_out(book: Any) -> None:
-    three_agents(book)
-    gang = asleep(book, "g")
-    gang.ask_for_gang((3, book.request(cpus=4)))
-    capable = borrower(book, count=5)
-    assert borrow_all(book, capable) == 5
+    gang, capable = lending(book, 5)
     assert not notices(capable)
     end(book, "u")
     assert notices(capable) == {f"n{index}": NOTICE_MS for index in range(5)}
@@ -158,9 +180,7 @@ def test_once_the_rest_is_there_loans_come_back_with_a_notice_and_then_the_bundl
 
 
 def test_offers_come_back_at_once_and_of_what_is_back_nothing_is_lent(book: Any) -> None:
-    three_agents(book)
-    gang = asleep(book, "g")
-    gang.ask_for_gang((3, book.request(cpus=4)))
+    gang = filling(book)
     capable, late = borrower(book, count=2), borrower(book, "late", role="late", count=99)
     (first,) = capable.offers.values()
     capable.accept(first, book.launch(book.spec("n0", cpus=1), book.spec("n1", cpus=1)), refuse_ms=LONG_MS)
@@ -195,11 +215,7 @@ def test_only_what_stands_in_the_way_is_called_back_the_youngest_first(book: Any
 
 
 def test_where_enough_is_free_nothing_is_called_back(book: Any) -> None:
-    three_agents(book)
-    gang = asleep(book, "g")
-    gang.ask_for_gang((3, book.request(cpus=4)))
-    capable = borrower(book, count=8)
-    borrow_all(book, capable)
+    gang, capable = lending(book, 8)
     with book.batch():
         for name in "de":
             book.agent(name, cpus=4, mem=0)
@@ -266,11 +282,7 @@ def test_a_gang_that_ends_holds_nothing_and_what_it_lent_stays_revocable(book: A
 
 
 def test_a_gang_that_ends_while_it_calls_back_holds_nothing(book: Any) -> None:
-    three_agents(book)
-    gang = asleep(book, "g")
-    gang.ask_for_gang((3, book.request(cpus=4)))
-    capable = borrower(book, count=5)
-    borrow_all(book, capable)
+    gang, capable = lending(book, 5)
     end(book, "u")
     assert notices(capable)
     gang.call(CancelGang("g"))
@@ -282,11 +294,7 @@ def test_a_gang_that_ends_while_it_calls_back_holds_nothing(book: Any) -> None:
 
 
 def test_an_agent_that_leaves_lets_everything_go(book: Any) -> None:
-    three_agents(book)
-    gang = asleep(book, "g")
-    gang.ask_for_gang((3, book.request(cpus=4)))
-    capable = borrower(book, count=5)
-    borrow_all(book, capable)
+    gang, _ = lending(book, 5)
     end(book, "u")
     book.agents["c"].disconnect()
     book.advance(0)
@@ -313,8 +321,7 @@ def test_it_counts_in_shares_and_not_in_quotas(book: Any) -> None:
 
 
 def test_what_was_held_and_what_was_reserved_are_not_accepted_together(book: Any) -> None:
-    three_agents(book)
-    asleep(book, "g").ask_for_gang((3, book.request(cpus=4)))
+    filling(book)
     book.agent("d", mem=0, cpus=2)
     answer = book.ask(op.ReserveResourcesRequest("", "d", "ml", book.request(cpus=2), lend=True))
     assert not isinstance(answer, ErrorDetail)
@@ -325,11 +332,7 @@ def test_what_was_held_and_what_was_reserved_are_not_accepted_together(book: Any
 
 
 def test_loans_outlive_the_master_and_the_gang_has_them_back(book: Any) -> None:
-    three_agents(book)
-    gang = asleep(book, "g")
-    gang.ask_for_gang((3, book.request(cpus=4)))
-    capable = borrower(book, count=5)
-    borrow_all(book, capable)
+    gang, capable = lending(book, 5)
     book.restart()
     for name in "abc":
         book.agents[name].connect()
@@ -345,11 +348,7 @@ def test_loans_outlive_the_master_and_the_gang_has_them_back(book: Any) -> None:
 
 
 def test_it_is_explained(book: Any) -> None:
-    three_agents(book)
-    gang = asleep(book, "g")
-    gang.ask_for_gang((3, book.request(cpus=4)))
-    capable = borrower(book, count=5)
-    borrow_all(book, capable)
+    lending(book, 5)
     (standing,) = book.ask(op.ExplainFrameworkRequest("g")).gangs
     assert standing.holds and "0 of its 3 tasks have room now, 2 with what is on loan" in standing.message
     words = [obstacle.message for obstacle in standing.obstacles]

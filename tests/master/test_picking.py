@@ -313,5 +313,6 @@ def test_what_no_agent_has_even_a_part_of_names_the_closest_that_one_has(book: A
 
 def test_an_attribute_that_no_agent_has_is_named_and_model_is_that_of_gpus(book: Any) -> None:
     cluster(book)
-    assert reserve(book, where="rak=r1", gpus=1).hint == "no agent has the attribute rak; there are rack"
+    hint = reserve(book, where="rak=r1", gpus=1).hint
+    assert hint == "no agent has the attribute rak, there are rack; agents are given attributes with --attributes"
     assert amounts(reserve(book, where="model=V100,rack=r3", gpus=2)) == {"mixed": (2, 0)}

@@ -48,6 +48,8 @@ LISTING = out.Listing(
     },
 )
 
+_ABOUT_LENDING = ("LENT", "ON LOAN", "BORROWERS")
+
 
 def _devices(view: Any) -> str:
     """Those that it keeps, and which of them its agent has no more."""
@@ -112,10 +114,17 @@ def _asked(resources: ResourceRequest | None, gpus: int | None, cpus: str | None
     return asked
 
 
+def _print_one(view: Any, output: str) -> None:
+    """What is about lending is said where anything of it is lent."""
+    hidden = set() if view.lend or view.loans else set(_ABOUT_LENDING)
+    details = {title: show for title, show in LISTING.details.items() if title not in hidden}
+    out.print_one(view, replace(LISTING, details=details), output)
+
+
 def _print(response: Any, one: bool, dry_run: bool, verb: str, output: str) -> None:
     """What was chosen: in full for one agent that was named, else as a list."""
     if one:
-        out.print_one(response.reservation, LISTING, output)
+        _print_one(response.reservation, output)
     else:
         out.print_list(response.reservations, LISTING, output)
     count = response.rescinded_offers
@@ -267,7 +276,7 @@ def rebind_reservation(device: str, to: str, give_up: bool, dry_run: bool, outpu
     if to and give_up:
         raise click.UsageError("either --to or --give-up")
     response = ask(lambda client: client.rebind_reservation(device, to=to, give_up=give_up, dry_run=dry_run))
-    out.print_one(response.reservation, LISTING, output)
+    _print_one(response.reservation, output)
     would = "would be " if dry_run else "is "
     if response.to:
         say(f"{response.to} {would}kept instead of {response.device_uuid}")

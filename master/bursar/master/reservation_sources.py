@@ -98,7 +98,8 @@ def _missing_attributes(agents: Sequence[Agent], predicates: Iterable[Predicate]
     if not missing:
         return ""
     known = ", ".join(sorted({name for agent in agents for name in agent.info.attributes})[: _MAX_SHOWN * 2])
-    return f"no agent has the attribute {missing[0]}; " + (f"there are {known}" if known else "there are none at all")
+    there_are = f"there are {known}" if known else "none has any"
+    return f"no agent has the attribute {missing[0]}, {there_are}; agents are given attributes with --attributes"
 
 
 def is_true_of(cluster: Cluster, agent: Agent, predicate: Predicate) -> bool:

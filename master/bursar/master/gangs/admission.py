@@ -87,7 +87,7 @@ def never_fits(cluster: Cluster, framework: Framework, gang: Gang) -> ErrorDetai
             whole = once_empty(cluster, gang, agent, rule)
             classes.enter(agent.order, value, whole, cliques_on(cluster, agent) if by_clique else None)
     there = group_by_value(classes.known.values())
-    field = "groups"
+    field, hint = "groups", "ask for less, or add agents"
     candidates = worth_trying(groups, there)
     if candidates and place_somewhere(groups, candidates) is not None:
         return None
@@ -96,6 +96,7 @@ def never_fits(cluster: Cluster, framework: Framework, gang: Gang) -> ErrorDetai
         why = f"none of the {hidden} agents may be offered to the framework" if hidden else "there are no agents"
     elif not there:
         why, field = f"no agent has the attribute {attribute}", "topology.same_attribute"
+        hint = "name one that agents have (see `bursar agent show`), or start them with --attributes"
     else:
         short = missing_of(groups, [alike for some in there.values() for alike in some])
         why = short.message if short is not None else ""
@@ -113,6 +114,6 @@ def never_fits(cluster: Cluster, framework: Framework, gang: Gang) -> ErrorDetai
     return ErrorDetail(
         ErrorReason.INSUFFICIENT_RESOURCES,
         f"the gang could never start in this cluster: {why}",
-        "ask for less, or add agents",
+        hint,
         field,
     )
