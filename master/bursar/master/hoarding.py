@@ -30,21 +30,22 @@ def declined_all(
         return {until_ms: all_ended}
     by_end: dict[int, list[tuple[OutstandingOffer, Holding]]] = {}
     #: Of agents that share what they have, and were offered together, the same becomes: by identity.
-    ends: dict[tuple[str, int, int], int] = {}
+    alike: dict[tuple[str, int, int], list[tuple[OutstandingOffer, Holding]]] = {}
     books_of, history = cluster.ledger.books, cluster.filters.history
     for one in all_ended:
         ended, offer = one[0], one[0].offer
-        end_ms: int | None = until_ms
-        if not offer.bundle_id:
-            total = books_of[offer.agent_id].total
-            alike = (offer.role, id(total), ended.created_at_ms)
-            end_ms = ends.get(alike)
-            if end_ms is None:
-                client = Client(offer.role, offer.framework_id)
-                rounds = history.declined(client, shape_of(total), ended.created_at_ms, turn.now.wall_ms)
-                ends[alike] = end_ms = max(until_ms, now_ms + decline_pause_ms(rounds, interval_ms))
-        assert end_ms is not None
-        by_end.setdefault(end_ms, []).append(one)
+        if offer.bundle_id:
+            by_end.setdefault(until_ms, []).append(one)
+            continue
+        total = books_of[offer.agent_id].total
+        key = (offer.role, id(total), ended.created_at_ms)
+        same = alike.get(key)
+        if same is None:
+            client = Client(offer.role, offer.framework_id)
+            rounds = history.declined(client, shape_of(total), ended.created_at_ms, turn.now.wall_ms)
+            end_ms = max(until_ms, now_ms + decline_pause_ms(rounds, interval_ms))
+            same = alike[key] = by_end.setdefault(end_ms, [])
+        same.append(one)
     return by_end
 
 

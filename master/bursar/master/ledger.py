@@ -357,9 +357,11 @@ class Ledger:
 
     def release_offers(self, offers: Iterable[tuple[AgentId, OfferId]]) -> list[Holding]:
         """The same for many, told to the accounts once for each client and what it gives back as often."""
-        # By identity: what is alike mostly is one object.
-        due: dict[tuple[int, int], _Entry] = {}
-        times: dict[tuple[int, int], int] = {}
+        # By identity: what is alike mostly is one object, and what one client gives back comes together.
+        due: dict[tuple[int, int], list[_Entry]] = {}
+        alike: list[_Entry] = []
+        last_client: Client | None = None
+        last_amounts: Mapping[str, int] | None = None
         holdings: list[Holding] = []
         all_books, with_free, is_kept = self.books, self.with_free, self._free_unreserved is not None
         for agent_id, offer_id in offers:
@@ -371,10 +373,11 @@ class Ledger:
             if books.counted:
                 if reserved:
                     self._accounts.discharge(client, amounts, reserved)
-                elif (key := (id(client), id(amounts))) in due:
-                    times[key] += 1
                 else:
-                    due[key], times[key] = entry, 1
+                    if client is not last_client or amounts is not last_amounts:
+                        last_client, last_amounts = client, amounts
+                        alike = due.setdefault((id(client), id(amounts)), [])
+                    alike.append(entry)
             holdings.append(holding)
             if is_kept or books.offered or books.allocated or books.is_restricted:
                 self._give_back(agent_id, books, entry, told=True)
@@ -383,9 +386,9 @@ class Ledger:
             books.free = books.total
             if books.present:
                 with_free.add(agent_id)
-        for key, entry in due.items():
-            amounts = {kind: amount * times[key] for kind, amount in entry.amounts.items()}
-            self._accounts.discharge(entry.client, amounts, _NOTHING)
+        for alike in due.values():
+            amounts = {kind: amount * len(alike) for kind, amount in alike[0].amounts.items()}
+            self._accounts.discharge(alike[0].client, amounts, _NOTHING)
         return holdings
 
     def allocate(

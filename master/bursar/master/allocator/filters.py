@@ -18,6 +18,7 @@ from bursar.master.allocator.shares import Client
 _Filters = tuple[int, Holding, "_Filters | None"]
 """When the first ends, what it refused, and the other filters of the same client on the same agent. Flat: there may be millions."""
 
+_NOTHING: Holding = {}
 #: Most agents are offered before anybody is found hidden: an empty set each would cost more than their filters.
 NOBODY: frozenset[Client] = frozenset()
 
@@ -29,8 +30,8 @@ class AgentFilters:
 
     __slots__ = ("by_client", "hidden", "hidden_from")
 
-    def __init__(self) -> None:
-        self.by_client: dict[Client, _Filters] = {}
+    def __init__(self, by_client: dict[Client, _Filters]) -> None:
+        self.by_client = by_client
         #: Clients for which a filter contains all that they could be offered of `hidden_from`, what is free: found once.
         self.hidden: set[Client] | frozenset[Client] = NOBODY
         self.hidden_from: Holding | None = None
@@ -93,15 +94,19 @@ class RefuseFilters:
     def add_all(self, client: Client, refused: Iterable[tuple[AgentId, Holding]], until_ms: int) -> None:
         """The same of many agents at once."""
         by_agent, names = self._agents, []
+        # What agents alike have is one object, and so is a filter of it.
+        one: _Filters = (until_ms, _NOTHING, None)
         for agent_id, holding in refused:
+            if holding is not one[1]:
+                one = (until_ms, holding, None)
             if not holding:
                 continue
             on_agent = by_agent.get(agent_id)
             if on_agent is None:
-                on_agent = by_agent[agent_id] = AgentFilters()
-            by_client = on_agent.by_client
-            known = by_client.get(client)
-            by_client[client] = (until_ms, holding, None) if known is None else _with(known, until_ms, holding)
+                by_agent[agent_id] = AgentFilters({client: one})
+            else:
+                known = on_agent.by_client.get(client)
+                on_agent.by_client[client] = one if known is None else _with(known, until_ms, holding)
             names.append(agent_id)
         if not names:
             return

@@ -104,9 +104,7 @@ def ask(
     filters = cluster.filters.on(agent.agent_id) if filtered else None
     if filters is not None:
         # What the decision notes, to be faster the next time, is noted in a copy.
-        copy = AgentFilters()
-        copy.by_client = filters.by_client
-        filters = copy
+        filters = AgentFilters(filters.by_client)
     if borrowing:
         steps = lending_steps(cluster, client, framework)
         # Not the same value: what filters know of that is about regular offers.
