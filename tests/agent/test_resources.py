@@ -189,3 +189,16 @@ def test_shares_go_where_their_cards_go(text: str, shared: int) -> None:
     offered = {device.uuid for device in resolved.devices if device.kind != "gpus"}
     assert offered == {share.uuid for share in shares[: 2 * shared]}
     assert bucket(resolved).amount("gpu-500-none") == 2 * shared * 1000
+
+
+@pytest.mark.parametrize(("text", "reserved"), [("gpus:4", 0), ("gpus(ml):1;gpus:3", 1)])
+def test_a_card_that_was_cut_is_no_missing_gpu(text: str, reserved: int) -> None:
+    """Else cutting one would hide its slices, and the agent could not be started again."""
+    kind = "mig-3g.40gb"
+    names = [device_name(kind, f"MIG-{number}", parent=UUIDS[3], weight_milli=428) for number in range(2)]
+    slices = [Device(uuid, kind, index=4 + number, parent_uuid=UUIDS[3]) for number, uuid in enumerate(names)]
+    resolved = resolve(text, (*GPUS[:3], *slices), {"ml": UUIDS[:reserved]})
+    assert bucket(resolved).devices == {*UUIDS[reserved:3], *names}
+    assert bucket(resolved, "ml").devices == set(UUIDS[:reserved])
+    with pytest.raises(InvalidText, match="5 gpus are declared, but 4 are there"):
+        resolve("gpus:5", (*GPUS[:3], *slices))

@@ -111,3 +111,15 @@ def test_a_card_that_is_being_cut_is_neither_cut_again_nor_cordoned(book: Any) -
     assert "is being cut" in book.ask(op.CordonDevicesRequest(("a-gpu0",), "", "")).message
     book.ask(op.CordonDevicesRequest(("a-gpu1",), "", ""))
     assert "is cordoned" in order(book, "a-gpu1").message
+
+
+@pytest.mark.parametrize(("limit", "offered"), [("gpus:0", 0), ("gpus:1", 1), ("gpus:2", 4)])
+def test_slices_count_within_a_limit_of_gpus_for_their_thousandths(book: Any, limit: str, offered: int) -> None:
+    """A card in slices and a whole one: a limit of one leaves room for the whole one and nothing beside it."""
+    parts = [
+        Device(device_name(f"mig-{profile}", f"MIG-{number}", parent="a-gpu0", weight_milli=weight), f"mig-{profile}")
+        for number, (profile, weight) in enumerate((("3g.40gb", 428), ("3g.40gb", 428), ("1g.10gb", 142)))
+    ]
+    book.set_quotas(book.quota("ml", limit=limit))
+    book.agent(devices=[*parts, book.devices("a", 2)[1]])
+    assert len(book.framework(roles=("ml",)).offered().devices) == offered

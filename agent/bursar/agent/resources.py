@@ -187,7 +187,7 @@ def _without_hidden_views(
     Raises InvalidText.
     """
     cards = [device for device in devices if device.kind == GPUS]
-    given, _ = _assign_kinds([item for item in items if item.kind == GPUS], cards, recorded)
+    given, _ = _assign_kinds([item for item in items if item.kind == GPUS], devices, recorded)
     hidden = {card.uuid for card in cards} - {card.uuid for card in given[GPUS].get(None, ())}
     return [device for device in devices if parent_of(device.uuid) not in hidden]
 
@@ -206,15 +206,23 @@ def _assign_kinds(
     """The devices of each kind for each holder, and warnings. Raises InvalidText."""
     given: dict[str, dict[str | None, list[Device]]] = {}
     warnings: list[str] = []
+    devices = tuple(devices)
     for kind, found in _by_kind(devices).items():
         mine = [item for item in items if item.kind == kind]
         if any(item.amount % MILLI for item in mine):
             raise InvalidText(f"resources: {kind} are devices on this machine", "declare a whole number of them")
         pick = _Pick(found)
         before = {role: [uuid for uuid in uuids if device_kind(uuid) == kind] for role, uuids in recorded.items()}
-        given[kind] = _assign_devices(kind, mine, pick, len(found), before)
+        total = len(found) + (_count_cut(devices) if kind == GPUS else 0)
+        given[kind] = _assign_devices(kind, mine, pick, total, before)
         warnings += pick.warnings
     return given, warnings
+
+
+def _count_cut(devices: Iterable[Device]) -> int:
+    """Cards that are there as their slices only: declared as GPUs, they are no fewer for being cut."""
+    whole = {device.uuid for device in devices}
+    return len({parent for device in devices if (parent := parent_of(device.uuid)) is not None} - whole)
 
 
 def _assign_devices(

@@ -56,15 +56,15 @@ def cut_to_quota(
     reasons: list[RefusalReason] = []
     cut_kinds: list[str] = []
     for kind, (most, reason) in allowances.items():
-        unreserved = available[UNRESERVED].amount(kind) if UNRESERVED in available else 0
-        shared = {stack: amount for stack in loose if stack and (amount := available[stack].amount(kind))}
+        unreserved = _counted(available[UNRESERVED], kind) if UNRESERVED in available else 0
+        shared = {stack: amount for stack in loose if stack and (amount := _counted(available[stack], kind))}
         if not unreserved and not shared:
             continue
         used = 0
         if shared:
             by_limits = allowance(node, kind, None)
             for stack in sorted(shared):
-                allowed = min(shared[stack], _whole(kind, by_limits.amount - used))
+                allowed = min(shared[stack], _whole(kind, by_limits.amount - used, shared[stack]))
                 if allowed < shared[stack]:
                     left.setdefault(stack, {})[kind] = allowed
                     reasons.append(by_limits.reason)
@@ -74,7 +74,7 @@ def cut_to_quota(
                 # What is taken of it fulfils a guarantee that unreserved resources would have been given for.
                 most = max(0, most - used)
             most = min(most, by_limits.amount - used)
-        most = _whole(kind, most)
+        most = _whole(kind, most, unreserved)
         if most < unreserved:
             left.setdefault(UNRESERVED, {})[kind] = most
             reasons.append(reason)
@@ -104,8 +104,14 @@ def loose_amounts(holding: Holding) -> dict[str, int]:
     return found
 
 
-def _whole(kind: str, amount: int) -> int:
-    return amount - amount % MILLI if kind == GPUS else amount
+def _counted(part: Resources, kind: str) -> int:
+    """What counts against quota: of `gpus` also slices and shares, in thousandths."""
+    return part.amounts().get(kind, 0)
+
+
+def _whole(kind: str, amount: int, there: int) -> int:
+    """GPUs whole, unless there are parts of some."""
+    return amount - amount % MILLI if kind == GPUS and not there % MILLI else amount
 
 
 def _cut(whole: Resources, left: Amounts, devices: Mapping[DeviceUuid, Device]) -> Resources:
