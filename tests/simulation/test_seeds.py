@@ -42,7 +42,7 @@ def test_fresh_seeds(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_rule_is_judged() -> None:
     """Rules that no world ever comes near would prove nothing."""
     judged: set[str] = set()
-    for seed in (1, 4, 9):
+    for seed in (1, 2, 9):
         judged |= simulate(seed, 2_500).verdicts.keys()
     assert judged >= {
         "one container per GPU",
@@ -60,4 +60,9 @@ def test_every_rule_is_judged() -> None:
         "a task is handed over after that is in the checkpoint",
         "an executor's update is in the checkpoint before it is acknowledged",
         "no task outlives its executor",
+        "a step of cutting is in the checkpoint before it is done",
+        "a card is cut while nobody has any of it",
+        "a task is begun on what its card is cut into",
+        "a cut that is said to be done is done",
+        "no card is offered that is cut otherwise, or more of it than there is",
     }

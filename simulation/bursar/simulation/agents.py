@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bursar.agent.compare import INTERVAL_S, TwoLooks
@@ -12,9 +13,12 @@ from bursar.agent.effects import (
     CancelPrefetch,
     CheckContainer,
     CloseConnection,
+    CutCard,
     KillContainer,
     LaunchOnExecutor,
     Log,
+    LookAtCard,
+    LookAtDevices,
     MeasureShares,
     OpenLogStream,
     OpenSessionStream,
@@ -43,12 +47,15 @@ from bursar.agent.events import (
 from bursar.agent.machine import AgentConfig, AgentMachine
 from bursar.agent.state import AgentState
 from bursar.core.clock import Instant
+from bursar.core.device_names import parent_of
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, ConnectionId, DeviceUuid
+from bursar.core.layouts import PARTITION
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.task_groups import TASK_GROUPS
 from bursar.core.tasks import EXECUTORS
 from bursar.simulation.containers import SimulatedContainer, SimulatedContainers
+from bursar.simulation.cutting import Post, SimulatedCutter
 from bursar.simulation.devices import SimulatedGpus
 from bursar.simulation.executors import SimulatedExecutors
 from bursar.simulation.network import CLIENT, Stream
@@ -101,6 +108,8 @@ class AgentNode:
         self._boots = 1
         #: Whether the machine's driver can say who uses its devices.
         self.tells_users = world.stream_of(f"{name}/driver").random() < 0.7
+        #: Whether it can cut cards.
+        self.can_cut = bool(gpus.uuids) and world.stream_of(f"{name}/cards").random() < 0.7
         #: Lives of the agent so far.
         self.lives = 0
         self.checkpoint = AgentState()
@@ -117,6 +126,9 @@ class AgentNode:
         )
         self.executors = SimulatedExecutors(self.agent_id, world.timeline, self._random, self.containers, self._began)
         self.shares = SimulatedShares(self, world.stream_of(f"{name}/shares"), world.timeline)
+        self.cutter = SimulatedCutter(
+            world.timeline, world.stream_of(f"{name}/cutter"), gpus, lambda: world.faults, self.holds, self._die_of
+        )
         self._stream: Stream | None = None
         self._connection = ConnectionId(0)
 
@@ -145,7 +157,7 @@ class AgentNode:
             devices=devices,
             runtime=self._runtime,
             runs_without_image=True,
-            capabilities=(TASK_GROUPS, EXECUTORS),
+            capabilities=(TASK_GROUPS, EXECUTORS, *((PARTITION,) if self.can_cut else ())),
         )
         config = AgentConfig(
             info,
@@ -153,7 +165,7 @@ class AgentNode:
             self._finished_limit,
             health=HEALTH,
             tells_users=self.tells_users,
-            users=self.gpus.users(self.gpus.uuids) if self.tells_users else {},
+            users=self.gpus.users(self.gpus.there) if self.tells_users else {},
             release_timeout_ms=RELEASE_TIMEOUT_MS,
             share_grace_ms=SHARE_GRACE_MS if self.tells_users else None,
         )
@@ -178,6 +190,7 @@ class AgentNode:
         self.process = None
         world.note(self.name, "dies")
         self.containers.agent_died()
+        self.cutter.agent_died()
         if self._stream is not None:
             self._stream.abandon(CLIENT)
             self._stream = None
@@ -188,12 +201,16 @@ class AgentNode:
         self.die()
         self._world.note(self.name, "is rebooted")
         self.containers.reboot()
-        self.gpus.desert()
+        self.gpus.restart()
         self._boots += 1
 
     def note(self, text: str) -> None:
         """Something happened on this machine, for those who read the trace."""
         self._world.note(self.name, text)
+
+    def holds(self, card: DeviceUuid) -> bool:
+        """Whether a container has some of a card."""
+        return any(card in (uuid, parent_of(uuid)) for container in self.containers.live for uuid in container.devices)
 
     def look_at_devices(self) -> None:
         """The agent's periodic look, when something is different."""
@@ -202,9 +219,10 @@ class AgentNode:
             self.process.post(DevicesDiscovered(devices, resources, self.gpus.remedies()))
 
     def signal_device(self, signal: DeviceSignal) -> None:
-        """A driver says something of its own accord; nobody hears it while the agent is down."""
+        """A driver says something of its own accord about a card, and so about all that it is cut into; nobody hears it while the agent is down."""
         if self.process is not None:
-            self.process.post(DevicesSignalled((signal,)))
+            views = self.gpus.views_of(signal.uuid)
+            self.process.post(DevicesSignalled(tuple(replace(signal, uuid=uuid) for uuid in views)))
 
     # --- inside ---
 
@@ -230,6 +248,7 @@ class AgentNode:
     def _began(self, container: SimulatedContainer) -> None:
         judge = self._world.checkers.agents
         judge.container_began(self.agent_id, container)
+        self._world.checkers.cuts.began(self.agent_id, container, self.gpus.there)
         self._world.checkers.groups.began(self.agent_id, container)
         if self.tells_users:
             judge.container_began_on(self.agent_id, container, self.gpus.left)
@@ -261,6 +280,10 @@ class AgentNode:
         if self.process is not None and having:
             lost = self._random.choice(list(having))
             self.process.post(NodesOutOfReach({**having, lost: ("/dev/simulated",)}))
+
+    def _die_of(self, post: Post) -> None:
+        if self.process is not None and self.process.post == post:
+            self.die()
 
     def _asked(self, process: Process, uuids: tuple[DeviceUuid, ...]) -> None:
         if process is self.process:
@@ -342,6 +365,7 @@ class AgentNode:
             case SendToMaster(connection, message):
                 self._world.checkers.agents.said(self.agent_id, message, self.checkpoint)
                 self._world.checkers.executors.said(self.agent_id, message, self.checkpoint)
+                self._world.checkers.cuts.said(self.agent_id, message, self.checkpoint, self.gpus)
                 if connection == self._connection and self._stream is not None:
                     self._stream.send(CLIENT, message)
             case CloseConnection(connection, _):
@@ -383,6 +407,16 @@ class AgentNode:
                 assert self.process is not None
                 if self.shares.answers():
                     self._world.timeline.after(1, self._measured, self.process, uuids)
+            case LookAtCard(card):
+                assert self.process is not None
+                self.cutter.look_at(card, self.process.post)
+            case CutCard(card, step):
+                assert self.process is not None
+                held = [one for one in self.containers.live if one.container_id not in self.containers.forgotten]
+                self._world.checkers.cuts.cuts(self.agent_id, effect, self.checkpoint, held, self.gpus)
+                self.cutter.cut(card, step, self.process.post)
+            case LookAtDevices():
+                self._world.timeline.after(self._random.randint(0, 20), self.look_at_devices)
             case RemoveSandbox() | OpenLogStream() | OpenSessionStream() | Log():
                 pass
             case _:

@@ -74,6 +74,12 @@ class Faults:
     overuses_per_minute: float = 0.0
     #: A container may not open its devices any more.
     access_losses_per_minute: float = 0.0
+    #: Operators have cards cut. A look or a step takes up to `cut_ms`; it fails; a switch waits for a restart; the agent is killed meanwhile.
+    cuts_per_minute: float = 0.0
+    cut_ms: int = 20
+    cut_failure_chance: float = 0.0
+    cut_pending_chance: float = 0.0
+    agent_death_in_cut_chance: float = 0.0
 
     @classmethod
     def draw(cls, random: Random) -> Faults:
@@ -85,12 +91,13 @@ class Faults:
                 scale = 0.01 if "crash" in name else 0.05 if "message" in name else 0.2
                 values[name] = _some(random) * scale
             elif name.endswith("_per_minute"):
-                scale = 40.0 if name.startswith("operator") else 4.0
+                scale = _SCALES_PER_MINUTE.get(name, 4.0)
                 values[name] = _some(random) * scale
             else:
                 values[name] = random.choice(_DURATIONS_MS[name])
         # Somebody should always look and turn knobs a little.
         values["operator_acts_per_minute"] = max(values["operator_acts_per_minute"], 2.0)
+        values["cuts_per_minute"] = max(values["cuts_per_minute"], 12.0)
         return cls(**values)  # type: ignore[arg-type]
 
     def shown(self) -> str:
@@ -100,6 +107,9 @@ class Faults:
             f"{name} {value:.4g}" for name, value in on if value and name.endswith(("_chance", "_per_minute"))
         )
 
+
+#: Of those that are more frequent than others when they are on: most cards are in use when somebody wants to cut them.
+_SCALES_PER_MINUTE = {"operator_acts_per_minute": 40.0, "cuts_per_minute": 200.0}
 
 _DURATIONS_MS: dict[str, tuple[int, ...]] = {
     "message_ms": (0, 1, 3, 20, 200),
@@ -115,6 +125,7 @@ _DURATIONS_MS: dict[str, tuple[int, ...]] = {
     "device_away_ms": (1_000, 30_000),
     "linger_ms": (100, 5_000, 60_000),
     "framework_down_ms": (10, 5_000),
+    "cut_ms": (0, 20, 5_000),
 }
 
 

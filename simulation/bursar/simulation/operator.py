@@ -28,6 +28,20 @@ FLAG_VALUES = {
     "listen": ("127.0.0.1:1",),
     "no-such-flag": ("1",),
 }
+#: Into what to cut a card, good and bad.
+LAYOUTS = (
+    "whole",
+    "whole",
+    "1g.10gb=3",
+    "1g.10gb=7",
+    "2g.20gb=2,1g.10gb=2",
+    "3g.40gb,1g.10gb=2",
+    "4g.40gb,3g.40gb",
+    "7g.80gb",
+    "2g.20gb=5",
+    "9g.99gb",
+    "quarters",
+)
 
 
 class Operator:
@@ -57,6 +71,12 @@ class Operator:
         """Lend what is kept for any role, as far as there is anything."""
         for role in self._roles:
             self._send(op.LendReservationsRequest(self._id(), "", role), 0)
+
+    def cut_a_card(self) -> None:
+        """Have some card cut."""
+        request = self._about_cards()
+        self._world.note(self.name, request)
+        self._send(request, 0)
 
     # --- inside ---
 
@@ -89,7 +109,7 @@ class Operator:
             case 0 | 1:
                 gpus = random.randint(0, 2)
                 scalars = {} if gpus and random.random() < 0.5 else {"cpus": random.choice((100, 1_000, 1_500))}
-                named = random.choice(world.agents).gpus.uuids[:2] if random.random() < 0.2 else []
+                named = random.choice(world.agents).gpus.there[:2] if random.random() < 0.2 else []
                 request = ResourceRequest(scalars, (), 0 if named else gpus, tuple(named))
                 labels = {"why": "simulation"} if random.random() < 0.2 else {}
                 lend = random.random() < 0.3
@@ -116,7 +136,7 @@ class Operator:
             case 12 | 13:
                 return self._share_out(role)
             case 14:
-                uuids = random.choice(world.agents).gpus.uuids
+                uuids = random.choice(world.agents).gpus.there
                 chosen = tuple(random.sample(uuids, min(len(uuids), random.randint(1, 2))))
                 if random.random() < 0.4:
                     return op.CordonDevicesRequest(chosen, "simulation", self._id())
@@ -138,7 +158,7 @@ class Operator:
     def _rebind(self) -> op.OperatorRequest:
         """Have some reservation keep another device, or one less."""
         random = self._random
-        uuids = [uuid for agent in self._world.agents for uuid in agent.gpus.uuids]
+        uuids = [uuid for agent in self._world.agents for uuid in agent.gpus.there]
         device = random.choice(uuids) if uuids else "none"
         to = random.choice(uuids) if uuids and random.random() < 0.2 else ""
         give_up, dry_run = random.random() < 0.2, random.random() < 0.1
@@ -160,6 +180,14 @@ class Operator:
             )
         everywhere = random.random() < 0.5
         return op.PullImageRequest(image, () if everywhere else (agent,), "", everywhere, self._id())
+
+    def _about_cards(self) -> op.OperatorRequest:
+        """Have a card cut, or made whole; or ask for what is no layout, or fits on none."""
+        random = self._random
+        agents = self._world.agents
+        idle = [card for agent in agents for card in agent.gpus.uuids if not agent.holds(card)]
+        uuids = idle if idle and random.random() < 0.8 else random.choice(agents).gpus.uuids
+        return op.PartitionDeviceRequest(random.choice(uuids) if uuids else "none", random.choice(LAYOUTS), self._id())
 
     def _choose_rule(self) -> op.OperatorRequest:
         random, world = self._random, self._world

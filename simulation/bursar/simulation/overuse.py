@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bursar.agent.containers.runtime import ContainerId
 from bursar.agent.devices.users import DeviceUser
+from bursar.core.device_names import parent_of
 from bursar.core.ids import DeviceUuid
 from bursar.simulation.containers import SimulatedContainer
 from bursar.simulation.timeline import Timeline
@@ -85,8 +86,9 @@ class SimulatedShares:
         return [container for container in self._node.containers.containers.values() if container.live]
 
     def _held(self, container: SimulatedContainer) -> Iterator[tuple[DeviceUuid, SimulatedContainer]]:
-        """Its devices, and those of what runs within it."""
+        """Its devices, and those of what runs within it; not slices, which nobody can use more of than there is."""
         within = self._node.containers.within.values()
         for one in (container, *(inner for outer, inner in within if outer == container.container_id and inner.live)):
             for uuid in one.devices:
-                yield uuid, one
+                if parent_of(uuid) is None:
+                    yield uuid, one

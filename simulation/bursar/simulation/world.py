@@ -13,6 +13,7 @@ from bursar.core.messages.operator import AgentState, FrameworkState
 from bursar.core.resources import ResourceRequest
 from bursar.simulation.agents import AgentNode
 from bursar.simulation.checkers import Checkers, Violation
+from bursar.simulation.checkers.cuts import uncut
 from bursar.simulation.checkers.rest import has_room, unsettled
 from bursar.simulation.devices import SimulatedGpus
 from bursar.simulation.faults import Faults
@@ -215,7 +216,7 @@ class World:
         for index in range(random.randint(2, 5)):
             gpus = (random.choice((2, 4, 8)), 0)[index] if index < 2 else random.choice((0, 1, 2, 4))
             static = (random.choice(ROLES[1:]), random.randint(0, gpus)) if random.random() < 0.3 else None
-            self.add_agent(
+            agent = self.add_agent(
                 gpus,
                 cpus=random.choice((1_000, 4_000, 16_000)),
                 mem_bytes=random.choice((1, 16)) * GIB,
@@ -223,6 +224,11 @@ class World:
                 runtime=random.choice(("process", "docker")),
                 finished_limit=random.choice((20, 10_000)),
             )
+            for card in agent.gpus.uuids if random.random() < 0.3 else ():
+                if random.random() < 0.5:
+                    agent.gpus.cards[card].cut_into(
+                        random.choice(("1g.10gb=3", "3g.40gb=2", "4g.40gb,2g.20gb,1g.10gb"))
+                    )
         self.add_framework(Greedy, random.choice(ROLES), gpus=False, failover_timeout_ms=_patience_ms(random))
         kinds = (Greedy, Greedy, Hog, Reserving, Reserving, Silent, Flapping, Liar, Liar)
         for _ in range(random.randint(1, 4)):
@@ -268,6 +274,7 @@ class World:
         self._plague(faults.strangers_per_minute, self._intrude)
         self._plague(faults.framework_crashes_per_minute, self._kill_framework)
         self._plague(faults.operator_acts_per_minute, self.operator.act)
+        self._plague(faults.cuts_per_minute, self.operator.cut_a_card)
         self._plague(faults.losses_per_minute, self.losses.strike)
         self._plague(faults.access_losses_per_minute, lambda: self._some_agent().lose_access())
         self._plague(faults.overuses_per_minute, lambda: self._some_agent().shares.strike(self.faults.linger_ms))
@@ -357,6 +364,9 @@ class World:
                 wrong.append(f"{framework.name} waits for the results of {list(framework.pending)[:3]}")
             if isinstance(framework, SessionFramework):
                 wrong += self._unserved(framework)
+        for agent in self.agents:
+            if not wrong and agent.machine is not None:
+                wrong += uncut(machine, agent.machine, agent.gpus.there)
         if wrong:
             return wrong
         machines = {
@@ -453,8 +463,8 @@ class World:
 
     def _intrude(self) -> None:
         agent = self._some_agent()
-        if agent.gpus.uuids:
-            agent.intrude(self._random.choice(agent.gpus.uuids))
+        if there := agent.gpus.there:
+            agent.intrude(self._random.choice(there))
 
     @staticmethod
     def _mend_device(agent: AgentNode, uuid: Any) -> None:

@@ -492,8 +492,12 @@ int nvmlComputeInstanceGetInfo_v2(ci_t *c, ci_info_t *answer) {
 }
 
 int nvmlGpuInstanceCreateComputeInstance(gi_t *g, unsigned int id, ci_t **answer) {
-    int card = g->card, gi = g->id, most = -1, code = fault(card, "compute");
+    int card = g->card, gi = g->id, most = -1, code = fault(card, "compute"), used = 0;
+    static const int slices_of[] = {1, 2, 3, 4, 7};
     if (code) return code;
+    if (id < 100 || id > 104) return INVALID_ARGUMENT;
+    for (int i = 0; i < ci_count; i++) if (cis[i].there && cis[i].card == card && cis[i].gi == gi) used += slices_of[cis[i].number];
+    for (int i = 0; i < PROFILES; i++) if (profiles[i].id == g->profile && used + slices_of[id - 100] > profiles[i].slices) return INSUFFICIENT_RESOURCES;
     for (int i = 0; i < ci_count; i++) if (cis[i].card == card && cis[i].gi == gi && cis[i].id > most) most = cis[i].id;
     append("ci %d %d %d %d\n", card, gi, most + 1, (int)id - 100);
     load();

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from bursar.simulation.checkers.agents import AgentJudge
+from bursar.simulation.checkers.cuts import CutJudge
 from bursar.simulation.checkers.durability import DurabilityJudge
 from bursar.simulation.checkers.executors import ExecutorJudge
 from bursar.simulation.checkers.frameworks import FrameworkJudge
@@ -28,3 +29,4 @@ class Checkers:
         self.repairs = RepairJudge(self.verdicts)
         self.executors = ExecutorJudge(self.verdicts)
         self.overuse = OveruseJudge(self.verdicts)
+        self.cuts = CutJudge(self.verdicts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from bursar.core.devices import DeviceHealth
@@ -13,6 +14,7 @@ from bursar.core.messages.gangs import RequestGang
 from bursar.core.messages.offers import Offer
 from bursar.core.resources import Resources, Stack
 from bursar.master.machine import MasterMachine
+from bursar.simulation.checkers.cards import card_of, thousandths
 from bursar.simulation.checkers.facts import Facts, covers, is_kept, is_lent_while_filling
 from bursar.simulation.checkers.verdicts import Judge, require
 
@@ -34,7 +36,9 @@ class OfferJudge(Judge):
         assert framework is not None
         info = facts.agents[offer.agent_id]
         view = facts.view_of(framework, offer.role, info)
-        what = f"{offer.offer_id} shows {offer.agent_id}, which has {len(info.devices)} GPUs, to {offer.framework_id}"
+        what = (
+            f"{offer.offer_id} shows {offer.agent_id}, which has {len(info.devices)} devices, to {offer.framework_id}"
+        )
         lacking = "" if GPU_RESOURCES in framework.capabilities else f", which lacks {GPU_RESOURCES}"
         require(
             view != "nothing", f"{what}{lacking}; by the rules {facts.rules} and the flag it must see nothing of it"
@@ -114,6 +118,7 @@ class OfferJudge(Judge):
                     held.setdefault(part.stack, []).append(part.resources)
                     if other.offer_id != offer.offer_id:
                         holders.update(dict.fromkeys(part.resources.devices, other.offer_id))
+        self._judge_cards(offer, holders, machine)
         self._judged("a cordoned device is never offered")
         orders = machine.cluster.durable.agents[offer.agent_id].device_orders
         cordoned = {order.uuid for order in orders if order.cordoned}
@@ -135,6 +140,30 @@ class OfferJudge(Judge):
 
         self._judge_limits(offer, machine)
 
+    def _judge_cards(self, offer: Offer, holders: Mapping[DeviceUuid, Any], machine: MasterMachine) -> None:
+        """Nothing of a card that is being cut, and of no card more than there is."""
+        offered = [uuid for part in offer.resources for uuid in part.resources.devices]
+        if not offered:
+            return
+        self._judged("no card is offered that is cut otherwise, or more of it than there is")
+        there = {device.uuid for device in self.facts.agents[offer.agent_id].devices}
+        orders = machine.cluster.durable.agents[offer.agent_id].device_orders
+        cuts = {order.uuid: order.layout for order in orders if order.layout}
+        given: dict[str, set[DeviceUuid]] = {}
+        for uuid in (*offered, *holders):
+            given.setdefault(card_of(uuid), set()).add(uuid)
+        for uuid in offered:
+            card = card_of(uuid)
+            require(uuid in there, f"{offer.offer_id} offers {uuid}, and {offer.agent_id} has no such device")
+            require(
+                card not in cuts,
+                f"{offer.offer_id} offers {uuid}, whose card is being cut: {cuts.get(DeviceUuid(card))}",
+            )
+            require(
+                thousandths(given[card]) <= 1000,
+                f"{offer.offer_id}: more of {card} is given than there is: {given[card]}",
+            )
+
     def _judge_limits(self, offer: Offer, machine: MasterMachine) -> None:
         """No limit of the role or of those above it is passed by what a new offer brings: forced or not, nothing more is given."""
         facts = self.facts
@@ -148,7 +177,7 @@ class OfferJudge(Judge):
             return
         loose = [part.resources for part in offer.resources if not is_kept(part.stack)]
         for (role, kind), limit in limits.items():
-            if any(resources.amount(kind) for resources in loose):
+            if any(amount_of(resources, kind) for resources in loose):
                 self._judged("no role is offered more than its limit")
                 consumed = self._consumed(role, kind, machine)
                 require(
@@ -168,7 +197,7 @@ class OfferJudge(Judge):
                 if stack and is_kept(stack) and covers(role, stack[-1].holder):
                     total += facts.amounts_of(agent_id, stack).get(kind, 0)
                     if kind == "gpus":
-                        total += 1000 * sum(facts.owner_of(agent_id, d.uuid) == stack for d in info.devices)
+                        total += thousandths(d.uuid for d in info.devices if facts.owner_of(agent_id, d.uuid) == stack)
         holders = [
             (task.role, agent_id, task.resources)
             for agent_id, task in facts.tasks.values()
@@ -180,8 +209,13 @@ class OfferJudge(Judge):
                 holders.append((out.role, out.agent_id, out.resources))
         for holder, agent_id, parts in holders:
             if covers(role, holder) and agent_id not in facts.unreachable:
-                total += sum(part.resources.amount(kind) for part in parts if not is_kept(part.stack))
+                total += sum(amount_of(part.resources, kind) for part in parts if not is_kept(part.stack))
         return total
+
+
+def amount_of(resources: Resources, kind: str) -> int:
+    """How much of a kind; of `gpus` in thousandths, slices among them."""
+    return thousandths(resources.devices) if kind == "gpus" else resources.amount(kind)
 
 
 def needed_of(request: RequestGang, kind: str) -> int:
@@ -194,16 +228,21 @@ def needed_of(request: RequestGang, kind: str) -> int:
 
 def _is_taken(settings: OfferSettings, offer: Offer, agent: AgentInfo) -> bool:
     """Read the few forms of constraints and minima that simulated frameworks use, by hand."""
-    gpus = sum(len(part.resources.devices) for part in offer.resources)
+    gpus_milli = sum(thousandths(part.resources.devices) for part in offer.resources)
     cpus_milli = sum(part.resources.scalars.get("cpus", 0) for part in offer.resources)
     true = {
-        "gpus>=2": gpus >= 2,
-        "gpus<=1": gpus <= 1,
-        "!gpus": gpus == 0,
+        "gpus>=2": gpus_milli >= 2000,
+        "gpus<=1": gpus_milli <= 1000,
+        "!gpus": gpus_milli == 0,
         "cpus>=0.5": cpus_milli >= 500,
-        "cpus<=2,gpus>=1": cpus_milli <= 2000 and gpus >= 1,
+        "cpus<=2,gpus>=1": cpus_milli <= 2000 and gpus_milli >= 1000,
         "hostname=agent-1|agent-2": agent.hostname in ("agent-1", "agent-2"),
     }
-    least = {None: True, "": True, "gpus:1": gpus >= 1, "cpus:1|gpus:2": cpus_milli >= 1000 or gpus >= 2}
+    least = {
+        None: True,
+        "": True,
+        "gpus:1": gpus_milli >= 1000,
+        "cpus:1|gpus:2": cpus_milli >= 1000 or gpus_milli >= 2000,
+    }
     fits = not settings.constraints or any(true[text] for text in settings.constraints)
     return fits and least[settings.min_allocatable]

@@ -11,6 +11,7 @@ from bursar.core.ids import AgentId, FrameworkId
 from bursar.core.resources import ResourceRequest, sum_resources
 from bursar.core.tasks import StatusReason, TaskState
 from bursar.master.machine import MasterMachine
+from bursar.simulation.checkers.cards import is_slice
 from bursar.simulation.checkers.facts import Facts, Key, add_amounts, covers
 from bursar.simulation.checkers.frameworks import FrameworkBook
 from bursar.simulation.containers import SimulatedContainer
@@ -59,7 +60,7 @@ def has_room(facts: Facts, agent_id: AgentId, framework: Wants) -> bool:
                     add_amounts(free, part.resources, -1)
     request = framework.request
     enough = all(free.get(kind, 0) >= amount for kind, amount in request.scalars.items())
-    return enough and len(devices) >= request.gpu_count
+    return enough and sum(not is_slice(uuid) for uuid in devices) >= request.gpu_count
 
 
 def unsettled(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.messages.framework import GPU_RESOURCES, FrameworkInfo
 from bursar.core.messages.rules import Rule, RuleAction, RuleMode
+from bursar.simulation.checkers.cards import thousandths
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,10 @@ def _words(
     return RuleWords(Rule(name, action, RuleMode.ENFORCE, framework, agent), view, speaks_of)
 
 
+def _gpus_milli(info: AgentInfo) -> int:
+    return thousandths(device.uuid for device in info.devices)
+
+
 #: By name; the operator may put a dot and a number behind it.
 RULE_BOOK: dict[str, RuleWords] = {
     words.rule.name: words
@@ -37,14 +42,14 @@ RULE_BOOK: dict[str, RuleWords] = {
             "nothing",
             "role=eng",
             "gpus>=1",
-            lambda _, role, info: (role == "eng" or role.startswith("eng/")) and len(info.devices) >= 1,
+            lambda _, role, info: (role == "eng" or role.startswith("eng/")) and _gpus_milli(info) >= 1000,
         ),
         _words(
             "strip-from-everybody",
             "stripped",
             "",
             "gpus>0,hostname=agent-1*",
-            lambda _, role, info: bool(info.devices) and info.hostname.startswith("agent-1"),
+            lambda _, role, info: _gpus_milli(info) > 0 and info.hostname.startswith("agent-1"),
         ),
         _words(
             "show-the-default-role",
@@ -58,7 +63,7 @@ RULE_BOOK: dict[str, RuleWords] = {
             "nothing",
             "has=GPU_RESOURCES",
             "gpus>3",
-            lambda framework, _, info: GPU_RESOURCES in framework.capabilities and len(info.devices) > 3,
+            lambda framework, _, info: GPU_RESOURCES in framework.capabilities and _gpus_milli(info) > 3000,
         ),
     )
 }

@@ -11,7 +11,7 @@ from bursar.core.messages.framework import Kill
 from bursar.core.messages.offers import Launch, Offer
 from bursar.core.resources import ResourceRequest, sum_resources
 from bursar.core.tasks import TaskExecutor
-from bursar.simulation.frameworks.raw import LONG_MS, RawFramework
+from bursar.simulation.frameworks.raw import LONG_MS, RawFramework, slices_of
 
 
 class Feeding(RawFramework):
@@ -38,9 +38,10 @@ class Feeding(RawFramework):
             self._executors[offer.agent_id] = spec.task_id
             self.accept([offer.offer_id], [Launch((spec,))])
         else:
-            gpus = random.randint(0, min(1, len(total.devices)))
+            gpus = random.randint(0, min(1, total.gpus))
+            slices = dict.fromkeys(list(slices_of(total))[: random.randint(0, 1)], 1000)
             spec = self.task(
-                ResourceRequest({"cpus": 50}, (), gpus),
+                ResourceRequest({"cpus": 50, **slices}, (), gpus),
                 offer.agent_id,
                 run_ms=random.choice((0, 100, 5_000, None)),
                 exit_code=random.choice((0, 0, 3)),

@@ -12,7 +12,7 @@ from bursar.core.resources import Ports, ReservationType, ResourceRequest, sum_r
 from bursar.core.service_ports import ServicePort, ports_of
 from bursar.core.task_groups import TaskGroup
 from bursar.core.tasks import TaskSpec
-from bursar.simulation.frameworks.raw import LONG_MS, RawFramework
+from bursar.simulation.frameworks.raw import LONG_MS, RawFramework, slices_of
 from bursar.simulation.network import Stream
 
 
@@ -37,7 +37,7 @@ class Greedy(RawFramework):
             self.update()
         total = sum_resources(part.resources for part in offer.resources)
         operations: list[Any] = []
-        cpus, mem, gpus = total.scalars.get("cpus", 0), total.scalars.get("mem", 0), len(total.devices)
+        cpus, mem, gpus = total.scalars.get("cpus", 0), total.scalars.get("mem", 0), total.gpus
         if cpus and random.random() < self.reserves:
             operations.append(self._restack(offer))
         tasks = random.choice((1, 1, 2)) if cpus > 200 else min(1, cpus)
@@ -46,10 +46,14 @@ class Greedy(RawFramework):
             scalars = {"cpus": max(1, cpus // (tasks * random.choice((1, 1, 2, 4))))}
             if mem and random.random() < 0.8:
                 scalars["mem"] = max(1, mem // (tasks * random.choice((1, 2, 8))))
+            for kind, count in slices_of(total).items():
+                if mine := count // tasks + (count % tasks if index == 0 else 0):
+                    scalars[kind] = 1000 * mine
             services = self._services(total.ports)
             names: tuple[Any, ...] = ()
             if share and tasks == 1 and random.random() < 0.2:
                 names = tuple(sorted(total.devices))
+                scalars = {kind: amount for kind, amount in scalars.items() if kind in ("cpus", "mem")}
             spec = self.task(
                 ResourceRequest(scalars, ports_of(services)[0], 0 if names else share, names, ports_of(services)[1]),
                 offer.agent_id,
@@ -93,11 +97,9 @@ class Greedy(RawFramework):
             if part.stack and part.stack[-1].type is ReservationType.DYNAMIC:
                 return Unreserve(offer.agent_id, part)
         unreserved = sum_resources(part.resources for part in offer.resources if not part.stack)
-        request = ResourceRequest(
-            {"cpus": max(1, unreserved.scalars.get("cpus", 0) // 2)},
-            (),
-            self.random.randint(0, len(unreserved.devices)),
-        )
+        scalars = {"cpus": max(1, unreserved.scalars.get("cpus", 0) // 2)}
+        scalars |= {kind: 1000 for kind in slices_of(unreserved)}
+        request = ResourceRequest(scalars, (), self.random.randint(0, unreserved.gpus))
         return Reserve(offer.agent_id, request, offer.role, lend=self.random.random() < 0.5)
 
     def on_subscribed(self) -> None:
@@ -133,7 +135,11 @@ class Hog(Greedy):
             self.decline(offer, 1_000)
             return
         spec = self.task(
-            ResourceRequest({"cpus": total.scalars["cpus"]}, (), len(total.devices)),
+            ResourceRequest(
+                {"cpus": total.scalars["cpus"], **{kind: 1000 * count for kind, count in slices_of(total).items()}},
+                (),
+                total.gpus,
+            ),
             offer.agent_id,
             run_ms=self.random.choice(self.run_ms),
         )

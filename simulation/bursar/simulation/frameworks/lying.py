@@ -87,7 +87,7 @@ class Liar(Greedy):
         self._old_tasks.append(good.task_id)
         again = TaskSpec(random.choice(self._old_tasks), command=program(100), resources=cpu)
         bad: list[Any] = [
-            Launch((self.task(ResourceRequest({"cpus": 1}, (), len(total.devices) + 1), offer.agent_id),)),
+            Launch((self.task(ResourceRequest({"cpus": 1}, (), total.gpus + 1), offer.agent_id),)),
             Launch((self.task(ResourceRequest({"cpus": 1 << 52}), offer.agent_id),)),
             Launch((self.task(ResourceRequest({"cpus": -1}), offer.agent_id),)),
             Launch((self.task(ResourceRequest({"gpus": 1}), offer.agent_id),)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from bursar.core.device_names import device_kind
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, OfferId, TaskId
 from bursar.core.lives import Check, HealthCheck, RestartMode, RestartPolicy, TcpCheck
@@ -29,7 +30,7 @@ from bursar.core.messages.framework import (
     UpdateRef,
 )
 from bursar.core.messages.offers import Accept, CallResult, Decline, Demand, Filters, Offer, Operation
-from bursar.core.resources import ResourceRequest
+from bursar.core.resources import GPUS, ResourceRequest, Resources
 from bursar.core.tasks import TaskSpec, TaskState, TaskStatus
 from bursar.simulation.containers import program
 from bursar.simulation.network import CLIENT, Stream
@@ -287,3 +288,12 @@ class RawFramework:
     def on_offer(self, offer: Offer) -> None:
         """Answer one offer, or not."""
         self.decline(offer, None)
+
+
+def slices_of(resources: Resources) -> dict[str, int]:
+    """How many slices of each kind there are."""
+    counts: dict[str, int] = {}
+    for uuid in sorted(resources.devices):
+        if (kind := device_kind(uuid)) != GPUS:
+            counts[kind] = counts.get(kind, 0) + 1
+    return counts
