@@ -131,6 +131,7 @@ async def test_a_file_that_holds_no_quotas_is_refused(bursar: Any, asked: list[A
     path.write_text(text)
     refused = await bursar("quota", "set", "--file", str(path))
     assert refused.code == 2 and "--file" in refused.stderr and not asked
+    assert text or 'is not JSON at line 1, column 1 (write [{"role": "ml"' in refused.stderr
 
 
 # --- roles ---

@@ -84,6 +84,14 @@ def test_a_gang_that_holds_outlives_its_master(own_cluster: Any, tmp_path: Path)
     assert "1 of 1 in line, holding what becomes free" in said and "tasks need gpus:4, and there are gpus:3" in said, (
         said
     )
+    (seen,) = own_cluster.ls("gang")
+    assert (seen["phase"], seen["held"]["gpus"], seen["missing"]) == ("FILLING", 3000, {"gpus": 1000}), seen
+    assert seen["standing"]["framework_name"] == "sh" and seen["requested_at_ms"] and seen["holds_until_ms"], seen
+    table = own_cluster.bursar("gang", "ls").stdout.splitlines()
+    assert "filling (1 of 1)" in table[1] and "gpus:3 on 1 agent" in table[1], table
+    shown = own_cluster.bursar("gang", "show", seen["standing"]["gang_id"])
+    assert "tasks need gpus:4, and there are gpus:3" in shown.stdout, shown
+    assert own_cluster.bursar("gang", "show", "nobody").code == 3
     own_cluster.kill("master")
     own_cluster.start_master()
     own_cluster.until_active("node-gpu")

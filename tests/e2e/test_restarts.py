@@ -189,6 +189,30 @@ def test_an_agent_may_come_back_with_other_resources_that_fit(own_cluster: Any, 
     check_undisturbed(running.finish())
 
 
+def test_an_agent_without_a_reserved_gpu_is_let_in_and_the_reservation_rebound(own_cluster: Any) -> None:
+    def kept() -> tuple[set[str], set[str]]:
+        (view,) = own_cluster.ls("reservation")
+        return set(view["resources"]["device_uuids"]), set(view["vacant"])
+
+    own_cluster.bursar("reserve", "--role", "research", "--agent", "node-gpu", "--gpus", "2")
+    own_cluster.stop("node-gpu")
+    own_cluster.start_agent("node-gpu", devices="simulated:1")
+    own_cluster.until(lambda: kept()[1], "the agent is let in, without what it lacks")
+    own_cluster.until_active("node-gpu")
+    before, (gone, *others) = kept()[0], sorted(kept()[1])
+    assert len(before) == 2 and gone in before and len(others) < 2
+    assert f"{gone} (vacant)" in own_cluster.bursar("reservation", "ls").stdout
+    refused = own_cluster.bursar("reservation", "rebind", gone)
+    assert refused.code == 1 and "--give-up" in refused.stderr, refused
+    own_cluster.stop("node-gpu")
+    own_cluster.start_agent("node-gpu", devices="simulated:4")
+    own_cluster.until(lambda: not kept()[1], "it is back, and so is the reservation's")
+    done = own_cluster.bursar("reservation", "rebind", gone, "-o", "json")
+    assert done.code == 0 and gone not in kept()[0] and len(kept()[0]) == 2, done
+    (other, *_) = sorted(kept()[0])
+    assert own_cluster.bursar("reservation", "rebind", other, "--give-up").code == 0 and len(kept()[0]) == 1
+
+
 def test_a_work_directory_of_another_cluster(own_cluster: Any, tmp_path: Path) -> None:
     """The agent's memory belongs to one cluster; another master's word is not taken."""
     own_cluster.stop("node-gpu")

@@ -102,8 +102,12 @@ def _change(quotas: list[Quota], force: bool, output: str) -> None:
 def _read_file(path: Path) -> list[Quota]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise click.UsageError(f"--file: cannot read {path}: {error}") from None
+    except OSError as error:
+        raise click.UsageError(f"--file: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        at = f" at line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        form = '[{"role": "ml", "guarantees": "gpus:2", "limits": "gpus:4"}]'
+        raise click.UsageError(f"--file: {path} is not JSON{at} (write {form})") from None
     if not isinstance(entries, list) or not entries:
         raise click.UsageError(f"--file: {path} holds no array of quotas")
     return [_read_entry(entry, f"{path}[{index}]") for index, entry in enumerate(entries)]
