@@ -627,6 +627,22 @@ def test_changes_that_contradict_themselves_do_not_take_the_master_down(book: An
     assert agent.view.total.devices == {"a-gpu0", "a-gpu1"}
 
 
+def test_of_changes_that_are_not_taken_over_the_health_is_recorded_as_it_is_offered_by(book: Any) -> None:
+    agent = book.agent(gpus=3)
+    framework = book.framework()
+    twice = agent.info.resources * 2
+    agent.say(DevicesChanged(tuple(book.devices("a", 3, unhealthy=[1])[:2]), twice))
+    assert any("not taken over" in event.message for event in book.published)
+    assert framework.offered().devices == {"a-gpu0"} and agent.view.total.devices == {"a-gpu0", "a-gpu1", "a-gpu2"}
+
+    def recorded() -> list[DeviceHealth]:
+        return [device.health for device in book.registry.agents["a"].info.devices]
+
+    assert recorded() == [DeviceHealth.HEALTHY, DeviceHealth.UNHEALTHY, DeviceHealth.UNHEALTHY]
+    agent.say(DevicesChanged(tuple(book.devices("a", 3)), twice))
+    assert framework.offered().devices == {"a-gpu0", "a-gpu1", "a-gpu2"} and set(recorded()) == {DeviceHealth.HEALTHY}
+
+
 # --- desired state ---
 
 
