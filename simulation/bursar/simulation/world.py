@@ -16,6 +16,7 @@ from bursar.simulation.checkers import Checkers, Violation
 from bursar.simulation.checkers.cuts import uncut
 from bursar.simulation.checkers.rest import has_room, unsettled
 from bursar.simulation.devices import SimulatedGpus
+from bursar.simulation.draws import draw_flags, patience_ms
 from bursar.simulation.faults import Faults
 from bursar.simulation.frameworks import (
     GIB,
@@ -103,7 +104,7 @@ class World:
         self.timeline = Timeline()
         self.trace = Trace(exact=exact_trace)
         self.network = Network(self.timeline, self.stream_of("network"), self.faults)
-        self.flags = _draw_flags(random) if flags is None else flags
+        self.flags = draw_flags(random) if flags is None else flags
         self.checkers = Checkers(filter_gpu_resources=self.flags.get("filter_gpu_resources", "true"), thorough=thorough)
         self.cluster_id = "simulated-cluster"
         self.master = MasterNode(self, SimulatedRegistry(self.cluster_id, twin), self.flags)
@@ -229,7 +230,7 @@ class World:
                     agent.gpus.cards[card].cut_into(
                         random.choice(("1g.10gb=3", "3g.40gb=2", "4g.40gb,2g.20gb,1g.10gb"))
                     )
-        self.add_framework(Greedy, random.choice(ROLES), gpus=False, failover_timeout_ms=_patience_ms(random))
+        self.add_framework(Greedy, random.choice(ROLES), gpus=False, failover_timeout_ms=patience_ms(random))
         kinds = (Greedy, Greedy, Hog, Reserving, Reserving, Silent, Flapping, Liar, Liar)
         for _ in range(random.randint(1, 4)):
             roles = tuple(random.sample(ROLES, random.choice((1, 1, 2))))
@@ -238,7 +239,7 @@ class World:
                 *roles,
                 gpus=random.random() < 0.8,
                 borrows=random.random() < 0.5,
-                failover_timeout_ms=_patience_ms(random),
+                failover_timeout_ms=patience_ms(random),
                 acknowledges=random.choice((1.0, 1.0, 0.5)),
             )
         for _ in range(random.randint(1, 2)):
@@ -249,12 +250,12 @@ class World:
                 ResourceRequest(scalars, (), gpus),
                 random.randint(1, 30),
                 gpus=gpus > 0 or random.random() < 0.5,
-                failover_timeout_ms=_patience_ms(random),
+                failover_timeout_ms=patience_ms(random),
                 states_demand=random.random() < 0.8,
             )
         for _ in range(random.choice((0, 1, 1, 2))):
             role, gpus = random.choice(ROLES), random.random() < 0.8
-            self.add_framework(Feeding, role, gpus=gpus, failover_timeout_ms=_patience_ms(random))
+            self.add_framework(Feeding, role, gpus=gpus, failover_timeout_ms=patience_ms(random))
 
     # --- running ---
 
@@ -473,26 +474,6 @@ class World:
 
     def _kill_framework(self) -> None:
         self._random.choice(self.frameworks).die()
-
-
-def _patience_ms(random: Random) -> int:
-    return random.choice((0, 5_000, 60_000, 600_000))
-
-
-def _draw_flags(random: Random) -> dict[str, str]:
-    """How the master is started; shorter times than by default make more happen."""
-    flags = {
-        "filter_gpu_resources": random.choice(("true", "true", "false", "strip")),
-        "allocation_interval": random.choice(("1s", "1s", "200ms", "5s")),
-        "offer_timeout": random.choice(("30s", "5s", "1s")),
-        "agent_ping_timeout": random.choice(("15s", "2s", "1s")),
-        "max_agent_ping_timeouts": random.choice(("5", "2")),
-        "preemption_notice": random.choice(("30s", "1s", "0s")),
-        "agent_reregister_timeout": random.choice(("10m", "30s", "5s")),
-    }
-    if random.random() < 0.2:
-        flags["fair_sharing_excluded_resource_names"] = "cpus"
-    return flags
 
 
 def simulate(seed: int, steps: int, **options: Any) -> Summary:

@@ -27,6 +27,16 @@ link 2 3 4
 """
 
 
+#: One card in three instances, and a whole one.
+CUT_LAYOUT = f"""\
+device GPU-aaaaaaaa-0000-1111-2222-000000000000 NVIDIA_H100_80GB_HBM3 {80 * GIB} 00000000:19:00.0 0 1 0
+device GPU-bbbbbbbb-0000-1111-2222-000000000000 NVIDIA_H100_80GB_HBM3 {80 * GIB} 00000000:3B:00.0 1 0 0
+mig 0 7
+instance 0 0 MIG-11111111-0000-1111-2222-000000000000 NVIDIA_H100_80GB_HBM3_MIG_3g.40gb 2 0 3 40448
+instance 0 1 MIG-22222222-0000-1111-2222-000000000000 NVIDIA_H100_80GB_HBM3_MIG_1g.10gb 9 0 1 9984
+instance 0 2 MIG-33333333-0000-1111-2222-000000000000 NVIDIA_H100_80GB_HBM3_MIG_1g.10gb+me 7 0 1 9984
+"""
+
 #: Two pairs of AMD's cards; the last two do not know their uuid.
 AMD: dict[str, Any] = {
     "gpus": [
@@ -102,10 +112,16 @@ def observe(request: pytest.FixtureRequest, tmp_path: Path) -> Observe:
     def run(devices: str, *layouts: str, standin: bool = True, agent_id: str = "agent-1") -> dict[str, Any]:
         environment = dict(os.environ)
         paths = []
+        is_cut = devices == "nvml:cut"
+        devices = devices.removesuffix(":cut")
+        if devices == "script":
+            (tmp_path / "find.sh").write_text("#!/bin/sh\necho 3, 5\n")
+            (tmp_path / "find.sh").chmod(0o755)
+            devices = f"script:{tmp_path / 'find.sh'}"
         if standin and devices == "nvml":
             environment["LD_LIBRARY_PATH"] = str(request.getfixturevalue("nvml_standin"))
             current = tmp_path / "layout"
-            current.write_text(LAYOUT)
+            current.write_text(CUT_LAYOUT if is_cut else LAYOUT)
             environment["NVML_STANDIN"] = str(current)
             for number, layout in enumerate(layouts):
                 paths.append(tmp_path / f"layout-{number}")

@@ -12,15 +12,30 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
-from bursar.agent.devices.driver import ContainerDecorator, DriverUnavailable, health_watchers, user_tellers
+from bursar.agent.devices.driver import (
+    ContainerDecorator,
+    DeviceDriver,
+    DriverUnavailable,
+    health_watchers,
+    user_tellers,
+)
+from bursar.agent.devices.external import DockerKeys, ExternalResource
+from bursar.agent.devices.script import PATH_KEY, ScriptDevices
 from bursar.agent.devices.select import bare_drivers
 from bursar.core.ids import AgentId
 
 
 def main(devices: str, agent_id: str, *layouts: str) -> None:
-    (driver,) = bare_drivers(devices, AgentId(agent_id))
+    driver: DeviceDriver
+    if devices.startswith("script:"):
+        params = {PATH_KEY: devices.removeprefix("script:")}
+        resource = ExternalResource("fpga", "fpgas", 2, "script", params, DockerKeys(("/dev/f{index}",), ("FPGAS",)))
+        driver = ScriptDevices(resource, Path("/"))
+    else:
+        (driver,) = bare_drivers(devices, AgentId(agent_id))
     said: dict[str, Any] = {
         "name": driver.name,
         "discoveries": [],
