@@ -140,7 +140,7 @@ def test_the_sql_registry_means_the_same(tmp_path: Path) -> None:
         )
         world = World(12, faults=faults, twin=registry)
         world.populate()
-        world.run(2_000)
+        world.run(3_000)
         assert world.master.registry.durable.term > 3
     finally:
         registry.close()
