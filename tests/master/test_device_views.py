@@ -82,7 +82,14 @@ def test_no_two_views_of_one_card_are_ever_held(steps: list[tuple[str, ResourceR
             elif offers:
                 ledger.release_offers([(AGENT, offers.pop(0))])
         elif what == "ill":
-            ledger.set_withheld(AGENT, {DEVICES[number % len(DEVICES)]: "ill"} if number % 2 else {})
+            withheld = {DEVICES[number % len(DEVICES)]: "ill"} if number % 2 else {}
+            ledger.set_withheld(AGENT, withheld)
+            # As the master does: offers that hold one of them are rescinded.
+            for offer in [
+                offer for offer in offers if holding_total(books.offered[offer].holding).devices & withheld.keys()
+            ]:
+                offers.remove(offer)
+                ledger.release_offer(AGENT, offer)
         ledger.check()
         held = [holding_total(entry.holding).devices for entry in books.allocated.values()]
         for left_task, right_task in combinations(held, 2):

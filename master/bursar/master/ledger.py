@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from bursar.core.device_names import has_views, views_hidden_by
+from bursar.core.device_names import device_kinds, gpus_among, has_views, views_hidden_by
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, OfferId, TaskId
 from bursar.core.resources import (
     EMPTY,
@@ -102,6 +102,8 @@ class Books:
     in_excess: bool = False
     #: Whether there are slices or shares: views of cards, of which taking one hides others (design.md §4).
     has_views: bool = False
+    #: Whether all its devices are whole GPUs, as they mostly are: nobody need read their names.
+    has_gpus_only: bool = True
 
     @property
     def is_restricted(self) -> bool:
@@ -510,6 +512,7 @@ class Ledger:
             free_devices = holding_total(books.free).devices
             assert free_devices.isdisjoint(devices) and free_devices.isdisjoint(books.withheld_devices), agent_id
             assert books.has_views == _has_views(books.total), agent_id
+            assert books.has_gpus_only == (not device_kinds(holding_total(books.total).devices)), agent_id
             assert (agent_id in self._with_devices) == any(part.devices for part in books.total.values()), agent_id
             if books.has_views:
                 assert not views_hidden_by(devices, free_devices), agent_id
@@ -541,6 +544,7 @@ class Ledger:
     def _note_devices(self, agent_id: AgentId, books: Books) -> None:
         has_devices = any(part.devices for part in books.total.values())
         books.has_views = has_devices and _has_views(books.total)
+        books.has_gpus_only = all(gpus_among(part.devices) is part.devices for part in books.total.values())
         (self._with_devices.add if has_devices else self._with_devices.discard)(agent_id)
 
     def _count_total(self, books: Books) -> None:

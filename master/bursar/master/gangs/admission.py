@@ -85,7 +85,9 @@ def never_fits(cluster: Cluster, framework: Framework, gang: Gang) -> ErrorDetai
         value = agent.info.attributes.get(attribute) if attribute else None
         if not attribute or value is not None:
             whole = once_empty(cluster, gang, agent, rule)
-            classes.enter(agent.order, value, whole, cliques_on(cluster, agent) if by_clique else None)
+            cliques = cliques_on(cluster, agent) if by_clique else None
+            gpus_only = cluster.ledger.books[agent.agent_id].has_gpus_only
+            classes.enter(agent.order, value, whole, cliques, gpus_only)
     there = group_by_value(classes.known.values())
     field, hint = "groups", "ask for less, or add agents"
     candidates = worth_trying(groups, there)

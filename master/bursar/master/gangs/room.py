@@ -113,7 +113,8 @@ def _note(cluster: Cluster, gang: Gang, agents: Iterable[Agent]) -> None:
         if attribute and (value := agent.info.attributes.get(attribute)) is None:
             continue
         agent_id = agent.agent_id
-        free = books_of[agent_id].free
+        books = books_of[agent_id]
+        free = books.free
         order = agent.order
         if agent_id in on_loan and loans_for(cluster, gang, agent_id):
             order = order[0] + gang.counts_loans * _BEHIND, agent_id
@@ -123,7 +124,7 @@ def _note(cluster: Cluster, gang: Gang, agents: Iterable[Agent]) -> None:
             available = available_on(cluster, gang, agent_id)
         if by_clique:
             cliques = cliques_on(cluster, agent)
-        spots[agent_id] = free, enter(order, value, available, cliques), order
+        spots[agent_id] = free, enter(order, value, available, cliques, books.has_gpus_only), order
 
 
 class Classes:
@@ -134,15 +135,17 @@ class Classes:
         self._groups = gang.request.groups
         self._rooms: dict[object, tuple[Room, tuple[int, ...]]] = {}
 
-    def enter(self, order: Order, value: str | int | None, available: Holding, cliques: Cliques | None) -> Alike:
-        """Put an agent among those that are like it."""
+    def enter(
+        self, order: Order, value: str | int | None, available: Holding, cliques: Cliques | None, gpus_only: bool
+    ) -> Alike:
+        """Put an agent among those that are like it; `gpus_only`: it has no other devices."""
         if len(available) == 1:
             (total,) = available.values()
         else:
             total = holding_total(available) if available else EMPTY
         devices = total.devices
         parts = None if cliques is None else tuple([len(clique & devices) for clique in cliques])
-        gpus = gpus_among(devices)
+        gpus = devices if gpus_only else gpus_among(devices)
         amounts = total.scalars if gpus is devices else total.amounts()
         key = (value, len(gpus), parts, total.ports, *amounts.items())
         alike = self.known.get(key)
