@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages import operator as op
 from bursar.core.messages.agent import DesiredState
-from bursar.core.messages.framework import GPU_RESOURCES, REVOCABLE_RESOURCES, PreemptionNotice, Rescind
+from bursar.core.messages.framework import GPU_RESOURCES, REVOCABLE_RESOURCES, Kill, PreemptionNotice, Rescind
 from bursar.core.messages.offers import Demand, Operation, Reserve, Unreserve
 from bursar.core.resources import ReservedResources
 from bursar.core.tasks import StatusReason, TaskState
@@ -457,3 +457,20 @@ def test_whoever_it_is_kept_for_has_it_after_the_notice(new_book: Any, data: Any
     assert len(wanting.offered().devices) == min(wanted, sum(gpus))
     given = sum(len(notices(framework)) for framework in frameworks)
     assert given == max(0, min(wanted, sum(gpus)) - (sum(gpus) - held))
+
+
+def test_who_has_saved_what_it_needs_answers_a_notice_by_ending_its_tasks(book: Any) -> None:
+    capable = borrower(book)
+    lent_agent(book)
+    run_all(book, capable, 4)
+    capable.statuses()
+    wanting = owner(book, gpus=2)
+    assert notices(capable).keys() == {"t2", "t3"}
+    for name in ("t3", "t2"):
+        assert not wanting.offers
+        capable.call(Kill(name))
+        pass_time(book, 1_000)
+    ends = {status.task_id: status.reason for status in capable.statuses()}
+    assert ends == dict.fromkeys(("t2", "t3"), StatusReason.KILLED_BY_FRAMEWORK)
+    pass_time(book, 1_000)
+    assert len(wanting.offered().devices) == 2 and not wanting.offer.revocable, "long before the notice is over"

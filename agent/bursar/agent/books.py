@@ -28,7 +28,7 @@ KILL_RETRY_MS = 10_000
 #: Repairs that wait for a master to be told; of more, the newest.
 MAX_REPAIRS = 100
 
-#: What a deadline is about: `register`, `ping`, `prune`, `digest`; `updates`, `run_time`, `restart`, `check` and `health_check` of a task; `kill` of a container; `leave` of a container that ended; the health of a `device`; `users` of one; `shares`.
+#: What a deadline is about: `register`, `ping`, `prune`, `digest`; `updates`, `run_time`, `restart`, `check` and `health_check` of a task; `kill` of a container; `leave` of a container that ended; the health of a `device`; `users` of one; `shares`; `alone` of a task.
 Due = tuple[str, TaskKey | str]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from bursar.agent.alone import Alone
 from bursar.agent.books import Books, names
 from bursar.agent.checkups import Checkups
 from bursar.agent.containers.runtime import ContainerExit, ContainerId, RecoveredContainer
@@ -52,6 +53,7 @@ class Lives:
         self._leaving = leaving
         self.checkups = Checkups(books, reporting, self._kill_here)
         self.overuse = Overuse(books, reporting, self._kill_here)
+        self.alone = Alone(books, self._kill_here)
         #: Containers that may not open their devices, and the run in which that was said.
         self._cut_off: dict[ContainerId, int] = {}
         self.groups = TaskGroups(books, self._kill, leaving)
@@ -320,6 +322,7 @@ class Lives:
             self._books.deadlines.set(("run_time", record.key), now.monotonic_ms + min(left_ms, allowed_ms))
         self.checkups.begin(record)
         self.overuse.begin(record)
+        self.alone.begin(record)
 
     def run_time_over(self, key: TaskKey) -> None:
         """It has run for as long as it may (TSK-10)."""

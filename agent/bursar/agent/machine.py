@@ -175,6 +175,7 @@ class AgentMachine:
             case _:
                 assert_never(event)
         self.lives.groups.settle()
+        self.lives.alone.settle()
         self.ward.settle()
         self.conversation.show_devices()
         self.cuts.report()
@@ -195,6 +196,7 @@ class AgentMachine:
         self.leaving.check()
         self.images.check()
         self.overuse.check()
+        self.lives.alone.check()
         assert not (self.registered and self.books.connection is None)
         assert not (self.registered and not self.books.recovered)
 
@@ -303,6 +305,9 @@ class AgentMachine:
                     self.books.deadlines.set(("prune", ""), self.books.now.monotonic_ms + PRUNE_INTERVAL_MS)
                 case "digest":
                     self.digests.due()
+                case "alone":
+                    assert isinstance(subject, tuple)
+                    self.lives.alone.due(subject)
                 case "shares":
                     self.overuse.look()
                 case "register" | "ping":

@@ -253,6 +253,8 @@ def _end_of_killed(record: TaskRecord, kill: KillTask, message: str, exit_code: 
         return Verdict(TaskState.FAILED, kill.reason, message, exit_code)
     if record.kill_message:
         message = f"{record.kill_message} ({message})"
+    if kill.reason is StatusReason.DISCONNECTED:
+        return Verdict(TaskState.GONE, kill.reason, message, exit_code)
     if kill.reason is StatusReason.DEVICE_MEM_LIMIT:
         return Verdict(TaskState.FAILED, kill.reason, message, exit_code)
     return Verdict(TaskState.KILLED, kill.reason, message, exit_code)

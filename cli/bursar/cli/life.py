@@ -28,6 +28,7 @@ class Life:
     check: Check | None
     health_check: HealthCheck | None
     restart: RestartPolicy | None
+    max_disconnected_ms: int | None = None
 
     def arguments(self) -> dict[str, Any]:
         """As arguments of `Task`."""
@@ -51,6 +52,7 @@ def life_options(command: F) -> F:
         grace_ms: int | None,
         restart: RestartPolicy | None,
         restart_backoff_ms: int | None,
+        max_disconnected_ms: int | None,
         **rest: Any,
     ) -> Any:
         numbers: dict[str, Any] = {"delay_ms": delay_ms, "interval_ms": interval_ms, "timeout_ms": timeout_ms}
@@ -67,7 +69,8 @@ def life_options(command: F) -> F:
             if restart is None:
                 raise click.UsageError("--restart-backoff is about restarts: give --restart, too")
             restart = replace(restart, backoff_ms=restart_backoff_ms)
-        life = Life(max_run_ms, kill_grace_ms, check and replace(check, **numbers), health_check, restart)
+        looked = check and replace(check, **numbers)
+        life = Life(max_run_ms, kill_grace_ms, looked, health_check, restart, max_disconnected_ms)
         return command(*args, life=life, **rest)
 
     options = [
@@ -76,6 +79,12 @@ def life_options(command: F) -> F:
             "max_run_ms",
             type=DURATION_MS,
             help="End it after this time, such as 2h: it has failed then.  [as long as it likes]",
+        ),
+        click.option(
+            "--max-disconnected",
+            "max_disconnected_ms",
+            type=DURATION_MS,
+            help="End it when its agent has had no master for so long: it is gone then.  [it runs on]",
         ),
         click.option(
             "--kill-grace",

@@ -124,6 +124,7 @@ class StatusReason(IntEnum):
     DEVICE_MEM_EXCEEDED = 37
     DEVICE_MEM_LIMIT = 38
     DEVICE_ACCESS_LOST = 39
+    DISCONNECTED = 40
     REVOKED = 45
     GROUP_MEMBER_ENDED = 50
     PORT_IN_USE = 33
@@ -181,6 +182,7 @@ class TaskSpec:
     service_ports: tuple[ServicePort, ...] = ()
     executor: TaskExecutor | None = None
     ulimits: tuple[Ulimit, ...] = ()
+    max_disconnected_ms: int | None = None
 
     @property
     def runs_on(self) -> TaskId:
@@ -306,6 +308,8 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
         return "kill_grace_ms", "must not be negative"
     if spec.max_run_ms is not None and spec.max_run_ms <= 0:
         return "max_run_ms", "must be more than 0; leave it out for a task that may run as long as it likes"
+    if spec.max_disconnected_ms is not None and spec.max_disconnected_ms <= 0:
+        return "max_disconnected_ms", "must be more than 0; leave it out for a task that runs on without a master"
     if spec.restart is not None and (problem_at := restart_problem(spec.restart)):
         return f"restart.{problem_at[0]}", problem_at[1]
     tcp_names = [one.name for one in spec.service_ports if one.protocol is not PortProtocol.UDP]

@@ -154,6 +154,8 @@ class Task:
     memory: str | Mapping[str, Any] = ""
     #: After so long, in milliseconds, it is ended and has failed; None: it may run as long as it likes.
     max_run_ms: int | None = None
+    #: Its agent ends it when that has had no master for so long, in milliseconds, and it is GONE; None: it runs on.
+    max_disconnected_ms: int | None = None
     #: Whether its agent starts it again when it has ended by itself; None: never.
     restart: RestartPolicy | None = None
     #: Looked at while it runs: the result stands in its status, nothing follows from it.
@@ -241,6 +243,7 @@ class Task:
             volumes=self.parsed_volumes,
             memory=self._memory,
             max_run_ms=self.max_run_ms,
+            max_disconnected_ms=self.max_disconnected_ms,
             check=self.check,
             health_check=self.health_check,
             restart=self.restart,

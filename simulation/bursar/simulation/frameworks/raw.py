@@ -273,6 +273,8 @@ class RawFramework:
             kill_grace_ms=random.choice((None, 0, 500)),
             restart=RestartPolicy(RestartMode.ON_FAILURE, 2, 500) if random.random() < 0.1 else None,
             check=Check(tcp=TcpCheck(80), delay_ms=0, interval_ms=1_000) if random.random() < 0.05 else None,
+            # Not drawn: what else a seed does stays as it was.
+            max_disconnected_ms=None if self._sequence % 7 else 5_000,
             health_check=HealthCheck(Check(tcp=TcpCheck(80), interval_ms=3_000)) if random.random() < 0.1 else None,
         )
 
