@@ -400,8 +400,10 @@ class Cycle:
                 plan = self.plan_for(node)
                 decision = self._decide(turn, plan, free)
                 if isinstance(decision, Proposal):
+                    # What it uses of a reservation may fulfil a guarantee, so that quota leaves it more of the rest.
+                    if self.question.within is None:
+                        done.add(node)
                     self.hand_out(agent, plan, decision)
-                    done.add(node)
                     break
                 self._note_refusal(turn, plan, decision)
             else:
