@@ -103,7 +103,7 @@ _WORDS = {
     TaskState.ERROR: "was refused",
     TaskState.FAILED: "failed",
     TaskState.KILLED: "was killed",
-    TaskState.GONE: "is lost: nobody knows how it ended",
+    TaskState.GONE: "is lost",
     TaskState.GONE_BY_OPERATOR: "is lost: an operator declared its agent gone",
     TaskState.UNKNOWN: "is lost: the master does not know it",
 }
@@ -117,4 +117,5 @@ def describe_end(status: Status) -> str:
     words = "the task " + _WORDS.get(status.state, f"is {status.state.name}")
     if not by_itself:
         words += f" ({status.reason.name.lower().replace('_', ' ')})"
-    return f"{words}: {status.message}" if status.message else words
+    message = status.message or ("nobody knows how it ended" if status.state is TaskState.GONE else "")
+    return f"{words}: {message}" if message else words

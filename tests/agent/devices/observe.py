@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import sys
@@ -43,7 +44,11 @@ def main(devices: str, agent_id: str, *layouts: str) -> None:
         "remedies": [],
         "probes": [],
         "users": [],
+        "warnings": [],
     }
+    hear = logging.Handler(logging.WARNING)
+    hear.emit = lambda record: said["warnings"].append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("bursar").addHandler(hear)
     found = ()
     for layout in layouts or (None, None):
         if layout:

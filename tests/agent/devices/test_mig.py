@@ -53,6 +53,18 @@ def test_what_befalls_a_card_befalls_its_instances(observe: Any) -> None:
     assert said["probes"][1][THREE] and not said["probes"][0][THREE]
 
 
+def test_a_card_that_is_cut_into_nothing_is_not_offered_and_that_is_said_once(observe: Any) -> None:
+    nothing = "".join(line for line in CUT.splitlines(True) if not line.startswith("instance"))
+    said = observe("nvml", nothing, nothing, CUT)
+    assert [[one["uuid"] for one in devices] for devices in said["discoveries"]] == [
+        [WHOLE],
+        [WHOLE],
+        [THREE, ONE, WHOLE],
+    ]
+    (warning,) = [one for one in said["warnings"] if "no instance" in one]
+    assert warning.startswith(f"GPU {CARD} cannot be used: MIG is switched on") and "nvidia-smi mig" in warning
+
+
 def test_cutting_and_joining_is_seen(observe: Any) -> None:
     joined = "".join(line for line in CUT.splitlines(True) if line.startswith("device"))
     first, second, third = observe("nvml", joined, CUT, joined)["discoveries"]

@@ -71,6 +71,9 @@ _PATHS = {
 }
 
 
+_MAKE_SOME = "make some (nvidia-smi mig -cgi PROFILE -C), or switch it off (nvidia-smi -mig 0)"
+
+
 class NvmlDevices:
     """The GPUs of this machine."""
 
@@ -123,6 +126,9 @@ class NvmlDevices:
         if slices is None:
             self._slices.pop(card.uuid, None)
             return (card,)
+        if not slices and self._slices.get(card.uuid) != ():
+            # As a restarted machine leaves it: the driver forgets instances, but not the mode.
+            log.warning("GPU %s cannot be used: MIG is switched on, and it has no instance; %s", card.uuid, _MAKE_SOME)
         self._slices[card.uuid] = slices
         return tuple(like_card(one, card) for one in slices)
 
