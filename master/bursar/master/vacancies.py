@@ -22,6 +22,7 @@ from bursar.master.groups import expander
 from bursar.master.ledger import TaskKey
 from bursar.master.offers import rescind
 from bursar.master.records import AgentRecorded
+from bursar.master.reservation_sources import free_of
 from bursar.master.reservations import record
 from bursar.master.state import Agent, Cluster, Turn, buckets_of
 from bursar.master.vacant import is_vacancy, with_vacancies, without_vacancies
@@ -112,7 +113,7 @@ def _choose(
     What is free before what is offered, the same model before others, the best connected to the others that are kept, in their order.
     """
     books = cluster.ledger.books[agent.agent_id]
-    free = books.free.get(base, EMPTY) + books.gang_hold.get(base, EMPTY) + books.earmark.get(base, EMPTY)
+    free = free_of(cluster, agent, base)
     offered = books.offered_sum().get(base, EMPTY)
     fitting = {uuid for uuid in free.devices | offered.devices if device_kind(uuid) == old.kind}
     if wanted:
