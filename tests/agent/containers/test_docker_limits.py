@@ -67,7 +67,7 @@ async def test_forking_without_end_meets_the_limit_and_only_its_own(bench: Any) 
     runtime = await bench.open()
     spec = bench.spec("bomb", bench.script(text, NOTHING), settings=ContainerSettings(pids_limit=20))
     await runtime.start(spec)
-    witness = runtime._watched[spec.container_id].witness
+    witness = runtime._watch.get(spec.container_id).witness
     if witness is not None and witness._pids is not None:
         async with asyncio.timeout(30):
             while not witness._seen.refused_forks:

@@ -16,7 +16,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,10 +35,10 @@ from bursar.agent.containers.docker_engine import (
 )
 from bursar.agent.containers.docker_events import EventThread
 from bursar.agent.containers.docker_images import DockerImages
-from bursar.agent.containers.docker_logs import LogPump
-from bursar.agent.containers.docker_network import ensure_holder, release_holder, sweep_holders
-from bursar.agent.containers.evidence import BUS_ERROR, KILLED, Testimony, Witness, judge, with_forks
-from bursar.agent.containers.limits import give_to_user
+from bursar.agent.containers.docker_launch import launch
+from bursar.agent.containers.docker_logs import LogPumps
+from bursar.agent.containers.docker_network import release_holder, sweep_holders
+from bursar.agent.containers.docker_watch import Watch, Watched
 from bursar.agent.containers.logs import DEFAULT_LOG_LIMIT_BYTES
 from bursar.agent.containers.process import boot_id
 from bursar.agent.containers.runtime import (
@@ -55,14 +54,10 @@ from bursar.agent.containers.runtime import (
     RuntimeUnavailable,
 )
 from bursar.agent.containers.sessions import Session, SessionRefused
-from bursar.agent.containers.thread_session import ThreadSession
-from bursar.agent.containers.usage import stats_work
-from bursar.agent.service_ports import engine_conflict
 from bursar.core.ids import AgentId
 from bursar.core.images import Image
 from bursar.core.lives import Check, CheckStatus
-from bursar.core.memory.pools import MemoryPlan
-from bursar.core.messages.sessions import SessionKind, SessionStart
+from bursar.core.messages.sessions import SessionStart
 from bursar.core.tasks import StatusReason
 
 log = logging.getLogger(__name__)
@@ -74,30 +69,10 @@ _STARTS_PER_CORE = 2
 _CALLS = 4
 _PULLS = 2
 _CHECKS = 8
-_PUMP_ENDS_S = 10.0
 #: What an engine that is being stopped makes of its containers.
 _CODES_OF_A_STOPPING_ENGINE = (137, 143)
 #: What an engine makes of a container that it lost sight of.
 _CODES_OF_A_LOST_ENGINE = (137, 255)
-
-
-@dataclass(slots=True, eq=False)
-class _Watched:
-    """A container whose end is to be told."""
-
-    container_id: ContainerId
-    sandbox: Path
-    #: False until `start` returns: an end is not told before.
-    is_started: bool = False
-    #: Its end, not told yet.
-    exit: ContainerExit | None = None
-    had_oom: bool = False
-    kill_timer: asyncio.TimerHandle | None = None
-    #: The last signal that was asked for; sent again once it runs, if it came too early.
-    asked_signal: str = ""
-    #: What can be asked of the kernel while it runs, and shortly afterwards.
-    witness: Witness | None = None
-    plan: MemoryPlan | None = None
 
 
 class DockerRuntime:
@@ -129,13 +104,12 @@ class DockerRuntime:
         self._pulls = ThreadPoolExecutor(_PULLS, "docker-pull")
         self._checks = ThreadPoolExecutor(_CHECKS, "docker-check")
         self._images = DockerImages(self._engine, self._pulls)
-        self._log_limit_bytes = log_limit_bytes
         self._log_check_interval_s = log_check_interval_s
         self._engine_patience_s = engine_patience_s
-        self._watched: dict[ContainerId, _Watched] = {}
+        self._watch = Watch()
         #: Reported lost while the engine was away; removed when it is back, before anything is started again.
         self._lost: set[ContainerId] = set()
-        self._pumps: dict[ContainerId, LogPump] = {}
+        self._pumps = LogPumps(self._engine, log_limit_bytes)
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_up = False
         #: Set while the engine does not answer.
@@ -144,13 +118,12 @@ class DockerRuntime:
         self._events: EventThread | None = None
         self._patience_timer: asyncio.TimerHandle | None = None
         self._log_timer: asyncio.TimerHandle | None = None
-        self._on_exit: ExitCallback | None = None
         self._first_connect = asyncio.Event()
 
     async def open(self, on_exit: ExitCallback) -> None:
         """Connect to the engine and listen to its events. Raises RuntimeUnavailable."""
         loop = asyncio.get_running_loop()
-        self._on_exit = on_exit
+        self._watch.open(on_exit)
         self._engine.boot_id = boot_id()
         try:
             await loop.run_in_executor(self._calls, self._engine.connect)
@@ -170,7 +143,7 @@ class DockerRuntime:
             raise RuntimeUnavailable(
                 "the Docker engine answers, but tells no events; restart it, or use --runtime process"
             ) from None
-        self._log_timer = loop.call_later(self._log_check_interval_s, self._check_logs)
+        self._log_timer = loop.call_later(self._log_check_interval_s, self._look_round)
 
     async def recover(self) -> list[RecoveredContainer]:
         """List this agent's containers; those never started are removed. Raises RuntimeUnavailable."""
@@ -182,13 +155,14 @@ class DockerRuntime:
     async def _recover(self) -> list[RecoveredContainer]:
         recovered = []
         for seen in await self._call(self._engine.containers):
-            if seen.container_id in self._watched:
+            if seen.container_id in self._watch:
                 continue
             if seen.phase is Phase.CREATED:
                 await self._call(self._engine.remove, seen.container_id, True)
             elif seen.phase is Phase.RUNNING:
-                watched = self._watched[seen.container_id] = _Watched(seen.container_id, Path(seen.sandbox), True)
-                watched.witness = Witness(seen.pid) if seen.pid else None
+                watched = self._watch.begin(Watched(seen.container_id, Path(seen.sandbox)))
+                watched.is_started = True
+                watched.witness_of(seen.pid)
                 recovered.append(RecoveredContainer(seen.container_id, None))
             else:
                 recovered.append(RecoveredContainer(seen.container_id, seen.exit))
@@ -209,75 +183,29 @@ class DockerRuntime:
             )
         if not self._is_up:
             raise LaunchFailed(StatusReason.ENGINE_LOST, "the Docker engine does not answer at the moment")
-        watched = self._watched[spec.container_id] = _Watched(spec.container_id, spec.sandbox, plan=spec.memory)
+        watched = self._watch.begin(Watched(spec.container_id, spec.sandbox, spec.memory))
         try:
-            end = await self._start(spec)
-        except LaunchFailed:
-            self._watched.pop(spec.container_id, None)
+            end = await self._launch(spec, watched)
+        except BaseException as error:
+            if not isinstance(error, LaunchFailed):
+                self._lost.add(spec.container_id)
+            self._watch.drop(watched)
             raise
-        except docker.errors.DockerException as error:
-            self._watched.pop(spec.container_id, None)
-            raise LaunchFailed(StatusReason.LAUNCH_FAILED, words_of(error)) from error
-        except CONNECTION_ERRORS as error:
-            # It may have come to life all the same.
-            self._watched.pop(spec.container_id, None)
-            self._lost.add(spec.container_id)
-            raise LaunchFailed(StatusReason.ENGINE_LOST, f"the Docker engine went away: {root_cause(error)}") from error
-        except BaseException:
-            self._watched.pop(spec.container_id, None)
-            self._lost.add(spec.container_id)
-            raise
-        watched.is_started = True
         if watched.asked_signal:
             self._send(watched, watched.asked_signal)
-        if end is not None:
-            watched.exit = end
-        if watched.exit is not None:
-            asyncio.get_running_loop().call_soon(self._tell, watched)
+        self._watch.started(watched, end)
 
-    async def _start(self, spec: ContainerSpec) -> ContainerExit | None:
+    async def _launch(self, spec: ContainerSpec, watched: Watched) -> ContainerExit | None:
+        """The same, with the engine's errors as the interface has them."""
         try:
-            return await self._call(self._create_and_start, spec, pool=self._starts)
+            return await self._call(launch, self._engine, spec, watched, pool=self._starts)
         except docker.errors.ImageNotFound as error:
             raise ImageMissing(spec.image) from error
-
-    def _create_and_start(self, spec: ContainerSpec) -> ContainerExit | None:
-        """In a thread."""
-        give_to_user(spec)
-        network_mode = ensure_holder(self._engine, spec.network_id, spec.network_ports) if spec.network_id else ""
-        try:
-            self._engine.create(spec, network_mode)
-        except FileExistsError:
-            taken = self._engine.inspect(spec.container_id)
-            if taken is not None and taken.agent_id != self._engine.agent_id:
-                raise LaunchFailed(
-                    StatusReason.LAUNCH_FAILED,
-                    f"a container that is not ours has the name {spec.container_id}: remove it",
-                ) from None
-            if taken is not None and taken.phase is not Phase.CREATED:
-                return taken.exit  # an earlier life of this agent started it: never twice
-            self._engine.remove(spec.container_id, force=True)
-            self._engine.create(spec, network_mode)
-        try:
-            end = self._engine.start(spec.container_id)
-        except LaunchFailed as error:
-            with contextlib.suppress(*ENGINE_ERRORS):
-                self._engine.remove(spec.container_id, force=True)
-            if conflict := engine_conflict(error.message, spec.service_ports):
-                raise conflict from error
-            if "setting rlimit" in error.message and self._engine.facts.raises_memlock:
-                self._engine.facts.raises_memlock = False
-                log.warning("this engine may not raise the limit of locked memory: pinned memory is advisory here")
-                return self._create_and_start(spec)
-            raise
-        if end is not None:
-            with contextlib.suppress(OSError), open(spec.sandbox / "stderr", "ab") as file:
-                file.write(f"{end.message}\n".encode())
-            return end
-        seen = self._engine.inspect(spec.container_id)
-        if seen is not None and seen.pid and (watched := self._watched.get(spec.container_id)) is not None:
-            watched.witness = Witness(seen.pid)
-        return None
+        except docker.errors.DockerException as error:
+            raise LaunchFailed(StatusReason.LAUNCH_FAILED, words_of(error)) from error
+        except CONNECTION_ERRORS as error:
+            self._lost.add(spec.container_id)  # it may have come to life all the same
+            raise LaunchFailed(StatusReason.ENGINE_LOST, f"the Docker engine went away: {root_cause(error)}") from error
 
     async def pull(self, image: str, on_progress: ProgressCallback | None = None) -> None:
         """As the interface says."""
@@ -292,7 +220,7 @@ class DockerRuntime:
 
     async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """SIGTERM to the first process, SIGKILL to all after the grace. A second kill can only shorten the grace."""
-        watched = self._watched.get(container_id)
+        watched = self._watch.get(container_id)
         if watched is None:
             return
         loop = asyncio.get_running_loop()
@@ -343,7 +271,7 @@ class DockerRuntime:
 
     async def remove(self, container_id: ContainerId) -> None:
         """Save the outputs in the sandbox and remove the container."""
-        if container_id in self._watched:
+        if container_id in self._watch:
             log.warning("container %s still runs: not removed", container_id)
             return
         try:
@@ -351,7 +279,7 @@ class DockerRuntime:
             if seen is None or seen.agent_id != self._engine.agent_id:
                 return
             if seen.sandbox and Path(seen.sandbox).is_dir():
-                await self._save_logs(container_id, Path(seen.sandbox))
+                await self._pumps.save(container_id, Path(seen.sandbox))
             await self._call(self._engine.remove, container_id)
         except ENGINE_ERRORS as error:
             # It is found again, by its label, when the engine is back and the agent asks what there is.
@@ -363,9 +291,8 @@ class DockerRuntime:
 
     async def prepare_logs(self, container_id: ContainerId) -> None:
         """Copy the outputs to the sandbox from now on, beginning with what was printed before."""
-        watched = self._watched.get(container_id)
-        if watched is not None and container_id not in self._pumps:
-            self._pump(container_id, watched.sandbox, follow=True)
+        if (watched := self._watch.get(container_id)) is not None:
+            self._pumps.follow(container_id, watched.sandbox)
 
     def pinning(self, uuids: Sequence[str]) -> str:
         """How GPUs are given to containers of this engine, as it was when the agent connected."""
@@ -373,21 +300,11 @@ class DockerRuntime:
 
     async def open_session(self, container_id: ContainerId, start: SessionStart) -> Session:
         """As the interface says."""
-        if container_id not in self._watched:
+        if container_id not in self._watch:
             raise SessionRefused("the task does not run any more")
         if not self._is_up:
             raise SessionRefused("the Docker engine does not answer at the moment")
-        api, name = self._engine.api, str(container_id)
-        match start.kind:
-            case SessionKind.EXEC:
-                return await docker_sessions.DockerExec.open(api, self._calls, name, start, self._engine.life)
-            case SessionKind.COPY_OUT:
-                return await ThreadSession(docker_sessions.copy_out(api, name, start.path)).open()
-            case SessionKind.COPY_IN:
-                return await ThreadSession(docker_sessions.copy_in(api, name, start.path)).open()
-        return await ThreadSession(
-            stats_work(lambda: docker_sessions.usage_of(self._engine.usage(container_id)))
-        ).open()
+        return await docker_sessions.open_session(self._engine, self._calls, container_id, start)
 
     def running(self) -> set[ContainerId]:
         """See `ContainerLister`."""
@@ -395,13 +312,7 @@ class DockerRuntime:
 
     def usages(self, container_ids: Iterable[ContainerId]) -> dict[ContainerId, dict[str, int]]:
         """See `UsageReader`."""
-        found = {}
-        for container_id in container_ids:
-            with contextlib.suppress(docker.errors.NotFound):
-                figures = docker_sessions.usage_of(self._engine.usage(container_id))
-                if figures["pids"]:
-                    found[container_id] = figures
-        return found
+        return docker_sessions.usages(self._engine, container_ids)
 
     def out_of_reach(self, container_ids: Iterable[ContainerId]) -> dict[ContainerId, tuple[str, ...]]:
         """See `ReachTeller`. What comes by names of CDI is not known by its nodes, and the engine knows it itself."""
@@ -414,16 +325,11 @@ class DockerRuntime:
     async def close(self) -> None:
         """Stop listening; containers run on."""
         self._is_closing.set()
-        for timer in (self._patience_timer, self._log_timer, *(one.kill_timer for one in self._watched.values())):
+        for timer in (self._patience_timer, self._log_timer):
             if timer is not None:
                 timer.cancel()
-        self._on_exit = None
-        for watched in self._watched.values():
-            if watched.witness is not None:
-                watched.witness.close()
-        self._watched.clear()
-        for pump in self._pumps.values():
-            pump.stop()
+        self._watch.close()
+        self._pumps.stop()
         if self._events is not None:
             await asyncio.to_thread(self._events.stop)
         for task in list(self._tasks):
@@ -436,13 +342,11 @@ class DockerRuntime:
 
     def _on_event(self, event: dict[str, Any]) -> None:
         attributes = (event.get("Actor") or {}).get("Attributes") or {}
-        watched = self._watched.get(ContainerId(attributes.get(LABEL_CONTAINER, "")))
+        watched = self._watch.get(ContainerId(attributes.get(LABEL_CONTAINER, "")))
         if watched is None:
             return
         if event.get("Action", event.get("status")) == "oom":
-            watched.had_oom = True
-            if watched.witness is not None:
-                watched.witness.look()
+            watched.note_oom()
             return
         try:
             code = int(attributes.get("exitCode", ""))
@@ -453,9 +357,9 @@ class DockerRuntime:
         elif code is None or (code != 0 and (watched.had_oom or code == 137)):
             self._spawn(self._look_again([watched.container_id]))
         else:
-            self._ended(watched, ContainerExit(code, StatusReason.COMMAND_EXITED, f"exited with code {code}"))
+            self._watch.ended(watched, ContainerExit(code, StatusReason.COMMAND_EXITED, f"exited with code {code}"))
 
-    async def _suspect(self, watched: _Watched, code: int) -> None:
+    async def _suspect(self, watched: Watched, code: int) -> None:
         """A task was killed, and not by us: is the engine being stopped?
 
         Then it takes no new calls, though it tells of ends until its last container is stopped, which may take long.
@@ -471,7 +375,7 @@ class DockerRuntime:
             await self._look_again([watched.container_id])
         else:
             self._lost.add(watched.container_id)  # what is left of it cannot be removed now
-            self._ended(watched, ContainerExit(code, StatusReason.ENGINE_LOST, "the Docker engine was stopped"))
+            self._watch.ended(watched, ContainerExit(code, StatusReason.ENGINE_LOST, "the Docker engine was stopped"))
 
     def _connected(self, after_outage: bool) -> None:
         self._gone.clear()
@@ -497,10 +401,12 @@ class DockerRuntime:
 
     def _give_up(self, why: str) -> None:
         """The engine did not come back in time: its tasks are lost."""
-        for watched in list(self._watched.values()):
+        for watched in self._watch:
             if watched.is_started:
                 self._lost.add(watched.container_id)
-                self._ended(watched, ContainerExit(None, StatusReason.ENGINE_LOST, f"the Docker engine is gone: {why}"))
+                self._watch.ended(
+                    watched, ContainerExit(None, StatusReason.ENGINE_LOST, f"the Docker engine is gone: {why}")
+                )
 
     async def _reconcile(self) -> None:
         """The engine is back: what has become of its containers?"""
@@ -514,7 +420,7 @@ class DockerRuntime:
         await self._remove_lost()
         log.info("the Docker engine is back")
         self._is_up = True
-        for watched in list(self._watched.values()):
+        for watched in self._watch:
             if watched.is_started:
                 self._apply(watched, there.get(watched.container_id), after_outage=True)
 
@@ -536,12 +442,12 @@ class DockerRuntime:
             except ENGINE_ERRORS as error:
                 log.warning("container %s: %s", container_id, root_cause(error))
                 continue  # its end will be found when the engine is back
-            if (watched := self._watched.get(container_id)) is not None:
+            if (watched := self._watch.get(container_id)) is not None:
                 self._apply(watched, seen)
 
-    def _apply(self, watched: _Watched, seen: Seen | None, after_outage: bool = False) -> None:
+    def _apply(self, watched: Watched, seen: Seen | None, after_outage: bool = False) -> None:
         if seen is None:
-            self._ended(
+            self._watch.ended(
                 watched, ContainerExit(None, StatusReason.CONTAINER_LOST, "the container was removed by somebody")
             )
         elif seen.exit is not None:
@@ -550,30 +456,12 @@ class DockerRuntime:
                 end = ContainerExit(
                     end.exit_code, StatusReason.ENGINE_LOST, "the task ended when the Docker engine did"
                 )
-            self._ended(watched, end)
-
-    def _ended(self, watched: _Watched, end: ContainerExit) -> None:
-        if watched.exit is None:
-            watched.exit = _judged(watched, end)
-        if watched.is_started:
-            self._tell(watched)
-
-    def _tell(self, watched: _Watched) -> None:
-        """Report an end, once."""
-        if self._watched.get(watched.container_id) is not watched or watched.exit is None:
-            return
-        del self._watched[watched.container_id]
-        if watched.kill_timer is not None:
-            watched.kill_timer.cancel()
-        if watched.witness is not None:
-            watched.witness.close()
-        if self._on_exit is not None:
-            self._on_exit(watched.container_id, watched.exit)
+            self._watch.ended(watched, end)
 
     # Small parts.
 
-    def _send(self, watched: _Watched, name: str) -> None:
-        if self._watched.get(watched.container_id) is watched:
+    def _send(self, watched: Watched, name: str) -> None:
+        if self._watch.get(watched.container_id) is watched:
             watched.asked_signal = name
             self._spawn(self._signal(watched.container_id, name))
 
@@ -583,34 +471,11 @@ class DockerRuntime:
         except ENGINE_ERRORS as error:
             log.warning("container %s: cannot send %s: %s", container_id, name, root_cause(error))
 
-    def _pump(self, container_id: ContainerId, sandbox: Path, follow: bool) -> LogPump:
-        pump = self._pumps[container_id] = LogPump(self._engine, container_id, sandbox, follow)
-        return pump
-
-    async def _save_logs(self, container_id: ContainerId, sandbox: Path) -> None:
-        """All that was printed is in the sandbox afterwards, by the pump that copies it already, or by one of now."""
-        pump = self._pumps.get(container_id) or self._pump(container_id, sandbox, follow=False)
-        try:
-            await pump.wait(_PUMP_ENDS_S)
-        finally:
-            self._pumps.pop(container_id, None)
-        for file in pump.files:
-            try:
-                file.cut(self._log_limit_bytes)
-                file.compact()
-            except OSError as error:
-                log.warning("cannot tidy %s: %s", file.path, error)
-
-    def _check_logs(self) -> None:
-        for watched in self._watched.values():
-            if watched.plan is not None and watched.witness is not None:
-                watched.witness.look()
-            elif watched.witness is not None:
-                watched.witness.look_at_forks()
-        for pump in self._pumps.values():
-            for file in pump.files:
-                file.cut(self._log_limit_bytes)
-        self._log_timer = asyncio.get_running_loop().call_later(self._log_check_interval_s, self._check_logs)
+    def _look_round(self) -> None:
+        for watched in self._watch:
+            watched.look()
+        self._pumps.cut()
+        self._log_timer = asyncio.get_running_loop().call_later(self._log_check_interval_s, self._look_round)
 
     async def _call(self, function: Callable[..., _T], *arguments: Any, pool: ThreadPoolExecutor | None = None) -> _T:
         return await asyncio.get_running_loop().run_in_executor(pool or self._calls, function, *arguments)
@@ -619,19 +484,3 @@ class DockerRuntime:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _judged(watched: _Watched, end: ContainerExit) -> ContainerExit:
-    """An end with the evidence; what the engine says of a command that it could not run stays as it is."""
-    if end.reason not in (StatusReason.COMMAND_EXITED, StatusReason.MEM_LIMIT) or end.exit_code in (None, 0):
-        return end
-    is_oom = watched.had_oom or end.reason is StatusReason.MEM_LIMIT
-    testimony = watched.witness.testify() if watched.witness is not None else Testimony()
-    if (
-        is_oom
-        or end.exit_code == BUS_ERROR
-        or (end.exit_code == KILLED and (testimony.oom_kills or not watched.asked_signal))
-    ):
-        assert end.exit_code is not None
-        end = judge(end.exit_code, testimony, engine_says_oom=is_oom, plan=watched.plan)
-    return with_forks(end, testimony)

@@ -16,6 +16,8 @@ from bursar.agent.containers.runtime import ContainerId
 
 log = logging.getLogger(__name__)
 
+_PUMP_ENDS_S = 10.0
+
 
 class LogPump:
     """Copies both outputs of one container into its sandbox, each in a thread, until the container has ended.
@@ -72,3 +74,44 @@ class LogPump:
                     continue
                 target.write(data[skip:])
                 skip = 0
+
+
+class LogPumps:
+    """The pumps of an engine's containers, one each. `limit_bytes` holds for each output."""
+
+    def __init__(self, engine: DockerEngine, limit_bytes: int) -> None:
+        self._engine = engine
+        self._limit_bytes = limit_bytes
+        self._pumps: dict[ContainerId, LogPump] = {}
+
+    def follow(self, container_id: ContainerId, sandbox: Path) -> None:
+        """Copy what it prints from now on, beginning with what it printed before."""
+        if container_id not in self._pumps:
+            self._pumps[container_id] = LogPump(self._engine, container_id, sandbox, follow=True)
+
+    async def save(self, container_id: ContainerId, sandbox: Path) -> None:
+        """All that was printed is in the sandbox afterwards, by the pump that copies it already, or by one of now."""
+        pump = self._pumps.get(container_id)
+        if pump is None:
+            pump = self._pumps[container_id] = LogPump(self._engine, container_id, sandbox, follow=False)
+        try:
+            await pump.wait(_PUMP_ENDS_S)
+        finally:
+            self._pumps.pop(container_id, None)
+        for file in pump.files:
+            try:
+                file.cut(self._limit_bytes)
+                file.compact()
+            except OSError as error:
+                log.warning("cannot tidy %s: %s", file.path, error)
+
+    def cut(self) -> None:
+        """Hold what has been copied to the limit."""
+        for pump in self._pumps.values():
+            for file in pump.files:
+                file.cut(self._limit_bytes)
+
+    def stop(self) -> None:
+        """Copy no more."""
+        for pump in self._pumps.values():
+            pump.stop()

@@ -8,17 +8,19 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import docker.errors
 
-from bursar.agent.containers.docker_engine import ENGINE_ERRORS, SESSION_VARIABLE, words_of
-from bursar.agent.containers.sessions import SessionRefused
-from bursar.agent.containers.thread_session import READ_BYTES
-from bursar.core.messages.sessions import SessionStart, TerminalSize
+from bursar.agent.containers.docker_engine import ENGINE_ERRORS, SESSION_VARIABLE, DockerEngine, words_of
+from bursar.agent.containers.runtime import ContainerId
+from bursar.agent.containers.sessions import Session, SessionRefused
+from bursar.agent.containers.thread_session import READ_BYTES, ThreadSession
+from bursar.agent.containers.usage import stats_work
+from bursar.core.messages.sessions import SessionKind, SessionStart, TerminalSize
 
 T = TypeVar("T")
 
@@ -163,6 +165,21 @@ class DockerExec:
         return await asyncio.get_running_loop().run_in_executor(self._calls, function)
 
 
+async def open_session(
+    engine: DockerEngine, calls: Executor, container_id: ContainerId, start: SessionStart
+) -> Session:
+    """As `ContainerRuntime.open_session` says, of a container that runs."""
+    api, name = engine.api, str(container_id)
+    match start.kind:
+        case SessionKind.EXEC:
+            return await DockerExec.open(api, calls, name, start, engine.life)
+        case SessionKind.COPY_OUT:
+            return await ThreadSession(copy_out(api, name, start.path)).open()
+        case SessionKind.COPY_IN:
+            return await ThreadSession(copy_in(api, name, start.path)).open()
+    return await ThreadSession(stats_work(lambda: _usage_of(engine.usage(container_id)))).open()
+
+
 def _kill_exec(seen: dict[str, Any]) -> bool:
     """Kill a program that the engine runs in a container, with its group, if that is surely it. Return whether that was done."""
     pid = seen.get("Pid")
@@ -228,7 +245,18 @@ def copy_in(api: Any, container: str, path: str) -> Callable[[BinaryIO, BinaryIO
     return work
 
 
-def usage_of(stats: dict[str, Any]) -> dict[str, int]:
+def usages(engine: DockerEngine, container_ids: Iterable[ContainerId]) -> dict[ContainerId, dict[str, int]]:
+    """What those of them that run use, in our units. Raises DockerException too."""
+    found = {}
+    for container_id in container_ids:
+        with contextlib.suppress(docker.errors.NotFound):
+            figures = _usage_of(engine.usage(container_id))
+            if figures["pids"]:
+                found[container_id] = figures
+    return found
+
+
+def _usage_of(stats: dict[str, Any]) -> dict[str, int]:
     """What the engine's figures say, in our units."""
     memory = stats.get("memory_stats") or {}
     details = memory.get("stats") or {}
