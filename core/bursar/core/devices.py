@@ -29,6 +29,10 @@ class DeviceCondition(IntEnum):
     RECOVERING = 4
     RETIRED = 5
     BUSY = 6
+    #: Switched over to instances (MIG), and it has none.
+    UNCONFIGURED = 7
+    #: Only the master says so: the place of a device that its agent has no more.
+    VACANT = 8
 
 
 #: The kind of a link over the machine's bus, and its greatest strength: on one board, then over one switch, several, a host bridge.

@@ -39,7 +39,7 @@ from bursar.master.offers import offers_on, rescind
 from bursar.master.records import AgentReachabilityRecorded, AgentRecorded
 from bursar.master.state import Agent, Cluster, Turn, buckets_of
 from bursar.master.tasks import master_status, on_update
-from bursar.master.vacant import vacancies_of, with_vacancies
+from bursar.master.vacant import is_vacancy, vacancies_of, with_vacancies
 
 #: A launch older than this that its agent never saw is dropped and reported, not sent again.
 LAUNCH_TIMEOUT_MS = 60_000
@@ -228,10 +228,12 @@ def tell_of_vacancies(turn: Turn, agent: Agent, before: AbstractSet[DeviceUuid])
 def _as_said(known: Iterable[Device], said: Iterable[Device]) -> tuple[Device, ...]:
     """The devices that were known, each as it is now; one of which nothing is said has vanished."""
     now = {device.uuid: device for device in said}
-    return tuple(
-        now.get(device.uuid, replace(device, health=DeviceHealth.UNHEALTHY, health_reason="it has vanished"))
-        for device in known
-    )
+    return tuple(now.get(device.uuid) or (device if is_vacancy(device) else _vanished(device)) for device in known)
+
+
+def _vanished(device: Device) -> Device:
+    ill, unknown = DeviceHealth.UNHEALTHY, DeviceCondition.UNSPECIFIED
+    return replace(device, health=ill, condition=unknown, health_reason="it has vanished")
 
 
 def stream_ended(cluster: Cluster, turn: Turn, agent: Agent) -> None:

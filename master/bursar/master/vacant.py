@@ -1,6 +1,6 @@
 """The places of reserved devices that their agent has no more: part of what the agent is known to have, and offered to nobody.
 
-A place is a device like others, never healthy, with `VANISHED` as its reason; so it is recorded, shown and withheld as they are.
+A place is a device like others, never healthy, of the condition `VACANT`; so it is recorded, shown and withheld as they are.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from bursar.core.resources import (
 )
 from bursar.master.state import Agent
 
-#: Why a vacancy is not healthy.
-VANISHED = "its agent has it no more"
+#: Why a vacancy is not healthy, for people.
+_VANISHED = "its agent has it no more"
 
 
 def is_vacancy(device: Device) -> bool:
     """Whether this is the place of a device, and not one."""
-    return device.health is DeviceHealth.UNHEALTHY and device.health_reason == VANISHED
+    return device.health is DeviceHealth.UNHEALTHY and device.condition is DeviceCondition.VACANT
 
 
 def vacancies_of(agent: Agent | None) -> frozenset[DeviceUuid]:
@@ -74,6 +74,5 @@ def without_vacancies(info: AgentInfo) -> AgentInfo:
 
 def _place_of(uuid: DeviceUuid, device: Device | None) -> Device:
     place = device if device is not None else Device(uuid, device_kind(uuid))
-    return replace(
-        place, links=(), health=DeviceHealth.UNHEALTHY, health_reason=VANISHED, condition=DeviceCondition.UNSPECIFIED
-    )
+    vacant = DeviceCondition.VACANT
+    return replace(place, links=(), health=DeviceHealth.UNHEALTHY, health_reason=_VANISHED, condition=vacant)

@@ -8,17 +8,24 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
+from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.errors import BursarError
+from bursar.core.ids import AgentId, DeviceUuid
+from bursar.core.messages.agent import AgentInfo
 from bursar.master import records as r
 from bursar.master.registry import schema
-from bursar.master.registry.store import Registry, sqlite_url
+from bursar.master.registry.store import MIGRATIONS, Registry, sqlite_url
+from bursar.master.vacant import is_vacancy
 
 
 def test_the_migrations_make_exactly_the_schema(new_url: Callable[[], str]) -> None:
@@ -76,6 +83,42 @@ def test_sqlite_is_told_to_be_durable(tmp_path: Path) -> None:
             assert each.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
             assert each.exec_driver_sql("PRAGMA synchronous").scalar() == 2, "FULL"
     registry.close()
+
+
+def test_a_vacancy_of_the_version_before_is_one(new_url: Callable[[], str]) -> None:
+    """Once it was known by its words; whatever else an agent's devices suffer from is left alone."""
+    ill = DeviceHealth.UNHEALTHY
+    gone = Device(DeviceUuid("g0"), "gpus", health=ill, health_reason="its agent has it no more")
+    sick = Device(DeviceUuid("g1"), "gpus", health=ill, health_reason="GPU is lost")
+    devices = (gone, sick, Device(DeviceUuid("g2"), "gpus", condition=DeviceCondition.CORDONED))
+    infos = [
+        AgentInfo(AgentId("a"), 1, "boot", "a.host", devices=devices),
+        AgentInfo(AgentId("b"), 1, "boot", "b.host"),
+    ]
+    registry = Registry(new_url())
+    try:
+        registry.open()
+        registry.commit_now([r.AgentRecorded(info, 1, 5) for info in infos])
+        _to_version(registry, "0005")
+        assert registry.load().agents[AgentId("a")].info.devices == devices, "nothing was said by conditions"
+        registry.open()
+        vacant = replace(gone, condition=DeviceCondition.VACANT)
+        assert is_vacancy(vacant) and not is_vacancy(gone)
+        assert registry.load().agents[AgentId("a")].info.devices == (vacant, *devices[1:])
+        assert registry.load().agents[AgentId("b")].info == infos[1]
+        _to_version(registry, "0005")
+        assert registry.load().agents[AgentId("a")].info.devices == devices
+    finally:
+        registry.close()
+
+
+def _to_version(registry: Registry, revision: str) -> None:
+    """As the version before of Bursar left it."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with registry.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
 
 
 # --- what goes wrong ---
