@@ -40,8 +40,9 @@ from bursar.runtime.client import MasterUnreachable
 from bursar.sdk.amounts import Amount
 from bursar.sdk.framework import Framework, Want
 from bursar.sdk.granted import granted_devices
+from bursar.sdk.log_reader import LogReader
 from bursar.sdk.offers import Bundle, Offer, Place
-from bursar.sdk.operator import LogReader, OperatorClient
+from bursar.sdk.operator import OperatorClient
 from bursar.sdk.session import FrameworkSession, run
 from bursar.sdk.task_session import TaskSession
 from bursar.sdk.tasks import Status, Task, TaskGroup

@@ -57,7 +57,7 @@ class Framework:
     webui_url: str = ""
     labels: Mapping[str, str] = {}
     #: Which offers are taken: one of these is true of an offer, such as `["gpu.model=H100,gpus>=4", "rack=r1"]`. By role where they
-    #: differ: `{"ml/train": [...]}`. None: all.
+    #: differ: `{"ml/train": [...]}`. Empty: all.
     constraints: Constraints = ()
     #: What an offer has at least, such as `cpus:1;mem:1GiB|gpus:1`, or empty for anything; by role where it differs. None: what the
     #: cluster says.

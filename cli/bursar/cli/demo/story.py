@@ -24,7 +24,7 @@ from bursar.cli.problems import INTERRUPTED, REFUSED, TERMINATED, Failure, quiet
 from bursar.core.errors import BursarError
 from bursar.core.text import parse_request
 from bursar.frameworks.batch import Batch, from_template
-from bursar.sdk import GPU_RESOURCES, FrameworkSession, LogReader, OperatorClient
+from bursar.sdk import GPU_RESOURCES, FrameworkSession, OperatorClient
 
 PREFIX = "bursar-demo-"
 TASKS = 16
@@ -206,13 +206,8 @@ async def _check_outputs(report: Report, client: OperatorClient, framework_id: s
     seen_right, spans = True, []
     tasks = [task for task in await client.tasks(ended=True) if task.framework_id == framework_id]
     for task in sorted(tasks, key=lambda task: (task.launched_at_ms, task.task_id)):
-        output = bytearray()
-
-        async def write(stream: int, data: bytes, output: bytearray = output) -> None:
-            output.extend(data)
-
-        await LogReader(client, f"{task.framework_id}/{task.task_id}", write).read()
-        words = output.decode("utf-8", "replace").split()
+        printed, _ = await client.task_output(f"{task.framework_id}/{task.task_id}")
+        words = printed.decode("utf-8", "replace").split()
         granted = [uuid for part in task.resources for uuid in part.resources.device_uuids]
         seen = words[2] if len(words) > 2 else "?"
         seen_right = seen_right and seen == ",".join(granted)
