@@ -158,7 +158,7 @@ async def test_a_second_signal_leaves_at_once(master: Any, bursar: Any) -> None:
         await asyncio.wait_for(process.stderr.readline(), 10) == b"bursar: ending the task; once more leaves at once\n"
     )
     process.send_signal(signal.SIGINT)
-    assert await asyncio.wait_for(process.wait(), 5) == 130
+    assert await asyncio.wait_for(process.wait(), 30) == 130
     await process.communicate()
     del master._kill
 

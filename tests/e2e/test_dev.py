@@ -105,7 +105,8 @@ def test_dev_tells_when_a_part_of_it_ends(programs: Any, temporary: Path) -> Non
 
 
 def test_dev_where_the_port_is_taken(programs: Any, temporary: Path, own_cluster: Any) -> None:
-    done = programs.run(programs.program("bursar"), "dev", "--listen", own_cluster.address, TMPDIR=str(temporary))
+    flags = ("--listen", own_cluster.address, "--metrics", "127.0.0.1:0")
+    done = programs.run(programs.program("bursar"), "dev", *flags, TMPDIR=str(temporary))
     assert done.code == 1 and own_cluster.address in done.stderr and "Traceback" not in done.stderr, done
     assert remains(temporary) == [] and own_cluster.bursar("agent", "ls").code == 0
 

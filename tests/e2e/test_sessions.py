@@ -21,8 +21,8 @@ import pytest
 
 from bursar.cli.demo.setting import Setting, _import_busybox
 
-#: Ends by itself once `go` is there: none must outlive the test.
-UNTIL_GO = "echo begun; while [ ! -e go ]; do sleep 0.05; done; echo gone; exit 7"
+#: Ends by itself once `go` is there: none must outlive the test. Ticks while `ticking` is there.
+UNTIL_GO = "echo begun; while [ ! -e go ]; do [ ! -e ticking ] || echo tick; sleep 0.05; done; echo gone; exit 7"
 
 
 @dataclass
@@ -190,15 +190,17 @@ def test_when_the_agent_dies_the_session_says_so_and_nothing_hangs(place: Place)
 def test_attach_shows_what_follows_and_ends_as_the_task_does(place: Place) -> None:
     attached = place.cluster.start("task", "attach", place.task)
     left = place.cluster.start("task", "attach", place.task)
-    # Both are there once their streams are: what is printed from then on is shown.
-    place.exec("true")
-    time.sleep(1.0)
+    # Both are there once they show something.
+    place.exec("touch", f"{place.sandbox}/ticking")
+    for one in (attached, left):
+        one.until_stdout("tick")
     left.signal(signal.SIGINT)
     done = left.finish()
     assert done.code == 130 and "runs on" in done.stderr
     go(place)
     done = attached.finish()
-    assert (done.code, done.stdout) == (7, "gone\n"), done
+    assert done.code == 7 and set(done.stdout.split()) == {"tick", "gone"}, done
+    assert done.stdout.endswith("gone\n"), "nothing from before, and all to the end"
 
 
 def test_files_go_both_ways(place: Place, tmp_path: Path) -> None:

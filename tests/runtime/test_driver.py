@@ -59,7 +59,7 @@ class Shell:
 
 async def finish(driver: Driver, work: Awaitable[Any]) -> None:
     driver.stop()
-    await asyncio.wait_for(work, 5)
+    await asyncio.wait_for(work, 30)
 
 
 async def test_effects_wait_for_the_commit_of_their_batch() -> None:
@@ -73,7 +73,7 @@ async def test_effects_wait_for_the_commit_of_their_batch() -> None:
         await asyncio.sleep(0)
     assert shell.machine.seen == ["a", "b!", "c"] and shell.journal == []
     shell.disk.set()
-    await asyncio.wait_for(driver.settled(), 5)
+    await asyncio.wait_for(driver.settled(), 30)
     assert shell.journal == [["record of b!"], "a", "b!", "c"]
     await finish(driver, running)
 
@@ -91,7 +91,7 @@ async def test_the_next_batch_is_stepped_meanwhile_and_its_effects_come_after() 
         await asyncio.sleep(0)
     assert shell.machine.seen == ["a!", "b"] and shell.journal == []
     shell.disk.set()
-    await asyncio.wait_for(driver.settled(), 5)
+    await asyncio.wait_for(driver.settled(), 30)
     assert shell.journal == [["record of a!"], "a!", "b"]
     await finish(driver, running)
 
@@ -105,7 +105,7 @@ async def test_a_failed_commit_ends_it_and_nothing_of_the_batch_gets_out() -> No
     driver = Driver(shell.machine, commit=fail, perform=shell.journal.append)
     driver.post("a!")
     with pytest.raises(OSError, match="disk full"):
-        await asyncio.wait_for(driver.run(), 5)
+        await asyncio.wait_for(driver.run(), 30)
     assert shell.journal == []
 
 
@@ -115,7 +115,7 @@ async def test_one_transaction_per_batch_and_batches_are_bounded() -> None:
     for number in range(MAX_BATCH + 10):
         driver.post(f"{number}!")
     running = asyncio.create_task(driver.run())
-    await asyncio.wait_for(driver.settled(), 5)
+    await asyncio.wait_for(driver.settled(), 30)
     commits = [len(item) for item in shell.journal if isinstance(item, list)]
     assert commits == [MAX_BATCH, 10] and driver.batches_total == 2
     assert [item for item in shell.journal if isinstance(item, str)] == [
@@ -129,7 +129,7 @@ async def test_stop_lets_the_inbox_run_empty() -> None:
     driver = shell.driver()
     driver.post("a!")
     driver.stop()
-    await asyncio.wait_for(driver.run(), 5)
+    await asyncio.wait_for(driver.run(), 30)
     assert shell.journal == [["record of a!"], "a!"]
 
 
@@ -141,7 +141,7 @@ async def test_timers_fire_after_the_inbox_was_read() -> None:
     for number in range(MAX_BATCH + 1):
         driver.post(str(number))
     driver.stop()
-    await asyncio.wait_for(driver.run(), 5)
+    await asyncio.wait_for(driver.run(), 30)
     assert shell.machine.seen[-1] == TimePassed() and shell.machine.seen.count(TimePassed()) == 1
 
 
@@ -150,7 +150,7 @@ async def test_a_deadline_wakes_it() -> None:
     driver = shell.driver()
     shell.machine.deadline_ms = 0
     running = asyncio.create_task(driver.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not shell.machine.seen:
             await asyncio.sleep(0.001)
     assert shell.machine.seen == [TimePassed()]
@@ -167,7 +167,7 @@ async def test_a_stall_is_told_before_timers_fire() -> None:
         await asyncio.sleep(0)
     # The process was stopped for a minute; the deadline passed long ago.
     shell.ms = 60_000
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while TimePassed() not in shell.machine.seen:
             await asyncio.sleep(0.001)
     stalled = shell.machine.seen[0]
@@ -220,7 +220,7 @@ async def test_what_was_committed_gets_out_before_more_is_stepped() -> None:
     while not shell.journal:
         await asyncio.sleep(0)
     driver.post("b")
-    await asyncio.wait_for(driver.settled(), 5)
+    await asyncio.wait_for(driver.settled(), 30)
     assert order == ["stepped a!", "performed a!", "stepped b", "performed b"]
     await finish(driver, running)
 
@@ -267,7 +267,7 @@ async def test_a_slow_disk_is_no_stall() -> None:
             await asyncio.sleep(0)
         driver._look()
     shell.disk.set()
-    await asyncio.wait_for(driver.settled(), 5)
+    await asyncio.wait_for(driver.settled(), 30)
     assert driver.stalls_total == 0
     await finish(driver, running)
 
@@ -285,7 +285,7 @@ async def test_a_stall_during_a_commit_is_told_before_anything_that_came_after()
     shell.machine.deadline_ms = 15_000
     driver.post("b")
     shell.disk.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while TimePassed() not in shell.machine.seen:
             await asyncio.sleep(0.001)
     assert shell.machine.seen == ["a!", Stalled(30_000), "b", TimePassed()]
@@ -306,7 +306,7 @@ async def test_stop_commits_what_is_under_way() -> None:
         await asyncio.sleep(0)
     assert not running.done() and shell.journal == []
     shell.disk.set()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, 30)
     assert shell.journal == [["record of a!"], "a!", ["record of b!"], "b!"]
 
 

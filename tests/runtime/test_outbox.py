@@ -37,7 +37,7 @@ async def test_a_reader_waits_until_there_is_something() -> None:
     await asyncio.sleep(0)
     assert not reader.done()
     outbox.put(1)
-    assert await asyncio.wait_for(reader, 1) == [1]
+    assert await asyncio.wait_for(reader, 30) == [1]
 
 
 async def test_a_peer_that_stops_reading_overflows_it() -> None:

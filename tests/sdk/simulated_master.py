@@ -133,7 +133,7 @@ class SimulatedMaster(
             if task.process is not None and task.process.returncode is None:
                 os.killpg(task.process.pid, 9)
         await self.stop()
-        await asyncio.wait_for(asyncio.gather(*self._runs), 5)
+        await asyncio.wait_for(asyncio.gather(*self._runs), 30)
         for job in list(self._jobs):
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)

@@ -44,7 +44,7 @@ from bursar.v1 import (
 )
 
 T = TypeVar("T")
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 
 
 async def until(condition: Callable[[], T], why: str = "", timeout_s: float = TIMEOUT_S) -> T:
