@@ -7,9 +7,10 @@ of all committed records with `AgentState.apply`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -136,9 +137,15 @@ class Checkpoint:
         return row[0] if row else ""
 
     def _set_facts(self, facts: Mapping[str, str]) -> None:
+        with self._transaction():
+            self._write_facts(facts)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All that is written inside, or nothing. Raises BursarError."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._write_facts(facts)
+            yield
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._problem(error) from error
@@ -182,16 +189,9 @@ class Checkpoint:
     def write(self, records: Sequence[object]) -> None:
         """As `commit`, at once. Raises BursarError."""
         wanted = list(_coalesce(records))
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._transaction():
             for record in wanted:
                 self._apply(record)
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise self._problem(error) from error
-        finally:
-            if self._db.in_transaction:
-                self._db.rollback()
 
     def _apply(self, record: Record) -> None:
         execute = self._db.execute

@@ -14,6 +14,7 @@ import click
 from bursar.cli import problems
 from bursar.cli.options import ROOT_SETTINGS, master_option
 from bursar.core.errors import BursarError
+from bursar.runtime.program import INTERRUPTED
 
 #: Command → module under `bursar.cli` and its attribute. A module is imported when its command is wanted; one that is not
 #: installed is not shown.
@@ -98,7 +99,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return problems.INTERRUPTED
+        return INTERRUPTED
     except BursarError as error:
         problems.say_error(error.detail.message, error.detail.hint)
         return problems.exit_code(error)

@@ -152,6 +152,18 @@ def output_option(command: F) -> F:
     )(command)
 
 
+def lines_option(meaning: str) -> Callable[[F], F]:
+    """`-o table|json` of what prints line after line; `meaning`: what a line of JSON is."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help=f"JSON: {meaning}.",
+    )
+
+
 def master_address() -> str:
     """What --master or BURSAR_MASTER says. Raises UsageError."""
     given = click.get_current_context().meta.get(_MASTER_KEY)

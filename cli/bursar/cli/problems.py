@@ -15,8 +15,8 @@ from bursar.sdk import MasterUnreachable
 REFUSED, USAGE, NOT_FOUND, NO_MASTER = 1, 2, 3, 4
 #: `run` only: --wait has passed; the task was not started or is lost.
 WAIT_PASSED, NOT_RUN = 124, 125
-#: 128 + SIGINT, + SIGPIPE, + SIGTERM.
-INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
+#: 128 + SIGPIPE, + SIGTERM; + SIGINT is `program.INTERRUPTED`.
+BROKEN_PIPE, TERMINATED = 141, 143
 
 
 class Failure(click.ClickException):

@@ -10,9 +10,10 @@ import click
 
 from bursar.cli import terminal
 from bursar.cli.options import master_address, master_option
-from bursar.cli.problems import BROKEN_PIPE, INTERRUPTED, NOT_RUN, say, say_error
+from bursar.cli.problems import BROKEN_PIPE, NOT_RUN, say, say_error
 from bursar.cli.streams import OutputClosed, StandardStreams
 from bursar.core.errors import BursarError
+from bursar.runtime.program import INTERRUPTED
 from bursar.sdk import LogReader, OperatorClient, TaskSession
 from bursar.v1.sessions_pb2 import SESSION_KIND_EXEC
 

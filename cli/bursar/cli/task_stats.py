@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import master_address, master_option
+from bursar.cli.options import lines_option, master_address, master_option
 from bursar.cli.problems import say
 from bursar.core.errors import BursarError
 from bursar.sdk import OperatorClient
@@ -50,14 +50,7 @@ class _Watched:
 @click.command("stats")
 @click.argument("tasks", nargs=-1, metavar="[TASK]...")
 @click.option("--once", is_flag=True, help="Print once, and leave.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="JSON: a line per task.",
-)
+@lines_option("a line per task")
 @master_option
 def stats_command(tasks: tuple[str, ...], once: bool, output: str) -> int:
     """Show once per second what running tasks use; all of them where none is named. CPU is in per cent of one core.

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import master_address, master_option
+from bursar.cli.options import lines_option, master_address, master_option
 from bursar.cli.problems import say
 from bursar.core.errors import BursarError, ErrorReason
 from bursar.sdk import MasterUnreachable, OperatorClient
@@ -25,14 +25,7 @@ from bursar.sdk import MasterUnreachable, OperatorClient
     metavar="PATTERN",
     help="Only events of such a kind: repaired, device_*; repeatable.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    show_default=True,
-    help="JSON: an object per line.",
-)
+@lines_option("an object per line")
 @master_option
 def watch(kinds: tuple[str, ...], output: str) -> None:
     """Print what happens in the cluster from now on, a line per event, until interrupted.

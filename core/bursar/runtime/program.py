@@ -7,6 +7,7 @@ import signal
 import sys
 from typing import NoReturn
 
+#: What a program exits with that was interrupted.
 INTERRUPTED = 128 + signal.SIGINT
 
 

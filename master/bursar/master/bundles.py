@@ -182,10 +182,11 @@ def bundles_among(cluster: Cluster, offer_ids: Iterable[OfferId]) -> list[str]:
 
 
 def let_go(cluster: Cluster, agent_id: AgentId) -> None:
-    """Free what is held for gangs on an agent: somebody with a better right wants it."""
+    """Free what is withheld on an agent for gangs, and for who wants back what was lent: somebody with a better right wants it."""
     if agent_id in cluster.ledger.gang_holds:
         cluster.ledger.end_gang_holds(agent_id)
         cluster.touch(agent_id)
+    cluster.ledger.set_earmark(agent_id, {})
 
 
 def end_bundles(

@@ -229,7 +229,6 @@ def _carry_out(
             rescinded += len(pick.in_the_way)
         else:
             let_go(cluster, agent.agent_id)
-            cluster.ledger.set_earmark(agent.agent_id, {})
             done = "unreserved" if kind == "resources_unreserved" else what
             why = f"resources of {agent.info.hostname} were {done}"
             rescinded += rescind(cluster, turn, pick.in_the_way, why)

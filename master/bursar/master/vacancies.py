@@ -80,7 +80,6 @@ def _carry_out(
 ) -> int:
     """Swap the devices in every level that names the old one; return how many offers were rescinded."""
     let_go(cluster, agent.agent_id)
-    cluster.ledger.set_earmark(agent.agent_id, {})
     rescinded = rescind(cluster, turn, list(offers), f"a reservation of {agent.info.hostname} was rebound")
     reservations = dict(agent.reservations)
     for stack in stacks:

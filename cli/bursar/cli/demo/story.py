@@ -20,10 +20,11 @@ from bursar.cli.demo.report import Report
 from bursar.cli.demo.setting import Setting, choose
 from bursar.cli.local import Interrupted, Interrupts, LocalAgent, LocalCluster, OwnedDirectory, remove_orphans
 from bursar.cli.output import write_table
-from bursar.cli.problems import INTERRUPTED, REFUSED, TERMINATED, Failure, quiet_loggers, say, say_bug, say_error
+from bursar.cli.problems import REFUSED, TERMINATED, Failure, quiet_loggers, say, say_bug, say_error
 from bursar.core.errors import BursarError
 from bursar.core.text import parse_request
 from bursar.frameworks.batch import Batch, from_template
+from bursar.runtime.program import INTERRUPTED
 from bursar.sdk import GPU_RESOURCES, FrameworkSession, OperatorClient
 
 PREFIX = "bursar-demo-"
