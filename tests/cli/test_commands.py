@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import subprocess
 import sys
 import time
 from typing import Any
 
+import click
 import pytest
 
-from bursar.cli.main import run
+from bursar.cli.main import COMMANDS, LazyGroup, cli, run
 from bursar.cli.output import _shorten_ids
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail, ErrorReason
@@ -546,15 +548,39 @@ async def test_version_needs_no_master(bursar: Any) -> None:
     assert json.loads((await bursar("version", "-o", "json")).stdout)["version"] == done.stdout.split()[1]
 
 
-async def test_help_of_every_command(bursar: Any) -> None:
+async def test_help(bursar: Any) -> None:
+    """As a program; `test_help_of_every_command` looks at the rest."""
     done = await bursar("--help")
     commands = [line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()]
-    assert {"run", "agent", "reserve", "flag", "version"} <= set(commands)
-    helps = [await bursar(command, "--help") for command in commands]
-    assert all(done.code == 0 and "Usage: bursar" in done.stdout for done in helps)
-    for path in (("batch",), ("memory", "explain")):
+    assert done.code == 0 and commands == list(COMMANDS)
+    for path in (("agent", "ls"), ("batch",), ("memory", "explain")):
         done = await bursar(*path, "--help")
+        assert done.code == 0 and f"Usage: bursar {' '.join(path)}" in done.stdout
         assert "\\b" not in done.stdout, "the mark that keeps lines as they are"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """And of all below it; what the table of commands says of it is how its own help begins."""
+
+    def look(path: list[str], command: click.Command) -> None:
+        assert run([*path, "--help"]) == 0
+        help_text = capsys.readouterr().out
+        assert f"Usage: bursar {' '.join(path)}" in help_text and "\\b" not in help_text
+        for below, inner in getattr(command, "commands", {}).items():
+            look([*path, below], inner)
+
+    command = cli.get_command(click.Context(cli), name)
+    assert isinstance(cli, LazyGroup) and command is not None and command.help is not None
+    assert " ".join(command.help.split()).startswith(COMMANDS[name][1].rstrip("."))
+    look([name], command)
+
+
+def test_help_and_usage_errors_do_not_wait_for_what_only_a_question_needs() -> None:
+    """Half of a second on a small machine."""
+    code = "import sys, bursar.cli.main as main; main.run(['--help']); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "click" in modules and {"grpc", "asyncio", "bursar.sdk.session", "bursar.cli.run"}.isdisjoint(modules)
 
 
 async def test_a_terminal_gets_short_ids_that_are_accepted(answers: Any, bursar: Any) -> None:

@@ -16,34 +16,37 @@ from bursar.cli.options import ROOT_SETTINGS, master_option
 from bursar.core.errors import BursarError
 from bursar.runtime.program import INTERRUPTED
 
-#: Command → module under `bursar.cli` and its attribute. A module is imported when its command is wanted; one that is not
-#: installed is not shown.
+#: Command → module under `bursar.cli` and its attribute, and what it is for. A module is imported when its command is wanted, so
+#: that `--help` need not import them all; one that is not installed is not shown.
 COMMANDS = {
-    "run": "run:run",
-    "batch": "batch:batch",
-    "agent": "agents:agent",
-    "framework": "frameworks:framework",
-    "role": "roles:role",
-    "offer": "offers:offer",
-    "task": "tasks:task",
-    "gpu": "gpus:gpu",
-    "image": "images:image",
-    "reserve": "reservations:reserve",
-    "unreserve": "reservations:unreserve",
-    "reservation": "reservations:reservation",
-    "group": "groups:group",
-    "flag": "flags:flag",
-    "explain": "explain:explain",
-    "rule": "rules:rule",
-    "master": "master:master",
-    "dev": "dev:dev",
-    "simulate": "simulate:simulate",
-    "version": "version:version",
-    "weight": "weights:weight",
-    "quota": "quotas:quota",
-    "memory": "memory:memory",
-    "watch": "watch:watch",
-    "gang": "gangs:gang",
+    "run": ("run:run", "Run one command on the cluster and wait for its end."),
+    "batch": ("batch:batch", "Run many jobs."),
+    "agent": ("agents:agent", "The machines that run tasks."),
+    "framework": ("frameworks:framework", "The clients that accept offers and own tasks."),
+    "role": ("roles:role", "The names under which frameworks share the cluster."),
+    "offer": ("offers:offer", "Resources that are promised to a framework."),
+    "task": ("tasks:task", "What runs and what has run."),
+    "gpu": ("gpus:gpu", "The GPUs and other devices."),
+    "image": ("images:image", "The images of agents: which there are, and pulling one."),
+    "reserve": ("reservations:reserve", "Keep resources for a role."),
+    "unreserve": ("reservations:unreserve", "Give reserved resources back; only what no task holds."),
+    "reservation": ("reservations:reservation", "Resources kept for a role."),
+    "group": ("groups:group", "Named sets of roles: `@NAME` in a role expression."),
+    "flag": ("flags:flag", "The master's flags; some can be changed while it runs."),
+    "explain": ("explain:explain", "Why not? What stands in the way of offers."),
+    "rule": ("rules:rule", "Who may see what: rules, asked in their order."),
+    "master": ("master:master", "The master."),
+    "dev": ("dev:dev", "Run a whole cluster on this machine until Ctrl-C."),
+    "simulate": ("simulate:simulate", "Run a cluster in one thread, in simulated time."),
+    "version": ("version:version", "Show the version of this program."),
+    "weight": (
+        "weights:weight",
+        "Weights of roles.",
+    ),
+    "quota": ("quotas:quota", "Guarantees and limits of roles, at any level of the tree."),
+    "memory": ("memory:memory", "Plans of memory."),
+    "watch": ("watch:watch", "Print what happens in the cluster from now on."),
+    "gang": ("gangs:gang", "Tasks that start together or not at all."),
 }
 
 
@@ -52,12 +55,12 @@ class LazyGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Those that are installed, in the order of the table."""
-        return [name for name, place in COMMANDS.items() if _is_there(place)]
+        return [name for name, (place, _) in COMMANDS.items() if _is_there(place)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one. Raises Failure where a part that it needs is not installed."""
-        place = COMMANDS.get(cmd_name)
-        if place is None or not _is_there(place):
+        place, _ = COMMANDS.get(cmd_name, ("", ""))
+        if not place or not _is_there(place):
             return None
         module, _, attribute = place.partition(":")
         try:
@@ -68,6 +71,11 @@ class LazyGroup(click.Group):
             ) from None
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table, without a look into the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
 def _is_there(place: str) -> bool:

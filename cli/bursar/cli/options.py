@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import time
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from bursar.core.addresses import DEFAULT_MASTER, parse_addresses
 from bursar.core.errors import InvalidText
 from bursar.core.predicates import parse_predicates
 from bursar.core.resources import CPUS, DISK, GPUS, MEM, MILLI
 from bursar.core.role_expressions import parse_role_expression
 from bursar.core.roles import DEFAULT_ROLE, role_problem
 from bursar.core.text import format_milli, parse_amount, parse_amounts, parse_duration, parse_request
-from bursar.runtime.client import DEFAULT_MASTER, parse_addresses
-from bursar.sdk import OperatorClient
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,6 +28,8 @@ _CLOCK_KEY = "bursar.clock"
 
 
 if TYPE_CHECKING:
+    from bursar.sdk import OperatorClient
+
     _ParamType = click.ParamType[Any]
 else:
     # Generic for type checkers only; older versions of click cannot be subscripted.
@@ -190,6 +190,11 @@ def wall_ms() -> int:
 
 def ask(question: Callable[[OperatorClient], Awaitable[T]]) -> T:
     """Ask the master one thing, from a command that is not asynchronous. Raises BursarError."""
+    # Here, so that a help text or a usage error does not wait for asyncio and gRPC.
+    import asyncio
+
+    from bursar.sdk import OperatorClient
+
     address = master_address()
     make: Callable[[str], OperatorClient] = click.get_current_context().meta.get(_CLIENT_KEY, OperatorClient)
 

@@ -9,8 +9,7 @@ import traceback
 
 import click
 
-from bursar.core.errors import BursarError, ErrorReason, InvalidText
-from bursar.sdk import MasterUnreachable
+from bursar.core.errors import BursarError, ErrorReason, InvalidText, MasterUnreachable
 
 REFUSED, USAGE, NOT_FOUND, NO_MASTER = 1, 2, 3, 4
 #: `run` only: --wait has passed; the task was not started or is lost.

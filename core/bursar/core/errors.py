@@ -61,3 +61,7 @@ class BursarError(Exception):
 
 class InvalidText(BursarError):
     """A text (resources, attributes, a duration, a role, a flag) does not follow its grammar."""
+
+
+class MasterUnreachable(BursarError):
+    """No master answered: the call may be tried again."""

@@ -6,16 +6,18 @@ the status text says the same for people who use a generic tool.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText
+from bursar.core.addresses import DEFAULT_MASTER, parse_addresses
+from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, MasterUnreachable
 from bursar.runtime.codec import decode
 from bursar.runtime.rpc import CLIENT_OPTIONS, ERROR_METADATA_KEY
 from bursar.v1 import errors_pb2
-
-DEFAULT_MASTER = "127.0.0.1:5050"
 
 #: Every channel has its own connections, so that a new attempt is not held back by the back-off of an earlier one.
 _CHANNEL_OPTIONS = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
@@ -29,21 +31,11 @@ _REASONS = {
 }
 
 
-class MasterUnreachable(BursarError):
-    """No master answered: the call may be tried again."""
-
-
-def parse_addresses(text: str) -> tuple[str, ...]:
-    """Read `HOST:PORT[,HOST:PORT…]`. Raises InvalidText."""
-    addresses = tuple(part.strip() for part in text.split(",") if part.strip())
-    if not addresses:
-        raise InvalidText("master: no address", f"write HOST:PORT, such as {DEFAULT_MASTER}")
-    for address in addresses:
-        host, colon, port = address.rpartition(":")
-        valid = bool(colon and host) and port.isascii() and port.isdigit() and 0 < int(port) < 65536
-        if not valid or any(c.isspace() or c in "/," for c in host) or (":" in host and not host.startswith("[")):
-            raise InvalidText(f"master: {address!r} is not an address", f"write HOST:PORT, such as {DEFAULT_MASTER}")
-    return addresses
+def masters(master: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Addresses of the masters: given, from BURSAR_MASTER, or on this machine. Raises InvalidText."""
+    if master is None:
+        master = os.environ.get("BURSAR_MASTER") or DEFAULT_MASTER
+    return parse_addresses(master if isinstance(master, str) else ",".join(master))
 
 
 def connect(address: str) -> grpc.aio.Channel:

@@ -14,12 +14,11 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from google.protobuf.message import Message
 
 from bursar.core.ids import DeviceUuid
-from bursar.core.messages import framework, offers
 from bursar.core.resources import (
     GPUS,
     PortRange,
@@ -46,6 +45,9 @@ from bursar.v1 import (
     tasks_pb2,
 )
 
+if TYPE_CHECKING:
+    from bursar.core.messages.offers import Operation
+
 T = TypeVar("T")
 Converter = Callable[[Any], Any]
 
@@ -70,10 +72,12 @@ _MODULES = (
 def _members(wrapper: str) -> tuple[type, ...]:
     """The dataclasses of the messages that wrap one of several.
 
-    What agents and operators say is imported when it is first wanted: a client of the command line has no use for it, and
-    a hundred dataclasses are a fifth of the time in which `bursar` starts.
+    What each says is imported when it is first wanted: a client of the command line has no use for most of it, and
+    hundreds of dataclasses are a third of the time in which `bursar` starts.
     """
     if wrapper in ("FrameworkCall", "FrameworkEvent"):
+        from bursar.core.messages import framework
+
         return get_args(getattr(framework, wrapper))
     if wrapper in ("ExecutorCall", "ExecutorEvent"):
         from bursar.core.messages import executor
@@ -204,14 +208,16 @@ def _decode_attributes(message: Any) -> dict[str, str | int]:
     }
 
 
-def _encode_operation(value: offers.Operation) -> Any:
+def _encode_operation(value: Operation) -> Any:
     message = offers_pb2.Operation(operation_id=value.operation_id)
     if value.operation is not None:
         getattr(message, _snake(type(value.operation).__name__)).CopyFrom(encode(value.operation))
     return message
 
 
-def _decode_operation(message: Any) -> offers.Operation:
+def _decode_operation(message: Any) -> Operation:
+    from bursar.core.messages import offers
+
     which = message.WhichOneof("operation")
     kinds = {"launch": offers.Launch, "reserve": offers.Reserve, "unreserve": offers.Unreserve}
     return offers.Operation(
@@ -219,11 +225,12 @@ def _decode_operation(message: Any) -> offers.Operation:
     )
 
 
-_SPECIAL: dict[type, tuple[Converter, Converter]] = {
-    Resources: (encode_resources, decode_resources),
-    ResourceRequest: (encode_request, decode_request),
-    Reservation: (_encode_reservation, _decode_reservation),
-    offers.Operation: (_encode_operation, _decode_operation),
+#: By the names of their classes, as the messages are found.
+_SPECIAL: dict[str, tuple[Converter, Converter]] = {
+    "Resources": (encode_resources, decode_resources),
+    "ResourceRequest": (encode_request, decode_request),
+    "Reservation": (_encode_reservation, _decode_reservation),
+    "Operation": (_encode_operation, _decode_operation),
 }
 
 #: Core field names that differ from the wire's, because the wire says the unit or the form.
@@ -247,8 +254,8 @@ def _is_plain(hint: Any) -> bool:
 @functools.cache
 def _encoder(cls: type) -> Converter:
     """Compile the converter from a dataclass to its message."""
-    if cls in _SPECIAL:
-        return _SPECIAL[cls][0]
+    if cls.__name__ in _SPECIAL:
+        return _SPECIAL[cls.__name__][0]
     message = message_class(cls.__name__)
     plain: list[str] = []
     converted: list[tuple[str, Converter]] = []
@@ -298,8 +305,8 @@ def _field_encoder(cls: type, field: str, hint: Any) -> Converter | None:
 @functools.cache
 def _decoder(cls: type) -> Converter:
     """Compile the converter from a message to its dataclass."""
-    if cls in _SPECIAL:
-        return _SPECIAL[cls][1]
+    if cls.__name__ in _SPECIAL:
+        return _SPECIAL[cls.__name__][1]
     steps = [(field, _field_decoder(cls, field, hint)) for field, hint in _fields(cls)]
     plain = [name for name, step in steps if step is None]
     converted = [(name, step) for name, step in steps if step is not None]

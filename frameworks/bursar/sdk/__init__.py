@@ -29,23 +29,58 @@ Behind it are a pure machine (`machine.py`, with `events.py` and `effects.py`) a
 event loop of their own use `FrameworkSession`; operators' tools use `OperatorClient`. Logs go to the logger `bursar.sdk`.
 """
 
-from bursar.core.devices import Device
-from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText
-from bursar.core.lives import Check, CheckStatus, HealthCheck, HttpCheck, RestartMode, RestartPolicy, TcpCheck
-from bursar.core.messages.framework import GPU_RESOURCES
-from bursar.core.resources import ResourceRequest
-from bursar.core.surroundings import ContainerSettings
-from bursar.core.tasks import StatusReason, TaskState
-from bursar.runtime.client import MasterUnreachable
-from bursar.sdk.amounts import Amount
-from bursar.sdk.framework import Framework, Want
-from bursar.sdk.granted import granted_devices
-from bursar.sdk.log_reader import LogReader
-from bursar.sdk.offers import Bundle, Offer, Place
-from bursar.sdk.operator import OperatorClient
-from bursar.sdk.session import FrameworkSession, run
-from bursar.sdk.task_session import TaskSession
-from bursar.sdk.tasks import Status, Task, TaskGroup
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bursar.core.devices import Device
+    from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText, MasterUnreachable
+    from bursar.core.lives import Check, CheckStatus, HealthCheck, HttpCheck, RestartMode, RestartPolicy, TcpCheck
+    from bursar.core.messages.framework import GPU_RESOURCES
+    from bursar.core.resources import ResourceRequest
+    from bursar.core.surroundings import ContainerSettings
+    from bursar.core.tasks import StatusReason, TaskState
+    from bursar.sdk.amounts import Amount
+    from bursar.sdk.framework import Framework, Want
+    from bursar.sdk.granted import granted_devices
+    from bursar.sdk.log_reader import LogReader
+    from bursar.sdk.offers import Bundle, Offer, Place
+    from bursar.sdk.operator import OperatorClient
+    from bursar.sdk.session import FrameworkSession, run
+    from bursar.sdk.task_session import TaskSession
+    from bursar.sdk.tasks import Status, Task, TaskGroup
+
+#: Module → what it gives. A module is imported when one of its names is first wanted: a tool that only asks the master does not
+#: wait for all that a framework needs.
+_PLACES = {
+    "bursar.core.devices": ("Device",),
+    "bursar.core.errors": ("BursarError", "ErrorDetail", "ErrorReason", "InvalidText", "MasterUnreachable"),
+    "bursar.core.lives": (
+        "Check",
+        "CheckStatus",
+        "HealthCheck",
+        "HttpCheck",
+        "RestartMode",
+        "RestartPolicy",
+        "TcpCheck",
+    ),
+    "bursar.core.messages.framework": ("GPU_RESOURCES",),
+    "bursar.core.resources": ("ResourceRequest",),
+    "bursar.core.surroundings": ("ContainerSettings",),
+    "bursar.core.tasks": ("StatusReason", "TaskState"),
+    "bursar.sdk.amounts": ("Amount",),
+    "bursar.sdk.framework": ("Framework", "Want"),
+    "bursar.sdk.granted": ("granted_devices",),
+    "bursar.sdk.log_reader": ("LogReader",),
+    "bursar.sdk.offers": ("Bundle", "Offer", "Place"),
+    "bursar.sdk.operator": ("OperatorClient",),
+    "bursar.sdk.session": ("FrameworkSession", "run"),
+    "bursar.sdk.task_session": ("TaskSession",),
+    "bursar.sdk.tasks": ("Status", "Task", "TaskGroup"),
+}
+_PLACE_OF = {name: module for module, names in _PLACES.items() for name in names}
 
 __all__ = [
     "GPU_RESOURCES",
@@ -82,3 +117,16 @@ __all__ = [
     "granted_devices",
     "run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    module = _PLACE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

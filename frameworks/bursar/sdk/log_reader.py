@@ -7,8 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from bursar.core.errors import BursarError, ErrorReason
-from bursar.runtime.client import MasterUnreachable
+from bursar.core.errors import BursarError, ErrorReason, MasterUnreachable
 from bursar.sdk.operator import OperatorClient
 from bursar.v1 import agent_service_pb2
 

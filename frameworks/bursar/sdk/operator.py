@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 import grpc.aio
 
-from bursar.core.errors import ErrorReason
+from bursar.core.errors import ErrorReason, MasterUnreachable
 from bursar.core.resources import ResourceRequest
-from bursar.runtime.client import MasterUnreachable, connect, to_bursar_error, unreachable
+from bursar.runtime.client import connect, masters, to_bursar_error, unreachable
 from bursar.runtime.codec import encode, encode_request
-from bursar.sdk.session import masters
 from bursar.sdk.task_session import TaskSession
 from bursar.v1 import agent_service_pb2, operator_service_pb2, operator_service_pb2_grpc, rules_pb2, sessions_pb2
 

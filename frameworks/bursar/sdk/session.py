@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import threading
 import time
@@ -26,13 +25,7 @@ from bursar.core.messages.framework import FrameworkCall, FrameworkInfo, UpdateF
 from bursar.core.messages.gangs import GangGroup, GangTopology, OnMemberLost, RequestGang
 from bursar.core.messages.offers import Accept, Shape
 from bursar.core.tasks import TaskSpec
-from bursar.runtime.client import (
-    DEFAULT_MASTER,
-    connect,
-    parse_addresses,
-    to_bursar_error,
-    unreachable,
-)
+from bursar.runtime.client import connect, masters, to_bursar_error, unreachable
 from bursar.runtime.codec import unwrap, wrap
 from bursar.runtime.outbox import MAX_MESSAGE_BYTES, Outbox
 from bursar.sdk import effects, events
@@ -59,13 +52,6 @@ OUTBOX_CAPACITY = 100_000
 STALL_MS = 2_000
 #: What an encoded batch may add to a call without passing the limit of a message.
 _ENVELOPE_BYTES = 64
-
-
-def masters(master: str | Iterable[str] | None) -> tuple[str, ...]:
-    """Addresses of the masters: given, from BURSAR_MASTER, or on this machine. Raises InvalidText."""
-    if master is None:
-        master = os.environ.get("BURSAR_MASTER") or DEFAULT_MASTER
-    return parse_addresses(master if isinstance(master, str) else ",".join(master))
 
 
 def run(
