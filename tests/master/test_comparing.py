@@ -59,12 +59,6 @@ def repaired(book: Any) -> list[str]:
     return [event.message.partition(":")[0] for event in book.published if event.kind == "repaired"]
 
 
-def state_of(book: Any, task_id: str) -> TaskState:
-    state = book.ask(GetTaskRequest(task_id)).task.state
-    assert isinstance(state, TaskState)
-    return state
-
-
 def forget(book: Any, task_id: str, framework: str = "f") -> None:
     """The master loses a task, and its registry with it."""
     key = TaskKey(FrameworkId(framework), TaskId(task_id))
@@ -113,7 +107,7 @@ def test_a_task_that_the_master_has_lost_is_adopted(running: Any) -> None:
     forget(book, "t")
     assert not agent.view.allocated.devices
     repair(agent)
-    assert state_of(book, "t") is TaskState.RUNNING
+    assert book.state_of("t") is TaskState.RUNNING
     assert len(agent.view.allocated.devices) == 1 and agent.view.state is AgentState.ACTIVE
     (desired,) = agent.heard(DesiredState)
     assert not (desired.kill or desired.launch) and [kept.task_id for kept in desired.keep] == ["t"]
@@ -147,10 +141,10 @@ def test_what_was_launched_on_its_device_meanwhile_is_dropped_and_never_begins(r
     agent.heard(DesiredState)
     agent.tasks = {("f", "t"): report}
     answer(agent, request)
-    assert state_of(book, "u") is TaskState.DROPPED
+    assert book.state_of("u") is TaskState.DROPPED
     (desired,) = agent.heard(DesiredState)
     assert desired.kill == (KillTask(FrameworkId("f"), TaskId("u"), StatusReason.DEVICES_CHANGED),)
-    assert not desired.launch and state_of(book, "t") is TaskState.RUNNING
+    assert not desired.launch and book.state_of("t") is TaskState.RUNNING
 
 
 def test_a_task_that_the_agent_has_lost_is_gone(running: Any) -> None:
@@ -182,7 +176,7 @@ def test_the_end_of_a_task_that_the_master_has_lost_is_told(running: Any) -> Non
     assert again.update_id == status.update_id
     framework.acknowledge(again)
     assert agent.acknowledged() == [("t", end.update_id)]
-    assert state_of(book, "t") is TaskState.FINISHED
+    assert book.state_of("t") is TaskState.FINISHED
 
 
 def test_an_end_that_came_while_they_were_apart_and_the_master_has_lost_is_told(running: Any) -> None:
@@ -204,7 +198,7 @@ def test_a_status_of_a_task_that_the_master_has_lost_has_it_found_at_once(runnin
     agent.update("t", TaskState.KILLING)
     (request,) = agent.heard(BooksRequest)
     answer(agent, request)
-    assert state_of(book, "t") is TaskState.KILLING and repaired(book) == ["adopted"]
+    assert book.state_of("t") is TaskState.KILLING and repaired(book) == ["adopted"]
     assert [status.state for status in framework.statuses()] == [TaskState.KILLING]
 
 
@@ -225,7 +219,7 @@ def test_a_launch_that_the_agent_got_and_lost_is_gone(running: Any) -> None:
     del agent.tasks["f", "u"]
     repair(agent)
     (desired,) = agent.heard(DesiredState)
-    assert not desired.launch and state_of(book, "u") is TaskState.GONE and repaired(book) == ["gone"]
+    assert not desired.launch and book.state_of("u") is TaskState.GONE and repaired(book) == ["gone"]
 
 
 def test_what_is_launched_after_the_question_is_on_its_way_and_no_difference(running: Any) -> None:
@@ -241,7 +235,7 @@ def test_what_is_launched_after_the_question_is_on_its_way_and_no_difference(run
     # However late the answer comes.
     book.advance(61_000)
     answer(agent, request)
-    assert not repaired(book) and state_of(book, "u") is TaskState.STAGING
+    assert not repaired(book) and book.state_of("u") is TaskState.STAGING
     assert not agent.heard(DesiredState)
     agent.tasks = now
 
@@ -259,10 +253,10 @@ def test_a_state_that_got_lost_is_caught_up_with(running: Any) -> None:
     book, agent, framework = running
     book.machine.cluster.tasks[TaskKey(FrameworkId("f"), TaskId("t"))].state = TaskState.STARTING
     repair(agent)
-    assert state_of(book, "t") is TaskState.RUNNING and repaired(book) == ["state"]
+    assert book.state_of("t") is TaskState.RUNNING and repaired(book) == ["state"]
     agent.update("t", TaskState.FINISHED, deliver=False)
     repair(agent)
-    assert state_of(book, "t") is TaskState.FINISHED and repaired(book) == ["state", "state"]
+    assert book.state_of("t") is TaskState.FINISHED and repaired(book) == ["state", "state"]
     assert framework.statuses()[-1].state is TaskState.FINISHED
 
 
@@ -329,7 +323,7 @@ def test_a_view_that_would_be_refused_at_a_registration_changes_nothing(running:
     device = next(iter(agent.tasks["f", "t"].task.resources[0].resources.devices))
     agent.tasks["g", "x"] = book.report("x", book.resources(1, devices=[device]), framework="g")
     repair(agent)
-    assert state_of(book, "t") is TaskState.RUNNING and not repaired(book)
+    assert book.state_of("t") is TaskState.RUNNING and not repaired(book)
     (event,) = [event for event in book.published if event.kind == "not_repaired"]
     assert "hold the same" in event.message
     repair(agent)

@@ -9,18 +9,6 @@ from bursar.core.messages.operator import GangStanding, ObstacleKind, RefusalRea
 from bursar.core.tasks import TaskState
 
 
-def asleep(book: Any, framework_id: str = "f", **more: Any) -> Any:
-    """A framework that wants nothing but what it asks for."""
-    framework = book.framework(framework_id, connect=False, **more)
-    return framework.connect(suppressed=framework.info.roles)
-
-
-def busy(book: Any, agent: str, framework: Any, task_id: str, **amounts: Any) -> None:
-    """Have a framework hold part of an agent by a task."""
-    (offer,) = [offer for offer in framework.offers.values() if offer.agent_id == agent]
-    framework.run(book.spec(task_id, **amounts), offer=offer, refuse_ms=0)
-
-
 def noted(book: Any) -> Any:
     """What later decisions about gangs are made from."""
     cluster = book.machine.cluster
@@ -56,8 +44,8 @@ def test_a_gang_that_waits_for_what_is_in_use_is_told_what_it_lacks_and_who_hold
         book.agent(name)
     user = book.framework("user")
     for name in "ab":
-        busy(book, name, user, name, cpus=7)
-    framework = asleep(book)
+        user.run_on(name, name, cpus=7)
+    framework = book.asleep()
     framework.ask_for_gang((3, book.request(cpus=4)))
     offered = the_gang(book).obstacles[-1]
     assert (offered.kind, offered.framework_id, offered.amount) == (ObstacleKind.OFFER, "user", 8000)
@@ -87,7 +75,7 @@ def test_a_gang_that_waits_for_what_is_in_use_is_told_what_it_lacks_and_who_hold
 def test_a_bundle_on_offer_is_told(book: Any) -> None:
     for name in "ab":
         book.agent(name)
-    framework = asleep(book)
+    framework = book.asleep()
     framework.ask_for_gang((2, book.request(cpus=8)))
     gang = the_gang(book)
     assert (gang.place, gang.reason, gang.with_room) == (0, RefusalReason.UNSPECIFIED, 2)
@@ -98,9 +86,9 @@ def test_a_limit_in_the_way_is_named_with_how_to_raise_it(book: Any) -> None:
     book.agent("a")
     book.set_quotas(book.quota("ml", limit="cpus:8"))
     user = book.framework("user", roles=["ml"])
-    busy(book, "a", user, "x", cpus=6)
+    user.run_on("a", "x", cpus=6)
     user.suppress()
-    framework = asleep(book, roles=["ml"])
+    framework = book.asleep(roles=["ml"])
     framework.ask_for_gang((4, book.request(cpus=1)), role="ml")
     gang = the_gang(book)
     assert gang.reason is RefusalReason.QUOTA_LIMIT and gang.message.startswith("of cpus, a limit")
@@ -114,7 +102,7 @@ def test_guarantees_of_others_in_the_way_are_told(book: Any) -> None:
     for name in "ab":
         book.agent(name)
     book.set_quotas(book.quota("eng", guarantee="cpus:10"))
-    framework = asleep(book, roles=["ml"])
+    framework = book.asleep(roles=["ml"])
     framework.ask_for_gang((7, book.request(cpus=1)), role="ml")
     gang = the_gang(book)
     assert gang.reason is RefusalReason.HEADROOM and "kept free for the guarantees" in gang.message
@@ -125,7 +113,7 @@ def test_agents_that_are_away_are_told(book: Any) -> None:
     book.agent("a")
     book.agent("b")
     book.agents["b"].disconnect()
-    framework = asleep(book)
+    framework = book.asleep()
     framework.ask_for_gang((2, book.request(cpus=8)))
     gang = the_gang(book)
     assert (gang.reason, gang.with_room) == (RefusalReason.AGENT_INACTIVE, 1) and "bursar agent ls" in gang.hint
@@ -134,9 +122,9 @@ def test_agents_that_are_away_are_told(book: Any) -> None:
 def test_a_gang_behind_another_one_is_told_what_is_withheld_for_that(book: Any) -> None:
     book.agent("a")
     user = book.framework("user")
-    busy(book, "a", user, "x", cpus=4)
+    user.run_on("a", "x", cpus=4)
     user.suppress()
-    first, second = asleep(book, "first"), asleep(book, "second")
+    first, second = book.asleep("first"), book.asleep("second")
     first.ask_for_gang((1, book.request(cpus=8)))
     second.ask_for_gang((2, book.request(cpus=2)))
     gang = the_gang(book, "second")
@@ -151,9 +139,9 @@ def test_a_gang_that_rests_is_told_for_how_long(new_book: Any) -> None:
     book = new_book(gang_hold_timeout="10s", agent_ping_timeout="1000d")
     book.agent("a")
     user = book.framework("user")
-    busy(book, "a", user, "x", cpus=4)
+    user.run_on("a", "x", cpus=4)
     user.suppress()
-    framework = asleep(book)
+    framework = book.asleep()
     framework.ask_for_gang((1, book.request(cpus=8)))
     book.advance(12_000)
     gang = the_gang(book)
@@ -166,10 +154,10 @@ def test_topology_and_cliques_are_named(book: Any) -> None:
     for name, rack in (("a", "r1"), ("b", "r2")):
         book.agent(name, devices=book.linked(name, [[0, 1], [2, 3]]), attributes={"rack": rack})
     user = book.framework("user")
-    busy(book, "a", user, "x", cpus=1, devices=["a-gpu0", "a-gpu2"])
-    busy(book, "b", user, "y", cpus=1, devices=["b-gpu0", "b-gpu2"])
+    user.run_on("a", "x", cpus=1, devices=["a-gpu0", "a-gpu2"])
+    user.run_on("b", "y", cpus=1, devices=["b-gpu0", "b-gpu2"])
     user.suppress()
-    framework = asleep(book)
+    framework = book.asleep()
     framework.ask_for_gang((1, book.request(cpus=1, gpus=2)), same="rack", clique=True)
     gang = the_gang(book)
     assert gang.reason is RefusalReason.NOT_FREE
@@ -181,9 +169,9 @@ def test_a_cluster_that_became_too_small_since_is_told(book: Any) -> None:
     book.agent("a")
     book.agent("b")
     user = book.framework("user")
-    busy(book, "a", user, "x", cpus=1)
+    user.run_on("a", "x", cpus=1)
     user.suppress()
-    framework = asleep(book)
+    framework = book.asleep()
     framework.ask_for_gang((2, book.request(cpus=8)))
     book.reserve("b", "eng", book.request(cpus=4))
     gang = the_gang(book)
@@ -194,9 +182,9 @@ def test_a_cluster_that_became_too_small_since_is_told(book: Any) -> None:
 def test_the_role_tells_the_gangs_in_it_and_below_it_and_one_agent_tells_none(book: Any) -> None:
     book.agent("a")
     user = book.framework("user")
-    busy(book, "a", user, "x", cpus=8)
+    user.run_on("a", "x", cpus=8)
     user.suppress()
-    one, two = asleep(book, "one", roles=["ml/a"]), asleep(book, "two", roles=["eng"])
+    one, two = book.asleep("one", roles=["ml/a"]), book.asleep("two", roles=["eng"])
     one.ask_for_gang((1, book.request(cpus=8)), role="ml/a")
     two.ask_for_gang((1, book.request(cpus=8)), role="eng")
     assert [gang.framework_id for gang in book.ask(op.ExplainRoleRequest("ml")).gangs] == ["one"]
@@ -206,8 +194,8 @@ def test_the_role_tells_the_gangs_in_it_and_below_it_and_one_agent_tells_none(bo
 def test_what_is_withheld_for_a_gang_stands_in_the_way_of_others(book: Any) -> None:
     book.agent("a")
     user = book.framework("user")
-    busy(book, "a", user, "x", cpus=4)
-    framework = asleep(book)
+    user.run_on("a", "x", cpus=4)
+    framework = book.asleep()
     framework.ask_for_gang((1, book.request(cpus=8)))
     small = book.framework("small", demand=op.Demand(1, (book.shape(cpus=2),)))
     (refusal,) = book.ask(op.ExplainFrameworkRequest("small")).refusals

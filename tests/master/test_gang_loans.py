@@ -5,20 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from dialogue.loans import LONG_MS, NOTICE_MS, borrow_all, borrower, bundles, end, last_in_use, notices, pass_time
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages import operator as op
-from bursar.core.messages.agent import DesiredState
-from bursar.core.messages.framework import GPU_RESOURCES, REVOCABLE_RESOURCES, PreemptionNotice, Rescind
-from bursar.core.messages.gangs import Bundle, CancelGang
-from bursar.core.messages.offers import Demand
+from bursar.core.messages.framework import GPU_RESOURCES, REVOCABLE_RESOURCES, Rescind
+from bursar.core.messages.gangs import CancelGang
 from bursar.core.tasks import StatusReason, TaskState
 from bursar.master.metrics import MasterMetrics
-
-NOTICE_MS = 30_000
 
 
 class Driver:
@@ -27,49 +24,10 @@ class Driver:
     events_total = stalls_total = 0
 
 
-LONG_MS = 3_600_000
-
-
-def asleep(book: Any, name: str, role: str = "*", **more: Any) -> Any:
-    """A framework that wants nothing but gangs."""
-    framework = book.framework(name, roles=(role,), connect=False)
-    return framework.connect(suppressed=(role,), **more)
-
-
-def borrower(book: Any, name: str = "b", *, role: str = "eng", count: int = 99, cpus: float = 1, gpus: int = 0) -> Any:
-    """A framework that gives back."""
-    framework = book.framework(name, roles=(role,), connect=False)
-    demand = Demand(1, (book.shape(count, role=role, cpus=cpus, gpus=gpus),))
-    return framework.connect(capabilities=(GPU_RESOURCES, REVOCABLE_RESOURCES), demand=demand)
-
-
-def three_agents(book: Any, cpus: int = 4, **more: Any) -> Any:
-    """Three agents, of which the last is in use."""
-    for name in "abc":
-        book.agent(name, cpus=cpus, mem=0, **more)
-    user = book.framework("user")
-    (offer,) = [offer for offer in user.offers.values() if offer.agent_id == "c"]
-    user.run(book.spec("u", cpus=cpus), offer=offer, refuse_ms=0)
-    user.suppress()
-    user.decline(*user.offers.values(), refuse_ms=0)
-    return user
-
-
-def borrow_all(book: Any, framework: Any, prefix: str = "n") -> int:
-    """Run a task on each part of what it is offered; return how many."""
-    count = 0
-    for offer in list(framework.offers.values()):
-        parts = sum(part.resources.scalars.get("cpus", 0) for part in offer.resources) // 1000
-        names = [f"{prefix}{count + index}" for index in range(parts)]
-        framework.accept(offer, book.launch(*(book.spec(name, cpus=1) for name in names)), refuse_ms=LONG_MS)
-        count += parts
-    return count
-
-
 def filling(book: Any) -> Any:
     """A gang that needs all of three agents, and holds the two that are not in use."""
-    three_agents(book)
-    gang = asleep(book, "g")
+    last_in_use(book)
+    gang = book.asleep("g")
     gang.ask_for_gang((3, book.request(cpus=4)))
     return gang
 
@@ -77,42 +35,14 @@ def filling(book: Any) -> Any:
 def lending(book: Any, count: int) -> tuple[Any, Any]:
     """The same, and so many tasks of somebody who borrows what it holds."""
     gang, capable = filling(book), borrower(book, count=count)
-    assert borrow_all(book, capable) == count
+    assert len(borrow_all(book, capable)) == count
     return gang, capable
-
-
-def pass_time(book: Any, ms: int) -> None:
-    """Agents end at once what they are told to end."""
-    book.advance(ms)
-    for agent in book.agents.values():
-        for message in agent.heard(DesiredState):
-            for kill in message.kill:
-                if (kill.framework_id, kill.task_id) in agent.tasks:
-                    agent.update(kill.task_id, TaskState.KILLED, framework=kill.framework_id, reason=kill.reason)
-    book.advance(0)
-
-
-def end(book: Any, task_id: str, agent: str = "c", framework: str = "user") -> None:
-    book.agents[agent].update(task_id, TaskState.FINISHED, framework=framework)
-    book.advance(0)
-
-
-def notices(framework: Any) -> dict[str, int]:
-    """Task → milliseconds."""
-    return {one.task_id: one.kill_in_ms for event in framework.heard(PreemptionNotice) for one in event.preemptions}
 
 
 def held(book: Any) -> dict[str, int]:
     """Agent → thousandths of CPUs that are withheld for gangs."""
     ledger = book.machine.cluster.ledger
     return {agent_id: ledger.books[agent_id].gang_hold[()].scalars["cpus"] for agent_id in sorted(ledger.gang_holds)}
-
-
-def bundles(framework: Any) -> int:
-    return sum(isinstance(event, Bundle) for event in framework.inbox)
-
-
-# --- what is held is lent ---
 
 
 def test_what_is_held_is_offered_as_revocable_to_those_who_give_back_alone(book: Any) -> None:
@@ -123,7 +53,7 @@ def test_what_is_held_is_offered_as_revocable_to_those_who_give_back_alone(book:
     assert not other.offers
     assert capable.agents == {"a", "b"} and all(offer.revocable for offer in capable.offers.values())
     assert held(book) == {}, "what is lent is held by those who borrow it"
-    assert borrow_all(book, capable) == 8
+    assert len(borrow_all(book, capable)) == 8
     assert all(task.assigned.revocable for task in book.machine.cluster.tasks.values() if task.key.framework_id == "b")
     assert book.full_cycle_offers() == 0
     (view,) = [agent for agent in book.ask(op.ListAgentsRequest()).agents if agent.agent_id == "a"]
@@ -131,10 +61,10 @@ def test_what_is_held_is_offered_as_revocable_to_those_who_give_back_alone(book:
 
 
 def test_no_more_is_held_because_what_was_held_is_lent(book: Any) -> None:
-    three_agents(book)
-    asleep(book, "g").ask_for_gang((2, book.request(cpus=4)), (1, book.request(cpus=3)))
+    last_in_use(book)
+    book.asleep("g").ask_for_gang((2, book.request(cpus=4)), (1, book.request(cpus=3)))
     capable = borrower(book, count=4)
-    assert borrow_all(book, capable) == 4
+    assert len(borrow_all(book, capable)) == 4
     book.agent("d", mem=0, cpus=2)
     other = book.framework("n", roles=("web",))
     assert other.agents == {"d"}, "too small for what is lacking"
@@ -142,8 +72,8 @@ def test_no_more_is_held_because_what_was_held_is_lent(book: Any) -> None:
 
 
 def test_what_is_held_and_what_is_free_are_never_in_one_offer(book: Any) -> None:
-    three_agents(book)
-    asleep(book, "g").ask_for_gang((3, book.request(cpus=3)))
+    last_in_use(book)
+    book.asleep("g").ask_for_gang((3, book.request(cpus=3)))
     assert held(book) == {"a": 3000, "b": 3000}
     assert not borrower(book, "large", role="large", cpus=4).offers, "one is free and three are held"
     capable = borrower(book, count=99)
@@ -155,7 +85,7 @@ def test_what_is_held_and_what_is_free_are_never_in_one_offer(book: Any) -> None
 
 
 def test_a_gang_does_not_borrow_what_waits_for_it(book: Any) -> None:
-    three_agents(book)
+    last_in_use(book)
     framework = book.framework("g", connect=False).connect(capabilities=(GPU_RESOURCES, REVOCABLE_RESOURCES))
     framework.decline(*framework.offers.values(), refuse_ms=0)
     framework.ask_for_gang((3, book.request(cpus=4)))
@@ -196,8 +126,8 @@ def test_offers_come_back_at_once_and_of_what_is_back_nothing_is_lent(book: Any)
 
 
 def test_only_what_stands_in_the_way_is_called_back_the_youngest_first(book: Any) -> None:
-    three_agents(book)
-    gang = asleep(book, "g")
+    last_in_use(book)
+    gang = book.asleep("g")
     gang.ask_for_gang((1, book.request(cpus=4)), (1, book.request(cpus=3)), (1, book.request(cpus=2)))
     capable = borrower(book, count=4)
     for index in range(4):
@@ -224,8 +154,8 @@ def test_where_enough_is_free_nothing_is_called_back(book: Any) -> None:
 
 
 def test_two_gangs_and_a_borrower_come_one_after_the_other(book: Any) -> None:
-    three_agents(book)
-    first, second = asleep(book, "one"), asleep(book, "two")
+    last_in_use(book)
+    first, second = book.asleep("one"), book.asleep("two")
     shape = book.request(cpus=4)
     for framework in (first, second):
         framework.ask_for_gang((3, shape))
@@ -246,8 +176,8 @@ def test_two_gangs_and_a_borrower_come_one_after_the_other(book: Any) -> None:
 
 @pytest.mark.parametrize("how", ["expired", "cancelled", "disconnected", "declined"])
 def test_a_gang_that_ends_holds_nothing_and_what_it_lent_stays_revocable(book: Any, how: str) -> None:
-    three_agents(book)
-    gang = asleep(book, "g")
+    last_in_use(book)
+    gang = book.asleep("g")
     gang.ask_for_gang((3, book.request(cpus=4)), ttl_ms=60_000)
     capable = borrower(book, count=5)
     borrow_all(book, capable)
@@ -273,7 +203,7 @@ def test_a_gang_that_ends_holds_nothing_and_what_it_lent_stays_revocable(book: A
         )
         # The next gang whose turn it is has them back.
         other.decline(*other.offers.values(), refuse_ms=0)
-        next_one = asleep(book, "h")
+        next_one = book.asleep("h")
         next_one.ask_for_gang((2, book.request(cpus=4)), gang_id="h")
         book.advance(0)
         assert len(notices(capable)) == 5
@@ -306,11 +236,11 @@ def test_an_agent_that_leaves_lets_everything_go(book: Any) -> None:
 
 
 def test_it_counts_in_shares_and_not_in_quotas(book: Any) -> None:
-    three_agents(book)
+    last_in_use(book)
     book.set_quotas(book.quota("eng", limit="cpus:2"))
-    asleep(book, "g").ask_for_gang((3, book.request(cpus=4)))
+    book.asleep("g").ask_for_gang((3, book.request(cpus=4)))
     capable = borrower(book)
-    assert borrow_all(book, capable) == 8, "what is lent is within no limit"
+    assert len(borrow_all(book, capable)) == 8, "what is lent is within no limit"
     (role,) = [one for one in book.ask(op.ListRolesRequest()).roles if one.role == "eng"]
     assert not role.consumed and role.allocated.scalars["cpus"] == 8000 and role.share_millionths > 600_000
     assert role.limit_left == {"cpus": 2000}
@@ -361,145 +291,6 @@ def test_it_is_explained(book: Any) -> None:
     assert registry.get_sample_value("bursar_master_tasks_preempted_total") == 5
 
 
-# --- the gang of whoever it is kept for ---
-
-
-def lent_agents(book: Any, names: str = "abc", *, gpus: int = 2, **more: Any) -> None:
-    """Agents of which all that counts is kept for ml, and lent."""
-    for name in names:
-        book.agent(name, cpus=4, mem=0, gpus=gpus, **more)
-        answer = book.ask(op.ReserveResourcesRequest("", name, "ml", book.request(cpus=4, gpus=gpus), lend=True))
-        assert not isinstance(answer, ErrorDetail), answer
-
-
-def run_on_gpus(book: Any, framework: Any) -> int:
-    count = 0
-    for offer in list(framework.offers.values()):
-        names = [f"n{count + index}" for index in range(sum(len(part.resources.devices) for part in offer.resources))]
-        framework.accept(offer, book.launch(*(book.spec(name, gpus=1) for name in names)), refuse_ms=LONG_MS)
-        count += len(names)
-    return count
-
-
-def test_a_gang_of_the_holder_calls_loans_back_all_or_nothing(book: Any) -> None:
-    lent_agents(book)
-    capable = borrower(book, gpus=1)
-    assert run_on_gpus(book, capable) == 6
-    gang = asleep(book, "o", "ml/train")
-    shape = book.request(cpus=1, gpus=2)
-    gang.ask_for_gang((4, shape), role="ml/train")
-    assert gang.gang_states() == ["REFUSED"]
-    assert not notices(capable), "what would not be enough is left alone"
-    gang.ask_for_gang((2, shape), role="ml/train", gang_id="h")
-    assert len(notices(capable)) == 4, "as many as stand in the way"
-    pass_time(book, NOTICE_MS)
-    assert bundles(gang) == 1
-    bundle = gang.bundle
-    assert {part.stack[-1].holder for offer in bundle.offers for part in offer.resources if part.stack} == {"ml"}
-    assert gang.take(bundle, {0: shape}).error is None
-
-
-def test_a_gang_that_lacks_more_than_loans_calls_nothing_back(book: Any) -> None:
-    lent_agents(book)
-    capable = borrower(book, gpus=1)
-    run_on_gpus(book, capable)
-    owner = book.framework("p", roles=("ml",), demand=Demand(1, (book.shape(1, role="ml", cpus=1, gpus=2),)))
-    assert len(notices(capable)) == 2
-    pass_time(book, NOTICE_MS)
-    owner.run(book.spec("mine", cpus=1, gpus=2), offer=owner.offer, refuse_ms=0)
-    gang = asleep(book, "o", "ml/train")
-    gang.ask_for_gang((3, book.request(cpus=1, gpus=2)), role="ml/train")
-    book.advance(10_000)
-    assert bundles(gang) == 0 and not notices(capable)
-    (agent_id,) = {task.agent_id for task in book.machine.cluster.tasks.values() if task.key.task_id == "mine"}
-    end(book, "mine", agent_id, "p")
-    assert len(notices(capable)) == 4
-    pass_time(book, NOTICE_MS)
-    assert bundles(gang) == 1
-
-
-def test_within_its_topology(book: Any) -> None:
-    for name, rack in (("a", "r1"), ("b", "r1"), ("c", "r2"), ("d", "r2")):
-        lent_agents(book, name, attributes={"rack": rack})
-    capable = borrower(book, gpus=1)
-    assert run_on_gpus(book, capable) == 8
-    blocked = book.framework("p", roles=("ml",), demand=Demand(1, (book.shape(1, role="ml", cpus=1, gpus=1),)))
-    pass_time(book, NOTICE_MS)
-    agent_id = blocked.offer.agent_id
-    blocked.run(book.spec("mine", cpus=1, gpus=1), offer=blocked.offer, refuse_ms=0)
-    notices(capable)
-    gang = asleep(book, "o", "ml")
-    gang.ask_for_gang((2, book.request(cpus=1, gpus=2)), role="ml", same="rack")
-    assert len(notices(capable)) == 4
-    pass_time(book, NOTICE_MS)
-    there = {offer.agent_id for offer in gang.bundle.offers}
-    assert there == ({"c", "d"} if agent_id in "ab" else {"a", "b"})
-
-
-def test_linked_gpus_come_back_together(book: Any) -> None:
-    book.agent("a", cpus=8, devices=book.linked("a", [[0, 1], [2, 3]]))
-    book.ask(op.ReserveResourcesRequest("", "a", "ml", book.request(cpus=8, gpus=4), lend=True))
-    capable = borrower(book, gpus=1)
-    for index in range(4):
-        (offer,) = capable.offers.values()
-        capable.accept(offer, book.launch(book.spec(f"n{index}", devices=[f"a-gpu{index}"])), refuse_ms=0)
-        book.advance(2_000)
-    end(book, "n0", "a", "b")
-    end(book, "n3", "a", "b")
-    gang = asleep(book, "o", "ml")
-    shape = book.request(cpus=1, gpus=2)
-    gang.ask_for_gang((1, shape), role="ml", clique=True)
-    assert len(notices(capable)) == 1
-    pass_time(book, NOTICE_MS)
-    assert bundles(gang) == 1
-    assert gang.take(gang.bundle, {0: shape}).error is None
-
-
-def test_it_need_not_wait_for_its_turn(book: Any) -> None:
-    lent_agents(book, "abc")
-    capable = borrower(book, gpus=1)
-    run_on_gpus(book, capable)
-    user = book.framework("user", roles=("ops",))
-    book.agent("d", mem=0, cpus=4)
-    user.run(book.spec("u", cpus=1), offer=user.offer, refuse_ms=0)
-    user.suppress()
-    first = asleep(book, "one", "web")
-    first.ask_for_gang((1, book.request(cpus=4)), role="web")
-    assert book.machine.cluster.gangs.holder is not None
-    gang = asleep(book, "o", "ml/train")
-    gang.ask_for_gang((3, book.request(cpus=1, gpus=2)), role="ml/train")
-    assert len(notices(capable)) == 6
-    assert book.machine.cluster.gangs.holder.key == ("one", "g"), "the other one goes on holding"
-    pass_time(book, NOTICE_MS)
-    assert bundles(gang) == 1 and bundles(first) == 0
-
-
-def test_whoever_called_first_has_it_and_the_next_one_the_rest(book: Any) -> None:
-    lent_agents(book, "abc")
-    capable = borrower(book, gpus=1)
-    run_on_gpus(book, capable)
-    gang = asleep(book, "o", "ml/train")
-    gang.ask_for_gang((2, book.request(cpus=1, gpus=2)), role="ml/train")
-    single = book.framework("p", roles=("ml",), demand=Demand(1, (book.shape(2, role="ml", cpus=1, gpus=1),)))
-    assert len(notices(capable)) == 6
-    pass_time(book, NOTICE_MS)
-    assert bundles(gang) == 1 and len(single.offered().devices) == 2
-
-
-def test_claims_that_were_made_before_are_left_alone(book: Any) -> None:
-    lent_agents(book, "ab")
-    capable = borrower(book, gpus=1)
-    run_on_gpus(book, capable)
-    single = book.framework("p", roles=("ml",), demand=Demand(1, (book.shape(1, role="ml", cpus=1, gpus=2),)))
-    assert len(notices(capable)) == 2
-    gang = asleep(book, "o", "ml/train")
-    gang.ask_for_gang((2, book.request(cpus=1, gpus=2)), role="ml/train")
-    book.advance(5_000)
-    assert not notices(capable)
-    pass_time(book, NOTICE_MS)
-    assert len(single.offered().devices) == 2 and bundles(gang) == 0
-
-
 @settings(
     deadline=None, max_examples=25, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -523,7 +314,7 @@ def test_whatever_was_borrowed_gangs_get_their_bundles_one_after_the_other(new_b
     user.suppress()
     user.decline(*user.offers.values(), refuse_ms=0)
     shapes = [book.request(cpus=data.draw(st.integers(2, 4))) for _ in range(2)]
-    gangs = [asleep(book, name) for name in ("one", "two")]
+    gangs = [book.asleep(name) for name in ("one", "two")]
     for framework, shape in zip(gangs, shapes, strict=True):
         framework.ask_for_gang((agents, shape))
     capable = borrower(book)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from dialogue.loans import borrow_all, borrower, last_in_use
+
 from bursar.core.messages import operator as op
-from bursar.core.messages.framework import REVOCABLE_RESOURCES
 from bursar.core.messages.gangs import GangGroup
 from bursar.core.messages.offers import Demand
 from bursar.core.messages.operator import GangPhase, GangView, Page
@@ -20,36 +21,9 @@ def shown(book: Any) -> dict[str, GangView]:
     return {view.standing.gang_id: view for view in gangs}
 
 
-def asleep(book: Any, name: str, role: str) -> Any:
-    return book.framework(name, roles=(role,), connect=False).connect(suppressed=(role,))
-
-
-def borrower(book: Any, name: str = "b", role: str = "eng", count: int = 2) -> Any:
-    demand = Demand(1, (book.shape(count, role=role, cpus=1),))
-    framework = book.framework(name, roles=(role,), connect=False)
-    return framework.connect(capabilities=(REVOCABLE_RESOURCES,), demand=demand)
-
-
-def run_all(book: Any, framework: Any) -> list[str]:
-    """A task of one CPU on each that it is offered."""
-    names: list[str] = []
-    for offer in list(framework.offers.values()):
-        cpus = sum(part.resources.scalars["cpus"] for part in offer.resources) // 1000
-        new = [f"n{len(names) + index}" for index in range(cpus)]
-        framework.accept(offer, book.launch(*(book.spec(name, cpus=1) for name in new)), refuse_ms=3_600_000)
-        names += new
-    return names
-
-
 def test_a_gang_is_shown_from_the_line_to_its_bundle(book: Any) -> None:
-    for name in "abc":
-        book.agent(name, cpus=4, mem=0)
-    user = book.framework("user")
-    (offer,) = [offer for offer in user.offers.values() if offer.agent_id == "c"]
-    user.run(book.spec("u", cpus=4), offer=offer, refuse_ms=0)
-    user.suppress()
-    user.decline(*user.offers.values(), refuse_ms=0)
-    first, second = asleep(book, "f", "ml"), asleep(book, "s", "ml")
+    last_in_use(book)
+    first, second = book.asleep("f", roles=["ml"]), book.asleep("s", roles=["ml"])
     asked_at_ms = book.now.wall_ms
     first.ask_for_gang((3, book.request(cpus=4)), role="ml", gang_id="one")
     book.advance(1000)
@@ -65,7 +39,7 @@ def test_a_gang_is_shown_from_the_line_to_its_bundle(book: Any) -> None:
     assert two.holds_since_ms == two.holds_until_ms == 0
     assert one.standing.until_ms > asked_at_ms
     # What it holds is lent; then all of it is called back.
-    tasks = run_all(book, borrower(book))
+    tasks = borrow_all(book, borrower(book, count=2))
     one = shown(book)["one"]
     assert (one.held, one.on_loan, one.missing) == ({"cpus": 6000}, {"cpus": 2000}, {"cpus": 6000})
     book.agents["c"].update("u", TaskState.FINISHED, framework="user")
@@ -86,7 +60,7 @@ def test_a_gang_is_shown_from_the_line_to_its_bundle(book: Any) -> None:
 
 def test_many_gangs_come_in_pages(book: Any) -> None:
     book.agent("a", cpus=2, mem=0)
-    framework = asleep(book, "f", "ml")
+    framework = book.asleep("f", roles=["ml"])
     user = book.framework("user")
     user.run(book.spec("u", cpus=2), refuse_ms=0)
     for index in range(25):
@@ -120,7 +94,7 @@ def test_who_lent_and_who_borrowed_is_shown_of_roles_agents_and_reservations(boo
     assert roles["eng"].borrowed == held and not roles["eng"].lent
     assert loans(book.ask(op.GetAgentRequest("a")).agent.loans) == [("ml/train", "b", "eng", held, 1, 0, 0)]
     assert not book.ask(op.GetAgentRequest("b")).agent.loans, "what is offered there is nobody's"
-    run_all(book, framework)
+    borrow_all(book, framework)
     (kept,) = book.ask(op.ListReservationsRequest()).reservations
     assert kept.on_loan == held and loans(kept.loans) == [("ml/train", "b", "eng", held, 0, 4, 0)]
     # Whoever it is kept for wants some of it: tasks that are to end are counted.
@@ -137,8 +111,8 @@ def test_what_is_lent_of_a_hold_names_no_holder(book: Any) -> None:
     user.run(book.spec("u", cpus=2), offer=offer, refuse_ms=0)
     user.suppress()
     user.decline(*user.offers.values(), refuse_ms=0)
-    asleep(book, "g", "ml").ask_for_gang((2, book.request(cpus=2)), role="ml")
-    run_all(book, borrower(book))
+    book.asleep("g", roles=["ml"]).ask_for_gang((2, book.request(cpus=2)), role="ml")
+    borrow_all(book, borrower(book, count=2))
     assert loans(book.ask(op.GetAgentRequest("a")).agent.loans) == [("", "b", "eng", book.resources(cpus=2), 0, 2, 0)]
     roles = {view.role: view for view in book.ask(op.ListRolesRequest()).roles}
     assert roles["eng"].borrowed == book.resources(cpus=2)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
+from dialogue import loans
+from dialogue.loans import LONG_MS, NOTICE_MS, notices, pass_time
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages import operator as op
-from bursar.core.messages.agent import DesiredState
-from bursar.core.messages.framework import GPU_RESOURCES, REVOCABLE_RESOURCES, Kill, PreemptionNotice, Rescind
+from bursar.core.messages.framework import GPU_RESOURCES, REVOCABLE_RESOURCES, Kill, Rescind
 from bursar.core.messages.offers import Demand, Operation, Reserve, Unreserve
 from bursar.core.resources import ReservedResources
 from bursar.core.tasks import StatusReason, TaskState
 
-NOTICE_MS = 30_000
-LONG_MS = 3_600_000
+#: A framework that gives back, and wants GPUs.
+borrower = partial(loans.borrower, count=9, gpus=1)
 
 
 def lent_agent(book: Any, name: str = "a", *, gpus: int = 4, cpus: float = 4, role: str = "ml", **more: Any) -> Any:
@@ -27,14 +29,6 @@ def lent_agent(book: Any, name: str = "a", *, gpus: int = 4, cpus: float = 4, ro
     answer = book.ask(op.ReserveResourcesRequest("", name, role, asked, lend=True, **more))
     assert not isinstance(answer, ErrorDetail), answer
     return agent
-
-
-def borrower(book: Any, name: str = "b", *, role: str = "eng", count: int = 9, gpus: int = 1, **more: Any) -> Any:
-    """A framework that gives back."""
-    framework = book.framework(name, roles=(role,), connect=False)
-    capabilities = (GPU_RESOURCES, REVOCABLE_RESOURCES)
-    demand = more.pop("demand", None) or book_demand(book, role, count, gpus=gpus)
-    return framework.connect(capabilities=capabilities, demand=demand, **more)
 
 
 def book_demand(book: Any, role: str, count: int, *, cpus: float = 1, gpus: int = 1, version: int = 1) -> Any:
@@ -57,22 +51,6 @@ def run_all(book: Any, framework: Any, count: int, prefix: str = "t", **more: An
 def end(book: Any, task_id: str, *, framework: str = "b") -> None:
     """A task ends by itself."""
     book.agents["a"].update(task_id, TaskState.FINISHED, framework=framework)
-
-
-def pass_time(book: Any, ms: int) -> None:
-    """Agents end at once what they are told to end."""
-    book.advance(ms)
-    for agent in book.agents.values():
-        for message in agent.heard(DesiredState):
-            for kill in message.kill:
-                if (kill.framework_id, kill.task_id) in agent.tasks:
-                    agent.update(kill.task_id, TaskState.KILLED, framework=kill.framework_id, reason=kill.reason)
-    book.advance(0)
-
-
-def notices(framework: Any) -> dict[str, int]:
-    """Task → milliseconds."""
-    return {one.task_id: one.kill_in_ms for event in framework.heard(PreemptionNotice) for one in event.preemptions}
 
 
 def view(book: Any) -> Any:

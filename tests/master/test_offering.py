@@ -14,11 +14,6 @@ from bursar.core.tasks import TaskState
 HOUR_MS = 3_600_000
 
 
-def quiet(book: Any) -> None:
-    """design.md §7: when event-driven work is quiet, a full cycle makes no offer."""
-    assert book.full_cycle_offers() == 0
-
-
 # --- at once ---
 
 
@@ -96,7 +91,7 @@ def test_a_decline_hides_the_same_for_a_while(new_book: Any, refuse_ms: int | No
     framework = book.framework()
     book.agent()
     framework.decline(framework.offer, refuse_ms=refuse_ms)
-    quiet(book)
+    book.quiet()
     cluster = book.machine.cluster
     assert cluster.filters.deadlines.next_ms() == book.now.monotonic_ms + hidden_ms
     if hidden_ms < HOUR_MS:
@@ -128,7 +123,7 @@ def test_others_are_offered_at_once_what_one_declined(book: Any) -> None:
             break
         assert onlooker.agents == {"a"}
     assert not one.offers and not two.offers
-    quiet(book)
+    book.quiet()
 
 
 def test_a_filter_is_of_one_role(book: Any) -> None:
@@ -144,7 +139,7 @@ def test_more_or_other_than_was_declined_is_offered(book: Any) -> None:
     framework = book.framework()
     framework.run(book.spec("t", cpus=1), refuse_ms=HOUR_MS)
     assert not framework.offers, "the leftover is not offered again"
-    quiet(book)
+    book.quiet()
     agent.update("t", TaskState.FINISHED)
     assert framework.offered().scalars["cpus"] == 4000, "more than was left over"
     framework.decline(framework.offer, refuse_ms=HOUR_MS)
@@ -233,7 +228,7 @@ def test_gpu_agents_are_hidden_whole_from_those_who_do_not_know_gpus(
     framework = book.framework("f", gpu=capable)
     hidden = filter_value == "true" and not capable
     assert framework.agents == ({"plain"} if hidden else {"gpu", "plain"})
-    quiet(book)
+    book.quiet()
 
 
 def test_what_hides_an_agent_is_the_gpus_in_its_total(book: Any) -> None:
@@ -270,7 +265,7 @@ def test_toggling_rescinds_exactly_what_is_forbidden_before_it_answers(book: Any
         assert len(rescind.offer_ids) == 2 and "filter-gpu-resources" in rescind.reason
     assert answer.rescinded_offers == 2
     assert capable.agents == {"gpu1", "gpu2"}
-    quiet(book)
+    book.quiet()
 
 
 def test_an_accept_that_crosses_the_toggle_is_refused_an_earlier_one_stands(book: Any) -> None:
@@ -339,7 +334,7 @@ def test_offers_are_cut_to_what_is_wanted(book: Any) -> None:
     assert framework.offered() == book.resources(2, 2, ["a-gpu0", "a-gpu1"])
     other = book.framework("g")
     assert other.offered().scalars["cpus"] == 6000, "the rest is somebody else's"
-    quiet(book)
+    book.quiet()
 
 
 def test_what_is_on_offer_is_not_offered_twice(book: Any) -> None:
@@ -347,7 +342,7 @@ def test_what_is_on_offer_is_not_offered_twice(book: Any) -> None:
     for name in "abc":
         book.agent(name, cpus=8)
     assert framework.offered() == book.resources(12)
-    quiet(book)
+    book.quiet()
 
 
 def test_no_offer_that_fits_nothing(book: Any) -> None:
@@ -393,7 +388,7 @@ def test_an_accept_of_less_opens_the_rest_everywhere(book: Any) -> None:
     other = {"a": "b", "b": "a"}[offer.agent_id]
     framework.run(book.spec("t1", cpus=4), offer=offer)
     assert framework.agents == {other}, "the second of the two, on the other agent, at once"
-    quiet(book)
+    book.quiet()
 
 
 @pytest.mark.parametrize("how", ["decline", "expire", "rescind", "reject"])
@@ -412,7 +407,7 @@ def test_an_offer_that_ended_opens_its_demand_everywhere(book: Any, how: str) ->
     else:
         framework.accept(offer, book.launch(book.spec("t", cpus=99)), refuse_ms=HOUR_MS)
     assert framework.agents == {other}
-    quiet(book)
+    book.quiet()
 
 
 def test_a_filter_that_hid_one_cut_does_not_hide_another(book: Any) -> None:
@@ -422,9 +417,9 @@ def test_a_filter_that_hid_one_cut_does_not_hide_another(book: Any) -> None:
         demand=Demand(1, (book.shape(cpus=1, gpus=4), book.shape(cpus=8, gpus=1))),
     )
     framework.decline(framework.offer, refuse_ms=HOUR_MS)
-    quiet(book)
+    book.quiet()
     book.agent("b", cpus=1, gpus=4)
-    quiet(book)
+    book.quiet()
     assert framework.agents == {"a", "b"}
 
 
@@ -445,7 +440,7 @@ def test_shapes_are_of_roles(book: Any) -> None:
         "x": book.resources(1),
         "y": book.resources(2),
     }
-    quiet(book)
+    book.quiet()
 
 
 def test_devices_that_are_named_are_offered(book: Any) -> None:
@@ -489,7 +484,7 @@ def test_what_a_call_reserved_is_wanted_again(book: Any) -> None:
         book.dynamic("ml"): book.resources(2),
         (): book.resources(2),
     }
-    quiet(book)
+    book.quiet()
 
 
 def test_a_newer_demand_is_covered_by_the_oldest_offers(book: Any) -> None:
@@ -512,7 +507,7 @@ def test_a_suppressed_framework_may_hold_nothing_but_ports(book: Any) -> None:
     framework = book.framework(demand=Demand(1, (book.shape(ports="1"),)))
     framework.suppress()
     framework.decline(framework.offer)
-    quiet(book)
+    book.quiet()
 
 
 def test_a_filter_does_not_outlive_the_rule_that_made_offers_small(book: Any) -> None:
@@ -521,6 +516,6 @@ def test_a_filter_does_not_outlive_the_rule_that_made_offers_small(book: Any) ->
     book.agent(gpus=2)
     framework = book.framework(gpu=False)
     framework.decline(framework.offer, refuse_ms=HOUR_MS)
-    quiet(book)
+    book.quiet()
     book.set_flag("filter-gpu-resources", "false")
     assert len(framework.offered().devices) == 2

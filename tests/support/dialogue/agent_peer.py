@@ -131,6 +131,12 @@ class AgentPeer:
         self.inbox = [message for message in self.inbox if not isinstance(message, kind)]
         return found
 
+    def told(self) -> DesiredState:
+        """The full state that it was told last."""
+        state: DesiredState = self.heard(DesiredState)[-1]
+        assert state.base is None
+        return state
+
     def acknowledged(self) -> list[tuple[str, str]]:
         """(task, update) of all acknowledgements since last asked."""
         return [(u.task_id, u.update_id) for message in self.heard(AcknowledgeUpdates) for u in message.updates]

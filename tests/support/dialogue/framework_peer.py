@@ -218,6 +218,11 @@ class FrameworkPeer:
         result = self.accept(offer, launch(*specs), refuse_ms=refuse_ms)
         assert result.error is None, result.error
 
+    def run_on(self, agent_id: str, task_id: str, **amounts: Any) -> None:
+        """Hold part of an agent by a task; what else is offered of it is declined for no time."""
+        (offer,) = [offer for offer in self.offers.values() if offer.agent_id == agent_id]
+        self.run(self.book.spec(task_id, **amounts), offer=offer, refuse_ms=0)
+
     def decline(self, *offers: Offer, refuse_ms: int | None = None) -> None:
         self._answered(offer.offer_id for offer in offers)
         self.call(Decline(tuple(offer.offer_id for offer in offers), Filters(refuse_ms)))

@@ -186,6 +186,11 @@ class Playbook:
         self.frameworks[framework_id] = peer
         return peer.connect(demand=demand) if connect else peer
 
+    def asleep(self, framework_id: str = "f", **info: Any) -> FrameworkPeer:
+        """A new framework that wants nothing but what it asks for."""
+        framework = self.framework(framework_id, connect=False, **info)
+        return framework.connect(suppressed=framework.info.roles)
+
     @staticmethod
     def shape(count: int = 1, *, role: str = "*", **amounts: Any) -> Shape:
         return Shape(role, request(**amounts), count)
@@ -394,6 +399,16 @@ class Playbook:
         self.machine.cluster.deadlines.set(("cycle", ""), self.now.monotonic_ms)
         self.timers()
         return self.machine.cluster.counters.offers_made - before
+
+    def quiet(self) -> None:
+        """When event-driven work is quiet, a full cycle makes no offer, and no bundle (design.md §7)."""
+        assert self.full_cycle_offers() == 0
+
+    def state_of(self, task_id: str) -> TaskState:
+        """As operators see it."""
+        state = self.ask(op.GetTaskRequest(task_id)).task.state
+        assert isinstance(state, TaskState)
+        return state
 
 
 def _loaded(registry: Durable) -> Durable:
