@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from agent_dialogue import Agent, R, S, container, key, of, states, statuses, task
+from agent_dialogue import Agent, F, R, S, container, key, of, states, statuses, task
 
 from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
-from bursar.agent.effects import AgentEffect, KillContainer, RemoveContainer, StartContainer
+from bursar.agent.effects import AgentEffect, EndStray, KillContainer, RemoveContainer, StartContainer
 from bursar.agent.events import ContainersRecovered
+from bursar.core.ids import TaskId
+from bursar.core.messages.agent import TaskRef
 from bursar.core.tasks import StatusReason, TaskState
 
 
@@ -84,12 +86,42 @@ def test_a_kill_is_resumed() -> None:
 def test_containers_of_nobody_are_ended_and_removed() -> None:
     agent = Agent().ready()
     again, effects = restarted(agent, running("unknown"), ended("old", 0))
-    assert of(effects, KillContainer) == [KillContainer(container("unknown"), 0)]
+    assert of(effects, EndStray) == [EndStray(container("unknown"))]
     assert of(effects, RemoveContainer) == [RemoveContainer(container("old"))]
     again.connect()
     again.register()
-    assert states(again.full(launch=(task("unknown"),))) == [S.DROPPED]
-    assert of(again.exit("unknown", 137), RemoveContainer) == [RemoveContainer(container("unknown"))]
+    assert not statuses(again.full(launch=(task("unknown"),))), "nothing is told ended while it runs"
+    effects = again.exit("unknown", 137)
+    assert of(effects, RemoveContainer) == [RemoveContainer(container("unknown"))] and states(effects) == [S.DROPPED]
+
+
+def test_a_task_whose_books_were_lost_is_told_gone_only_when_its_container_is() -> None:
+    """B-18: the checkpoint was lost, and the container was not; it is ended again and again until it has ended."""
+    again = Agent()
+    again.step(ContainersRecovered((running("t"),)))
+    again.connect()
+    again.register()
+    keep = (TaskRef(F, TaskId("t")),)
+    assert not statuses(again.full(keep=keep))
+    assert of(again.wait(10_000), EndStray) == [EndStray(container("t"))], "it did not end: once more"
+    again.connect()
+    again.register()
+    assert not statuses(again.full(keep=keep)), "another master hears no more of it than the first"
+    (status,) = statuses(again.exit("t", 137))
+    assert (status.state, status.reason) == (S.GONE, R.CONTAINER_LOST)
+    assert not statuses(again.exit("t", None, R.CONTAINER_LOST)), "the engine said it twice"
+
+
+def test_the_end_of_a_task_is_not_told_again_while_its_container_is_back() -> None:
+    agent = Agent().ready()
+    agent.run(task("t", 0))
+    agent.exit("t", None, R.ENGINE_LOST)
+    agent.ack_all("t")
+    again, _ = restarted(agent, running("t"))
+    again.connect()
+    again.register()
+    assert not statuses(again.full(keep=(TaskRef(F, TaskId("t")),)))
+    assert states(again.exit("t", 137)) == [S.GONE]
 
 
 def test_a_container_that_outlived_its_reported_end_keeps_its_devices_until_it_is_gone() -> None:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from bursar.agent.compare import Comparison
 from bursar.agent.containers.runtime import ContainerId
-from bursar.agent.effects import KillContainer, Log, RemoveContainer
+from bursar.agent.effects import EndStray, Log, RemoveContainer
 from bursar.core.lives import RestartMode, RestartPolicy
 from bursar.core.tasks import StatusReason, TaskState
 
@@ -62,7 +62,7 @@ async def test_a_stray_is_ended_after_two_looks() -> None:
     await comparison.compare()
     await comparison.compare()
     (event,) = posted
-    assert of(agent.step(event), KillContainer) == [KillContainer(ContainerId("stray"), 0)]
+    assert of(agent.step(event), EndStray) == [EndStray(ContainerId("stray"))]
     await comparison.compare()
     await comparison.compare()
     assert len(posted) == 1, "it is ending"

@@ -16,6 +16,7 @@ from bursar.agent.containers.runtime import ContainerExit, ContainerId, Recovere
 from bursar.agent.effects import (
     AgentEffect,
     CloseConnection,
+    EndStray,
     KillContainer,
     RemoveContainer,
     SendToMaster,
@@ -72,6 +73,7 @@ class World(RuleBasedStateMachine):
         # The engine.
         self.containers: dict[ContainerId, ContainerExit | None] = {}
         self.starting: list[ContainerId] = []
+        self.strays: list[ContainerId] = []
         self.starts: Counter[ContainerId] = Counter()
         self.devices_of: dict[ContainerId, frozenset[DeviceUuid]] = {}
         # The master.
@@ -127,6 +129,8 @@ class World(RuleBasedStateMachine):
             case SendToMaster(connection, message):
                 if connection == self.connection and self.connected:
                     self.master_hears(message)
+            case EndStray(container_id):
+                self.strays.append(container_id)
             case KillContainer() | CloseConnection():
                 pass
             case _:
@@ -139,6 +143,7 @@ class World(RuleBasedStateMachine):
             if position % 2 == 0:
                 self.containers[container_id] = None
         self.starting.clear()
+        self.strays.clear()
 
     # --- the master -------------------------------------------------------------------------------------------------
 
@@ -272,6 +277,17 @@ class World(RuleBasedStateMachine):
         if cut is not None:
             self.crash_now()
 
+    @precondition(lambda self: self.strays)
+    @rule(cut=st.none() | st.integers(0, 3))
+    def stray_ended(self, cut: int | None) -> None:
+        """The engine is certain that nothing runs under this name."""
+        container_id = self.strays.pop(0)
+        if self.containers.get(container_id, self) is None:
+            self.containers[container_id] = ContainerExit(137, StatusReason.COMMAND_EXITED)
+        self.happen(ContainerExited(container_id, ContainerExit(None, StatusReason.CONTAINER_LOST)), cut)
+        if cut is not None:
+            self.crash_now()
+
     # --- fate -------------------------------------------------------------------------------------------------------
 
     def crash_now(self) -> None:
@@ -317,6 +333,8 @@ class World(RuleBasedStateMachine):
                 container_id = self.starting.pop(0)
                 self.containers[container_id] = None
                 self.happen(ContainerStarted(container_id))
+            while self.strays:
+                self.stray_ended(cut=None)
             for container_id in sorted(name for name, end in self.containers.items() if end is None):
                 self.containers[container_id] = ContainerExit(0, StatusReason.COMMAND_EXITED)
                 self.happen(ContainerExited(container_id, ContainerExit(0, StatusReason.COMMAND_EXITED)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from agent_dialogue import AGENT, Agent, F, container, of, task
 
 from bursar.agent.containers.runtime import ContainerId, RecoveredContainer
-from bursar.agent.effects import AgentEffect, KillContainer, Log, SendToMaster
+from bursar.agent.effects import AgentEffect, EndStray, Log, SendToMaster
 from bursar.agent.events import ContainersCompared, ContainersRecovered, MasterDisconnected
 from bursar.core.books import COMPARE_INTERVAL_MS, digest, task_line
 from bursar.core.messages.agent import BooksDigest, BooksReport, BooksRequest, Ping, Repair, TaskUpdates
@@ -80,7 +80,7 @@ def test_a_repair_is_told_at_once_and_after_the_status_that_follows_from_it() ->
 def test_what_was_repaired_without_a_master_is_told_to_the_next() -> None:
     agent = Agent()
     effects = agent.step(ContainersRecovered((RecoveredContainer(ContainerId(f"bursar-{AGENT}-x"), None),)))
-    assert of(effects, KillContainer)
+    assert of(effects, EndStray)
     agent.connect()
     (told,) = said(agent.register(), BooksDigest)
     assert isinstance(told, BooksDigest)

@@ -9,6 +9,7 @@ from agent_dialogue import AGENT, GPUS, Agent, F, R, S, container, info, key, of
 
 from bursar.agent.effects import (
     CloseConnection,
+    EndStray,
     KillContainer,
     Log,
     OpenLogStream,
@@ -171,7 +172,9 @@ def test_a_task_that_it_was_told_of_and_has_lost_is_not_begun_again() -> None:
     agent.launch(task("other"))
     lost = replace(task("t", 0), generation=agent.durable.generation)
     effects = agent.launch(lost)
-    assert states(effects) == [S.GONE] and not of(effects, StartContainer)
+    assert of(effects, EndStray) == [EndStray(container("t"))] and not of(effects, StartContainer)
+    assert not statuses(effects) and set(agent.machine.live_devices()) == {GPUS[0].uuid}, "it may run"
+    assert states(agent.exit("t", None, R.CONTAINER_LOST)) == [S.GONE] and not agent.machine.live_devices()
     assert key("t") in agent.durable.finished, "and it never will be"
     new = replace(task("u", 0), generation=replace(agent.durable.generation, sequence=99))
     assert of(agent.launch(new), StartContainer)
@@ -408,7 +411,9 @@ def test_kill_during_launch_waits_for_the_start() -> None:
 
 def test_kill_of_an_unknown_task_is_answered_and_prevents_it() -> None:
     agent = Agent().ready()
-    (status,) = statuses(agent.kill("t"))
+    assert not statuses(agent.kill("t")), "it may run, and we have lost it"
+    assert not of(agent.launch(task("t")), StartContainer)
+    (status,) = statuses(agent.exit("t", None, R.CONTAINER_LOST))
     assert (status.state, status.reason) == (S.KILLED, R.KILLED_DURING_LAUNCH)
     effects = agent.launch(task("t"))
     assert not of(effects, StartContainer) and statuses(effects) == [status]
@@ -418,7 +423,11 @@ def test_kill_of_an_unknown_task_is_answered_and_prevents_it() -> None:
 def test_a_task_that_should_be_kept_but_is_unknown_is_gone() -> None:
     agent = Agent().ready()
     agent.run(task("t"))
-    (status,) = statuses(agent.full(keep=(TaskRef(F, TaskId("t")), TaskRef(F, TaskId("lost")))))
+    keep = (TaskRef(F, TaskId("t")), TaskRef(F, TaskId("lost")))
+    effects = agent.full(keep=keep)
+    assert of(effects, EndStray) == [EndStray(container("lost"))] and not statuses(effects)
+    assert not of(agent.full(keep=keep), EndStray), "it is being ended"
+    (status,) = statuses(agent.exit("lost", None, R.CONTAINER_LOST))
     assert (status.task_id, status.state, status.reason) == ("lost", S.GONE, R.CONTAINER_LOST)
 
 

@@ -12,11 +12,12 @@ import bursar.master.comparing as master_comparing
 from bursar.agent import lives
 from bursar.agent.machine import AgentMachine
 from bursar.agent.reporting import Reporting
+from bursar.agent.strays import Strays
 from bursar.agent.tasks import TaskKey
 from bursar.agent.ward import Ward
 from bursar.core.books import COMPARE_INTERVAL_MS
 from bursar.core.messages.agent import RestartTask
-from bursar.core.tasks import AssignedTask
+from bursar.core.tasks import AssignedTask, StatusReason, TaskState
 from bursar.master import agents as master_agents
 from bursar.master import differences, registration
 from bursar.master.machine import MasterMachine
@@ -132,7 +133,8 @@ def test_an_agent_that_speaks_of_what_it_lost_as_if_it_were_the_first_word(monke
         return original(self, key, verdict, "1" if update_id == "0" else update_id, devices)
 
     monkeypatch.setattr(Reporting, "status", numbered)
-    assert "was taken; ended: False" in condemned(TWICE)
+    why = condemned(TWICE)
+    assert "was taken; ended: False" in why or "is not repaired after" in why
 
 
 def test_an_agent_that_does_not_compare(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,3 +214,26 @@ def test_an_agent_that_probes_what_a_task_has(monkeypatch: pytest.MonkeyPatch) -
 def test_a_master_that_offers_what_an_operator_cordoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(master_agents, "cordoned", lambda *_: {})
     assert "which an operator took out of service" in condemned(ILL, make=busy)
+
+
+def test_an_agent_that_says_that_what_it_lost_has_ended_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hasty(self: Strays, key: Any, verdict: Any, devices: Any = ()) -> None:
+        self._reporting.never_here(key, verdict)
+
+    monkeypatch.setattr(Strays, "unknown", hasty)
+    why = condemned()
+    assert "agent-1 says that" in why and "and it runs" in why
+
+
+def test_a_master_that_declares_ended_what_its_agent_has_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = registration._judge_missing
+
+    def hasty(cluster: Any, turn: Any, *rest: Any) -> Any:
+        staged, lost = original(cluster, turn, *rest)
+        for key in lost:
+            words = (TaskState.GONE, StatusReason.CONTAINER_LOST, "it is not there")
+            registration.master_status(cluster, turn, cluster.tasks[key], *words)
+        return staged, []
+
+    monkeypatch.setattr(registration, "_judge_missing", hasty)
+    assert "is GONE by its master, and it runs" in condemned()

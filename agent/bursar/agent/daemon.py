@@ -46,6 +46,7 @@ from bursar.agent.effects import (
     CheckContainer,
     CloseConnection,
     CutCard,
+    EndStray,
     KillContainer,
     LaunchOnExecutor,
     Log,
@@ -436,6 +437,8 @@ class AgentDaemon:
                 self._spawn(self._check_container(effect), self._others)
             case KillContainer(container_id, grace_ms):
                 self._spawn(self._guarded("kill", self._runtime.kill(container_id, grace_ms)), self._others)
+            case EndStray(container_id):
+                self._spawn(self._guarded("end", self._end_stray(container_id)), self._others)
             case RemoveContainer(container_id):
                 entry = self._containers.setdefault(container_id, _Container())
                 if entry.removal is None:
@@ -577,6 +580,11 @@ class AgentDaemon:
 
     async def _list_images(self) -> None:
         self.driver.post(ImagesListed(tuple(await self._runtime.images())))
+
+    async def _end_stray(self, container_id: ContainerId) -> None:
+        await self._runtime.end_stray(container_id)
+        ended = ContainerExit(None, StatusReason.CONTAINER_LOST, "nothing of it runs")
+        self.driver.post(ContainerExited(container_id, ended))
 
     async def _remove(self, container_id: ContainerId) -> None:
         mine = self._containers[container_id]

@@ -95,6 +95,13 @@ class KillContainer:
 
 
 @dataclass(frozen=True, slots=True)
+class EndStray:
+    """See to it that nothing runs under this name, whoever began it: SIGKILL. ContainerExited follows once that is certain, also where nothing ever did."""
+
+    container_id: ContainerId
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveContainer:
     """Remove what is left of an ended container except its sandbox, logs saved in that. Idempotent."""
 
@@ -216,6 +223,7 @@ AgentEffect = (
     | CancelPrefetch
     | CheckContainer
     | KillContainer
+    | EndStray
     | RemoveContainer
     | RemoveSandbox
     | OpenLogStream
@@ -239,6 +247,7 @@ __all__ = [
     "CheckContainer",
     "CloseConnection",
     "CutCard",
+    "EndStray",
     "KillContainer",
     "LaunchOnExecutor",
     "Log",

@@ -21,6 +21,7 @@ from bursar.agent.pinning import granted_devices
 from bursar.agent.reporting import Reporting
 from bursar.agent.restarts import may_restart, next_in_row, wants_restart, words_for
 from bursar.agent.state import GenerationSeen, TaskSaved
+from bursar.agent.strays import Strays
 from bursar.agent.task_groups import TaskGroups, incomplete, network_of, together, undone
 from bursar.agent.tasks import (
     MAX_MESSAGE_LENGTH,
@@ -54,6 +55,7 @@ class Lives:
         self.checkups = Checkups(books, reporting, self._kill_here)
         self.overuse = Overuse(books, reporting, self._kill_here)
         self.alone = Alone(books, self._kill_here)
+        self.strays = Strays(books, reporting, leaving)
         #: Containers that may not open their devices, and the run in which that was said.
         self._cut_off: dict[ContainerId, int] = {}
         self.groups = TaskGroups(books, self._kill, leaving)
@@ -69,6 +71,7 @@ class Lives:
         """Assert what must hold."""
         books = self._books
         self.groups.check(self._leaving)
+        self.strays.check()
         held: dict[DeviceUuid, ContainerId] = {}
         for container_id, devices in books.orphans.items():
             held.update(dict.fromkeys(devices, container_id))
@@ -113,14 +116,19 @@ class Lives:
         fresh = []
         for task in tasks:
             key = TaskKey(task.framework_id, task.spec.task_id)
+            container_id = container_of(self._books.info.agent_id, key)
             if key in self._books.state.finished:
-                self._reporting.repeat_end(key)
+                self.strays.repeat_end(key)
             elif key in self._books.state.tasks:
                 continue
             elif task.was_told_by(self._books.state.generation):
                 # It was here, and we lost it: whatever became of it, it is not begun again.
                 words = "this agent was told of the task before, and does not know it any more"
-                self._reporting.never_here(key, Verdict(TaskState.GONE, StatusReason.CONTAINER_LOST, words))
+                gone = Verdict(TaskState.GONE, StatusReason.CONTAINER_LOST, words)
+                self.strays.unknown(key, gone, task.device_uuids)
+            elif container_id in self._books.orphans:
+                words = f"container {container_id} of it ran here already, and nobody knew why; it was ended"
+                self.strays.unknown(key, Verdict(TaskState.DROPPED, StatusReason.AGENT_REFUSED, words))
             else:
                 fresh.append(task)
         problems = [(task, problem) for task in fresh if (problem := self._problem(task, fresh)) is not None]
@@ -147,11 +155,8 @@ class Lives:
             held=self._books.held,
             max_ulimits=self._books.config.max_ulimits,
         )
-        container_id = container_of(self._books.info.agent_id, TaskKey(task.framework_id, task.spec.task_id))
         if problem is None and task.spec.service_ports:
             problem = ports_problem(task, self._ports_in_use())
-        if problem is None and container_id in self._books.orphans:
-            return Verdict(TaskState.DROPPED, StatusReason.AGENT_REFUSED, f"container {container_id} still runs")
         if problem is None and task.spec.task_group is not None:
             return incomplete(task.spec.task_group, fresh)
         return problem or self.executors.problem(task)
@@ -206,12 +211,10 @@ class Lives:
         record = self._books.state.tasks.get(key)
         if record is None:
             if key in self._books.state.finished:
-                self._reporting.repeat_end(key)
+                self.strays.repeat_end(key)
             else:
-                self._reporting.never_here(
-                    key,
-                    Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed; its agent had nothing of it"),
-                )
+                words = "killed; its agent had nothing of it"
+                self.strays.unknown(key, Verdict(TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, words))
             return
         container_id = container_of(self._books.info.agent_id, key)
         if record.state.is_terminal or container_id in self._leaving:
@@ -243,7 +246,9 @@ class Lives:
         """What was to end by now has not."""
         key = self._books.live.get(container_id)
         self._books.log("warning", "a container does not end; asking again", container=container_id)
-        if key is not None and self._books.state.tasks[key].task.spec.runs_on:
+        if container_id in self._books.orphans:
+            self.strays.end(container_id)
+        elif key is not None and self._books.state.tasks[key].task.spec.runs_on:
             self.executors.kill(key, 0)
         else:
             self._books.kill_container(container_id, 0)
@@ -252,11 +257,10 @@ class Lives:
         if key in self._books.state.tasks:
             return
         if key in self._books.state.finished:
-            self._reporting.repeat_end(key)
+            self.strays.repeat_end(key)
             return
-        self._reporting.never_here(
-            key, Verdict(TaskState.GONE, StatusReason.CONTAINER_LOST, "this agent does not know the task")
-        )
+        words = "its agent came back without it, and nothing of it runs there"
+        self.strays.unknown(key, Verdict(TaskState.GONE, StatusReason.CONTAINER_LOST, words))
 
     # --- what the runtime tells ------------------------------------------------------------------------------------
 
@@ -293,7 +297,7 @@ class Lives:
             if container.exit is not None:
                 self._books.effects.append(RemoveContainer(container_id))
             else:
-                self._end_orphan(container_id)
+                self.strays.found(container_id)
         self.groups.recovered()
 
     def _adopt(self, container_id: ContainerId, record: TaskRecord) -> None:
@@ -367,22 +371,6 @@ class Lives:
         self._reporting.report(record, Verdict(TaskState.KILLING, reason, message))
         self._end_container(self._books.state.tasks[key], grace_ms_of(record.task, kill))
 
-    def _end_orphan(self, container_id: ContainerId) -> None:
-        """Ours by its label, but no live task's: it may hold devices until it is gone."""
-        self._books.repaired(
-            "container-stray", "a container that no task accounts for is ended", container=container_id
-        )
-        devices: tuple[DeviceUuid, ...] = ()
-        for key, record in self._books.state.tasks.items():
-            if container_of(self._books.info.agent_id, key) == container_id:
-                devices = record.task.device_uuids
-        for key, finished in self._books.state.finished.items():
-            if not devices and container_of(self._books.info.agent_id, key) == container_id:
-                devices = finished.status.device_uuids
-        self._books.orphans[container_id] = tuple(uuid for uuid in devices if uuid not in self._books.held)
-        self._books.held.update(dict.fromkeys(self._books.orphans[container_id], container_id))
-        self._books.kill_container(container_id, 0)
-
     def compared(self, missing: Iterable[ContainerId], strays: Iterable[ContainerId]) -> None:
         """What the engine has is not what the books have, and stays so: each is repaired, and said (B-18)."""
         for container_id in missing:
@@ -395,7 +383,7 @@ class Lives:
             self._leave(key, never_seen(self._books.state.tasks[key], self._books.info.boot_id), final=True)
         for container_id in strays:
             if container_id not in self._books.live and container_id not in self._books.orphans:
-                self._end_orphan(container_id)
+                self.strays.found(container_id)
 
     def started(self, container_id: ContainerId) -> None:
         """A start has succeeded; the container may have ended already."""
@@ -474,14 +462,7 @@ class Lives:
                 self._books.log("error", "a task is lost with the container engine", **names(key), reason=exit.message)
             self._leave(key, end_of(self._books.state.tasks[key], exit, self._books.info.boot_id, self._books.devices))
             return
-        self._books.deadlines.cancel(("kill", container_id))
-        devices = self._books.orphans.get(container_id, ())
-        self._leaving.depart(container_id, devices, container_id, lambda: self._orphan_ended(container_id))
-
-    def _orphan_ended(self, container_id: ContainerId) -> None:
-        for uuid in self._books.orphans.pop(container_id, ()):
-            del self._books.held[uuid]
-        self._books.effects.append(RemoveContainer(container_id))
+        self.strays.exited(container_id)
 
     def _leave(self, key: TaskKey, verdict: Verdict, *, final: bool = False) -> None:
         """The container of a task is no more; what follows from that follows once it is known who still uses its devices."""

@@ -278,10 +278,16 @@ def judge_tasks(
             reported[key] = report
     missing = agent.tasks - reported.keys()
     known = missing if asked is None else missing & asked.tasks
-    staged = _judge_missing(cluster, turn, known, seen, rebooted)
+    staged, lost = _judge_missing(cluster, turn, known, seen, rebooted)
     on_their_way = [cluster.tasks[key] for key in sorted(missing - known)]
     kills: list[KillTask] = []
     held = [to_holding(report.task.resources) for report in _live_reports(cluster, unknown)]
+    for key in list(lost):
+        if any(_collide(to_holding(cluster.tasks[key].assigned.resources), other) for other in held):
+            # Another task has what it had: then it is no more.
+            words = "its agent came back without it, and another task has its devices or ports"
+            master_status(cluster, turn, cluster.tasks[key], TaskState.GONE, StatusReason.CONTAINER_LOST, words)
+            lost.remove(key)
     total = buckets_of(agent.info.resources, agent.reservations)
     launches: list[AssignedTask] = []
     for task in (*staged, *on_their_way):
@@ -298,7 +304,7 @@ def judge_tasks(
             launches.append(task.assigned)
     for report in unknown:
         _catch_up(cluster, turn, agent, _adopt(cluster, turn, agent, report), report)
-    keeps: list[TaskRef] = []
+    keeps = [TaskRef(*key) for key in lost]
     for key, report in reported.items():
         task = cluster.tasks[key]
         if report.state.is_terminal:
@@ -320,16 +326,22 @@ def judge_tasks(
 
 def _judge_missing(
     cluster: Cluster, turn: Turn, missing: Iterable[TaskKey], seen: Generation, rebooted: bool
-) -> list[Task]:
-    """Declare ended what the agent does not know any more; return what it never got and is still to be launched."""
+) -> tuple[list[Task], list[TaskKey]]:
+    """What the agent does not know: what it never got and is still to be launched, and what it has lost.
+
+    What it has lost may run there all the same, where its books were lost and a container was not: it is told to keep it, and answers that
+    it is GONE when that is certain. Until then it holds what it holds.
+    """
     staged: list[Task] = []
+    lost: list[TaskKey] = []
     for key in sorted(missing):
         task = cluster.tasks[key]
         if task.status is not None or task.state is not TaskState.STAGING or task.assigned.was_told_by(seen):
-            why, words = StatusReason.CONTAINER_LOST, "its agent came back without it"
             if rebooted:
-                why, words = StatusReason.AGENT_REBOOTED, "the machine was started anew"
-            master_status(cluster, turn, task, TaskState.GONE, why, words)
+                words = "the machine was started anew"
+                master_status(cluster, turn, task, TaskState.GONE, StatusReason.AGENT_REBOOTED, words)
+            else:
+                lost.append(key)
         elif task.kill_reason is not StatusReason.UNSPECIFIED:
             master_status(
                 cluster, turn, task, TaskState.KILLED, StatusReason.KILLED_DURING_LAUNCH, "killed before it started"
@@ -345,7 +357,7 @@ def _judge_missing(
             )
         else:
             staged.append(task)
-    return staged
+    return staged, lost
 
 
 def _collide(left: Holding, right: Holding) -> bool:

@@ -14,6 +14,7 @@ from bursar.agent.effects import (
     CheckContainer,
     CloseConnection,
     CutCard,
+    EndStray,
     KillContainer,
     LaunchOnExecutor,
     Log,
@@ -363,7 +364,7 @@ class AgentNode:
         """See Owner."""
         match effect:
             case SendToMaster(connection, message):
-                self._world.checkers.agents.said(self.agent_id, message, self.checkpoint)
+                self._world.checkers.agents.said(self.agent_id, message, self.checkpoint, self.containers.live)
                 self._world.checkers.executors.said(self.agent_id, message, self.checkpoint)
                 self._world.checkers.cuts.said(self.agent_id, message, self.checkpoint, self.gpus)
                 if connection == self._connection and self._stream is not None:
@@ -385,6 +386,8 @@ class AgentNode:
                 self.containers.check(effect)
             case KillContainer(container_id, grace_ms):
                 self.containers.kill(container_id, grace_ms)
+            case EndStray(container_id):
+                self.containers.end_stray(container_id)
             case RemoveContainer(container_id):
                 self.containers.remove(container_id)
             case ReleaseNetwork(network_id):

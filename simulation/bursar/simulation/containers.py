@@ -65,6 +65,8 @@ class SimulatedContainer:
     is_executor: bool = False
     exit: ContainerExit | None = None
     dying: bool = False
+    #: Removed by somebody, and nobody was told.
+    vanished: bool = False
 
     @property
     def live(self) -> bool:
@@ -179,6 +181,16 @@ class SimulatedContainers:
             delay_ms = self._random.randint(0, min(50, grace_ms))
             self._timeline.after(delay_ms, self._end, container, ContainerExit(143, StatusReason.COMMAND_EXITED))
 
+    def end_stray(self, container_id: ContainerId) -> None:
+        """End what runs under a name, whoever began it; the agent hears of it in any case."""
+        self._timeline.after(self._random.randint(1, 50), self._end_stray, container_id, self.watcher)
+
+    def _end_stray(self, container_id: ContainerId, watcher: Watcher | None) -> None:
+        container = self.containers.get(container_id)
+        if container is not None:
+            self._end(container, ContainerExit(137, StatusReason.COMMAND_EXITED))
+        self._tell(ContainerExited(container_id, ContainerExit(None, StatusReason.CONTAINER_LOST)), watcher)
+
     def remove(self, container_id: ContainerId) -> None:
         """Forget an ended container."""
         container = self.containers.get(container_id)
@@ -216,6 +228,7 @@ class SimulatedContainers:
         container = self.containers.pop(container_id)
         self._end_within(container)
         container.exit = ContainerExit(None, StatusReason.CONTAINER_LOST, "it was removed")
+        container.vanished = True
 
     def add_stray(self, name: str) -> ContainerId:
         """Somebody starts one that is ours by its label, and nobody's by the books."""

@@ -162,6 +162,9 @@ class MasterNode:
         """See Owner."""
         self._world.note(self.name, event, effects)
         self._world.checkers.master.stepped(event, effects)
+        self._world.checkers.agents.declared(
+            effects, lambda: [one for a in self._world.agents for one in a.containers.live]
+        )
         self._world.stepped()
 
     def commit(self, records: Sequence[Any]) -> None:

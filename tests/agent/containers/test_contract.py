@@ -151,6 +151,20 @@ async def test_kill_without_grace_and_of_what_is_not_there(bench: Any) -> None:
     await runtime.kill(type(spec.container_id)("bursar-nobody"), grace_ms=100)
 
 
+async def test_what_nobody_accounts_for_is_ended_and_what_was_never_there_is_no_more(bench: Any) -> None:
+    """B-18: on return nothing runs under the name, whoever began it; also where the runtime does not watch it."""
+    first = await bench.open()
+    spec = bench.spec("stray", bench.script(UNTIL_GO, SimulatedProgram(run_ms=None, until_file="go")))
+    await first.start(spec)
+    await first.end_stray(spec.container_id)
+    assert (await bench.exit_of(spec.container_id)).exit_code == 128 + signal.SIGKILL
+    assert spec.container_id not in getattr(first, "running", set)()
+    await first.end_stray(spec.container_id)
+    await first.remove(spec.container_id)
+    await first.end_stray(spec.container_id)
+    await first.end_stray(bench.spec("never", bench.script("true", SimulatedProgram())).container_id)
+
+
 async def test_a_new_runtime_adopts_what_runs_and_learns_its_exit_code(bench: Any) -> None:
     first = await bench.open()
     text = f"echo before; {UNTIL_GO}; echo after; exit 5"

@@ -207,9 +207,22 @@ async def test_a_foreign_container_of_the_same_name_is_left_alone(bench: Any, cl
         with pytest.raises(LaunchFailed, match="not ours"):
             await runtime.start(spec)
         await runtime.remove(spec.container_id)
+        await runtime.end_stray(spec.container_id)
         foreign.reload()
     finally:
         foreign.remove(force=True)
+
+
+async def test_a_container_of_ours_that_this_life_did_not_begin_is_ended(bench: Any, client: Any) -> None:
+    """One that another life of the agent was beginning when this one looked at what there is."""
+    first, second = await bench.open(), await bench.open()
+    spec = bench.spec("late", bench.script(UNTIL_GO, NOTHING))
+    await first.start(spec)
+    await second.kill(spec.container_id, 0)
+    assert spec.container_id in second.running(), "it does not watch it"
+    await second.end_stray(spec.container_id)
+    assert spec.container_id not in second.running()
+    await second.remove(spec.container_id)
 
 
 async def test_somebody_removes_a_container(bench: Any, client: Any) -> None:

@@ -19,7 +19,7 @@ from bursar.core.messages.agent import (
     TaskReport,
     TaskUpdates,
 )
-from bursar.core.tasks import StatusSource, TaskState, TaskStatus
+from bursar.core.tasks import StatusReason, StatusSource, TaskState, TaskStatus
 from bursar.master.events import (
     AgentRegistering,
     AgentSpoke,
@@ -43,6 +43,10 @@ class AgentPeer:
         #: What it would report at a registration.
         self.tasks: dict[tuple[str, str], TaskReport] = {}
         self.answers_pings = True
+        #: What it said that it had at its last registration.
+        self.reported: set[tuple[str, str]] = set()
+        #: Whether nothing runs of what it has lost, so that it says so.
+        self.answers_for_lost = True
         #: The highest that it has seen; it refuses lower ones.
         self.generation = Generation()
         self._updates = 0
@@ -53,9 +57,10 @@ class AgentPeer:
         """Open a stream and register; `changes` are fields of its info."""
         if changes:
             self.info = replace(self.info, **changes)
+        said = tuple(self.tasks.values()) if reports is None else tuple(reports)
+        self.reported = {(one.framework_id, one.task.spec.task_id) for one in said}
         old = self.connection
         self.connection = self.book.new_connection(self)
-        said = tuple(self.tasks.values()) if reports is None else tuple(reports)
         if old is not None and old in self.book.peers:
             self.book.peers.pop(old)
         self.book.step(AgentRegistering(self.connection, Register(self.info, cluster_id, self.generation), said))
@@ -81,6 +86,16 @@ class AgentPeer:
                 for assigned in message.launch:
                     key = (assigned.framework_id, assigned.spec.task_id)
                     self.tasks.setdefault(key, TaskReport(assigned.framework_id, assigned, TaskState.STAGING))
+                for kept in message.keep:
+                    known = self.tasks.keys() | self.reported
+                    if (kept.framework_id, kept.task_id) not in known and self.answers_for_lost:
+                        self.update(
+                            kept.task_id,
+                            TaskState.GONE,
+                            framework=kept.framework_id,
+                            reason=StatusReason.CONTAINER_LOST,
+                            update_id="0",
+                        )
             case AcknowledgeUpdates(updates):
                 for update in updates:
                     key = (update.framework_id, update.task_id)

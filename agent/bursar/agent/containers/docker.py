@@ -69,6 +69,8 @@ _STARTS_PER_CORE = 2
 _CALLS = 4
 _PULLS = 2
 _CHECKS = 8
+#: So long is waited for the end of a container that nobody accounts for, before that is tried again.
+_STRAY_ENDS_S, _STRAY_PAUSE_S = 8.0, 0.05
 #: What an engine that is being stopped makes of its containers.
 _CODES_OF_A_STOPPING_ENGINE = (137, 143)
 #: What an engine makes of a container that it lost sight of.
@@ -235,6 +237,24 @@ class DockerRuntime:
             self._send(watched, "SIGKILL")
         else:
             watched.kill_timer = loop.call_at(due, self._send, watched, "SIGKILL")
+
+    async def end_stray(self, container_id: ContainerId) -> None:
+        """As the interface says; one of somebody else's that has its name is left alone."""
+        loop, pause_s = asyncio.get_running_loop(), _STRAY_PAUSE_S
+        until = loop.time() + _STRAY_ENDS_S
+        while (seen := await self._call(self._engine.inspect, container_id)) is not None:
+            if seen.phase is Phase.ENDED or seen.agent_id != self._engine.agent_id:
+                break
+            if loop.time() > until:
+                raise TimeoutError(f"container {container_id} does not end")
+            if seen.phase is Phase.CREATED:
+                await self._call(self._engine.remove, container_id, True)
+            else:
+                await self._call(self._engine.signal, container_id, "SIGKILL")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+        if (watched := self._watched.get(container_id)) is not None:
+            self._apply(watched, seen)
 
     async def pid_of(self, container_id: ContainerId) -> int:
         """The container's first process, as this machine numbers it; 0 where there is none or the engine does not say."""

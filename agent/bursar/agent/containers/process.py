@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 #: Only where the kernel has no pidfd.
 _POLL_INTERVAL_S = 0.05
+#: So long is waited for the end of a task that nobody accounts for, before that is tried again.
+_STRAY_ENDS_S, _STRAY_PAUSE_S = 8.0, 0.02
 #: How long a locked record may go without the shim's first line.
 _SHIM_BEGINS_S = 10.0
 
@@ -224,6 +226,13 @@ class ProcessRuntime:
         if grace_ms <= 0:
             self._signal(running, signal.SIGKILL)
         running.kill_timer = loop.call_at(due, self._signal, running, signal.SIGKILL)
+
+    async def end_stray(self, container_id: ContainerId) -> None:
+        """As the interface says: all that runs here was found when the agent began, or was started by it. Raises TimeoutError."""
+        await self.kill(container_id, 0)
+        async with asyncio.timeout(_STRAY_ENDS_S):
+            while container_id in self._running:
+                await asyncio.sleep(_STRAY_PAUSE_S)
 
     async def pid_of(self, container_id: ContainerId) -> int:
         """The process that lives as long as the container does; 0 where there is none."""

@@ -183,6 +183,12 @@ class ContainerRuntime(Protocol):
     async def kill(self, container_id: ContainerId, grace_ms: int) -> None:
         """SIGTERM now, SIGKILL after the grace; returns at once, `on_exit` tells the end. Unknown ids are ignored."""
 
+    async def end_stray(self, container_id: ContainerId) -> None:
+        """SIGKILL to whatever runs under this name, watched or not; on return nothing of it does, or ever did.
+
+        The end of one that is watched is told by `on_exit`, too. Raises whatever the engine's library raises, TimeoutError: nobody knows.
+        """
+
     async def pid_of(self, container_id: ContainerId) -> int:
         """The process that lives as long as the container does, in this machine's numbers; 0 where nobody can say."""
 

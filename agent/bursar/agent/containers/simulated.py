@@ -232,6 +232,12 @@ class SimulatedRuntime:
         """As the interface says."""
         self._engine._kill(container_id, grace_ms)
 
+    async def end_stray(self, container_id: ContainerId) -> None:
+        """As the interface says. Raises OSError while the engine is down."""
+        if not self._engine.is_up:
+            raise OSError("the simulated engine is down")
+        self._engine.end(container_id, ContainerExit(137, StatusReason.COMMAND_EXITED))
+
     async def pid_of(self, container_id: ContainerId) -> int:
         """There is no process."""
         return 0

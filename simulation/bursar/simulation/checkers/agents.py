@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bursar.agent.effects import StartContainer
@@ -12,7 +12,10 @@ from bursar.agent.state import AgentState, ClusterJoined, GenerationSeen, TaskSa
 from bursar.agent.tasks import TaskKey, TaskRecord
 from bursar.core.devices import DeviceCondition
 from bursar.core.ids import AgentId, DeviceUuid, Generation
+from bursar.core.machine import Persist
 from bursar.core.messages.agent import TaskUpdates
+from bursar.core.tasks import StatusReason, StatusSource
+from bursar.master.records import TaskEnded
 from bursar.simulation.checkers.facts import Key
 from bursar.simulation.checkers.verdicts import Judge, Violation, require
 from bursar.simulation.containers import SimulatedContainer
@@ -128,10 +131,17 @@ class AgentJudge(Judge):
             elif isinstance(record, ClusterJoined):
                 require(bool(record.cluster_id), f"{agent_id} joined a cluster without an id")
 
-    def said(self, agent_id: AgentId, message: Any, checkpoint: AgentState) -> None:
-        """A status leaves: it must be in the checkpoint, or have been."""
+    def said(
+        self, agent_id: AgentId, message: Any, checkpoint: AgentState, running: Iterable[SimulatedContainer]
+    ) -> None:
+        """A status leaves: it must be in the checkpoint, or have been; and who is told ended does not run."""
         if isinstance(message, TaskUpdates):
+            there = {(one.framework_id, one.task_id) for one in running}
             for status in message.updates:
+                if status.state.is_terminal:
+                    self._judged("nothing is told ended while it runs")
+                    name = (status.framework_id, status.task_id)
+                    require(name not in there, f"{agent_id} says that {name} is {status.state.name}, and it runs")
                 self._judged("a status is in the checkpoint before it is sent")
                 key = TaskKey(status.framework_id, status.task_id)
                 record = checkpoint.tasks.get(key)
@@ -139,6 +149,17 @@ class AgentJudge(Judge):
                     record is not None and int(status.update_id) < record.next_update
                 )
                 require(recorded, f"{agent_id} sends update {status.update_id} of {key} before it is in the checkpoint")
+
+    def declared(self, effects: Iterable[Any], running: Callable[[], Iterable[SimulatedContainer]]) -> None:
+        """A master ends a task by itself, as lost: nothing of it runs. What an operator gives up is another matter."""
+        for effect in effects:
+            if isinstance(effect, Persist) and isinstance(effect.record, TaskEnded):
+                status = effect.record.status
+                if status.source is StatusSource.MASTER and status.reason is StatusReason.CONTAINER_LOST:
+                    self._judged("no master declares ended what runs")
+                    name = (status.framework_id, status.task_id)
+                    there = name in {(one.framework_id, one.task_id) for one in running()}
+                    require(not there, f"{name} is {status.state.name} by its master, and it runs")
 
     def starts(self, agent_id: AgentId, effect: StartContainer, checkpoint: AgentState) -> None:
         """A container is begun: its launch must be in the checkpoint."""

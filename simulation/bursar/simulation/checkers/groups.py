@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from bursar.agent.containers.runtime import NetworkId
 from bursar.core.ids import AgentId, TaskId
+from bursar.simulation.checkers.repairs import DUE_MS
 from bursar.simulation.checkers.verdicts import Judge, require
 from bursar.simulation.containers import SimulatedContainer
 
@@ -56,9 +57,12 @@ class GroupJudge(Judge):
                 continue
             self._judged("no member of a group runs on alone")
             since_ms = self._since.setdefault(network_id, awake_ms)
-            grace_ms = max(container.grace_ms for container in live)
+            patience_ms = max(container.grace_ms for container in live) + SLACK_MS
+            if any(container.vanished for container in lost):
+                # Nobody was told: it is found by comparing.
+                patience_ms += DUE_MS
             require(
-                awake_ms - since_ms <= grace_ms + SLACK_MS,
+                awake_ms - since_ms <= patience_ms,
                 f"{lost[0].task_id} has ended, and {live[0].task_id} of its group {network_id} on {agent_id} runs on",
             )
 
