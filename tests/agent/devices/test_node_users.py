@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +67,27 @@ def test_files_of_each_device_are_its_own_and_ours_do_not_count(tmp_path: Path) 
         assert users[A][0].mem_bytes is None
     assert users_of_nodes({A: (str(tmp_path / "0"),)}) == {A: ()}
     assert users_of_nodes({}) == {}
+
+
+def test_what_lies_elsewhere_is_never_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be on a network disk that does not answer, and whoever asks it for a file waits for ever."""
+    device, disk = tmp_path / "device", tmp_path / "disk"
+    for path in (device, disk):
+        path.touch()
+    asked: list[str] = []
+    stat = os.stat
+
+    def noted(path: Any, *rest: Any, **more: Any) -> os.stat_result:
+        asked.append(os.path.realpath(path))
+        assert asked[-1] != str(disk), "it would hang"
+        return stat(path, *rest, **more)
+
+    monkeypatch.setattr(os, "stat", noted)
+    with holding(device, disk, "/dev/ptmx") as pid:
+        users = users_of_nodes({A: (str(device),), B: ("/dev/ptmx",)})
+        assert pid in {one.pid for one in users[A]} and pid in {one.pid for one in users[B]}
+    elsewhere = [path for path in asked if not path.startswith(("/dev/", "/proc/")) and path != str(device)]
+    assert not elsewhere, "nor anything else that some process has open"
 
 
 def test_chips_whose_files_are_open_are_used(tmp_path: Path) -> None:
