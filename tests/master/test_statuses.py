@@ -134,7 +134,7 @@ def test_what_the_master_says_itself_is_repeated_and_survives_its_restart(book: 
     framework.acknowledge(*framework.statuses())
     agent.acknowledged()
     agent.tasks.clear()
-    agent.connect()
+    agent.connect(boot_id="boot-2", incarnation=2)
     (gone,) = framework.statuses()
     assert (gone.state, gone.source) == (TaskState.GONE, StatusSource.MASTER) and gone.update_id
     book.advance(10_000)
