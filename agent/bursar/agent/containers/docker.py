@@ -253,7 +253,7 @@ class DockerRuntime:
                 await self._call(self._engine.signal, container_id, "SIGKILL")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, 1.0)
-        if (watched := self._watched.get(container_id)) is not None:
+        if (watched := self._watch.get(container_id)) is not None:
             self._apply(watched, seen)
 
     async def pid_of(self, container_id: ContainerId) -> int:
