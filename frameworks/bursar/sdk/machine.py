@@ -8,9 +8,7 @@ were lost, repeats kills, and reconciles its tasks with a truncated back-off (RC
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from enum import Enum, auto
-from typing import Any
 
 from bursar.core.clock import Deadlines, Instant
 from bursar.core.errors import ErrorDetail, ErrorReason
@@ -22,7 +20,6 @@ from bursar.core.messages.framework import (
     AgentFailure,
     FrameworkCall,
     FrameworkEvent,
-    FrameworkHeartbeat,
     FrameworkInfo,
     Kill,
     LookupCalls,
@@ -33,31 +30,25 @@ from bursar.core.messages.framework import (
     Reconcile,
     Rescind,
     Restart,
-    Revive,
     StatusUpdates,
     StreamError,
-    Subscribe,
     Subscribed,
-    Suppress,
     Teardown,
-    UpdateDemand,
-    UpdateFramework,
 )
-from bursar.core.messages.gangs import Bundle, CancelGang, GangState, GangUpdate, RequestGang
+from bursar.core.messages.gangs import Bundle, GangUpdate
 from bursar.core.messages.offers import (
     Accept,
     AgentDescription,
     CallResult,
     Decline,
-    Demand,
     Filters,
     Offer,
-    Shape,
 )
 from bursar.core.tasks import TaskSpec, TaskStatus
 from bursar.sdk import effects, events
-from bursar.sdk.demand import StatedDemand
 from bursar.sdk.effects import Effect
+from bursar.sdk.gangs import OpenGangs
+from bursar.sdk.profile import Profile
 from bursar.sdk.tracking import NEVER_SENT, TrackedTasks
 
 #: Between two attempts, and per attempt.
@@ -74,8 +65,6 @@ STOP_MS = 10_000
 TEARDOWN_MS = 3_000
 #: Ids of one call at most, so that no message grows beyond its limit.
 MAX_IDS = 1_000
-#: The shortest that a gang may wait.
-MIN_GANG_MS = 1_000
 
 #: Refusals that another attempt cannot mend.
 FATAL_REASONS = frozenset(
@@ -129,12 +118,11 @@ class SessionMachine:
         first_subscribe_ms: int | None = None,
     ) -> None:
         """`resume`: the framework may have tasks of an earlier life. `first_subscribe_ms`: give up if no master is found."""
-        #: What the master knows, as far as it has answered, and what the author wants it to know.
-        self.info = self.wanted_info = info
+        self.profile = Profile(info, self._send, self._deliver, self._fresh_call_id)
+        self._gangs = OpenGangs(self._send, self._deliver)
         self.addresses = addresses
         self.phase = Phase.WAITING
         self.cluster_id = ""
-        self._demand = StatedDemand()
         self.tasks = TrackedTasks()
         self._resume = resume
         self._first_subscribe_ms = first_subscribe_ms
@@ -144,21 +132,11 @@ class SessionMachine:
         self._attempts = 0
         self._address = 0
         self._was_subscribed = False
-        #: What the current connection began with.
-        self._subscribe = Subscribe(info)
         self._last_error = ErrorDetail(ErrorReason.UNSPECIFIED, "no master was found")
         self._heartbeat_ms = 15_000
-        self._suppressed: set[str] = set()
         self._offers: dict[OfferId, Offer] = {}
-        #: Gangs without an answer, and until when they wait; bundles that the author has not answered.
-        self._gangs: dict[str, tuple[RequestGang, int]] = {}
-        self._bundles: dict[str, Bundle] = {}
         self._descriptions: dict[AgentId, AgentDescription] = {}
         self._calls = 0
-        #: The update that waits for its answer; one at a time, the next one then says everything that came meanwhile.
-        self._updating: UpdateFramework | None = None
-        #: Roles in which more is wanted, to be said once the update is answered; None: nothing waits.
-        self._held_demand: set[str] | None = None
         self._reconcile_ms = RECONCILE_MIN_MS
         self._stopping = False
         self._torn_down = False
@@ -192,7 +170,7 @@ class SessionMachine:
             case Stalled(by_ms):
                 self._timers.shift(by_ms)
             case events.DemandStated(shapes):
-                self._state_demand(shapes)
+                self.profile.state_demand(shapes)
             case events.KillRequested(task_id, grace_ms):
                 if task_id in self.tasks.by_id:
                     self.tasks.kills[task_id] = grace_ms
@@ -210,26 +188,22 @@ class SessionMachine:
             case events.CallNotSent(call_id, error):
                 self._on_result(CallResult(call_id, error=error))
             case events.SuppressRequested(roles):
-                self._suppressed |= set(roles or self.wanted_info.roles)
-                self._send(Suppress(roles))
+                self.profile.suppress(roles)
             case events.ReviveRequested(roles):
-                self._suppressed -= set(roles or self.wanted_info.roles)
-                self._send(Revive(roles))
+                self.profile.revive(roles)
             case events.UpdateRequested(changes, shapes):
-                self._want_update(dict(changes), shapes)
+                self.profile.change(dict(changes), shapes)
             case events.GangRequested(request):
-                self._gangs[request.gang_id] = request, ms + request.ttl_ms
-                self._send(request)
+                self._gangs.request(request, ms)
             case events.GangCancelled(gang_id):
-                if self._gangs.pop(gang_id, None) is not None:
-                    self._send(CancelGang(gang_id))
+                self._gangs.cancel(gang_id)
             case events.BundleAnswered(bundle_id, tasks):
                 self._answer_bundle(bundle_id, tasks, ms)
             case events.StopRequested():
                 self._stop(ms)
             case events.SessionStarted(shapes):
                 if shapes is not None:
-                    self._demand.begin(shapes)
+                    self.profile.demand.begin(shapes)
                 if self._first_subscribe_ms is not None:
                     self._timers.set(Timer.FIRST_SUBSCRIBE, ms + self._first_subscribe_ms)
                 self._open(ms)
@@ -239,7 +213,7 @@ class SessionMachine:
     @property
     def demand_is_used(self) -> bool:
         """Whether the same demand would mean more now, and must be said again."""
-        return self._demand.is_used
+        return self.profile.demand.is_used
 
     def next_deadline_ms(self) -> int | None:
         """When TimePassed is due."""
@@ -248,9 +222,9 @@ class SessionMachine:
     def check(self) -> None:
         """Assert the invariants."""
         assert self.phase is Phase.SUBSCRIBED or not self._offers, "offers without a subscription"
-        assert self.phase is Phase.SUBSCRIBED or not self._bundles, "bundles without a subscription"
+        assert self.phase is Phase.SUBSCRIBED or not self._gangs.has_bundles, "bundles without a subscription"
         self.tasks.check()
-        assert self.phase is Phase.SUBSCRIBED or self._updating is None, "an update waits without a subscription"
+        assert self.phase is Phase.SUBSCRIBED or not self.profile.is_waiting, "an update waits without a subscription"
 
     # --- connecting ------------------------------------------------------------------------------------------------
 
@@ -260,9 +234,7 @@ class SessionMachine:
         self._torn_down = False
         address = self.addresses[self._address % len(self.addresses)]
         self._out.append(effects.OpenStream(self._connection, address))
-        suppressed = tuple(sorted(self._suppressed.intersection(self.info.roles)))
-        self._subscribe = Subscribe(self.info, self.cluster_id, suppressed, self._demand.within(self.info.roles))
-        self._out.append(effects.SendCalls(self._connection, (self._subscribe,)))
+        self._out.append(effects.SendCalls(self._connection, (self.profile.subscribe(self.cluster_id),)))
         self._timers.set(Timer.ATTEMPT, ms + ATTEMPT_MS)
 
     def _reconnect(self, error: ErrorDetail, ms: int) -> None:
@@ -271,10 +243,9 @@ class SessionMachine:
         self._last_error = error
         self._out.append(effects.CloseStream(self._connection))
         self.phase = Phase.WAITING
-        # Whether it happened does not matter: Subscribe says what was known before, and the update is said again after it.
-        self._updating, self._held_demand = None, None
+        self.profile.lost()
+        self._gangs.lost()
         self._offers.clear()
-        self._bundles.clear()
         self._descriptions.clear()
         for timer in Timer:
             if timer not in (Timer.STOP, Timer.FIRST_SUBSCRIBE):
@@ -305,9 +276,9 @@ class SessionMachine:
     def _end(self, error: ErrorDetail | None, unreachable: bool = False) -> None:
         self._out.append(effects.CloseStream(self._connection))
         self.phase = Phase.ENDED
-        self._updating = None
+        self.profile.lost()
+        self._gangs.lost()
         self._offers.clear()
-        self._bundles.clear()
         for timer in Timer:
             self._timers.cancel(timer)
         self._out.append(effects.End(error, unreachable))
@@ -324,7 +295,7 @@ class SessionMachine:
 
     def _tear_down(self, ms: int) -> None:
         self._offers.clear()
-        self._bundles.clear()
+        self._gangs.lost()
         self._send(Teardown())
         self._torn_down = True
         self._out.append(effects.EndCalls(self._connection))
@@ -339,8 +310,7 @@ class SessionMachine:
             case Timer.ATTEMPT:
                 self._reconnect(ErrorDetail(ErrorReason.SILENT, "the master does not answer Subscribe"), ms)
             case Timer.HEARTBEAT:
-                # While an update is on its way, nobody knows which roles shapes may name: version 0 changes nothing.
-                self._send(FrameworkHeartbeat(Demand() if self._updating else self._demand.within(self.info.roles)))
+                self._send(self.profile.heartbeat())
                 self._timers.set(Timer.HEARTBEAT, ms + self._heartbeat_ms)
             case Timer.SILENCE:
                 self._reconnect(ErrorDetail(ErrorReason.SILENT, "the master is silent"), ms)
@@ -386,22 +356,14 @@ class SessionMachine:
             case LookupResults(results):
                 for result in results:
                     self._on_result(result)
-            case Bundle(bundle_id, gang_id, offers):
-                self._bundles[bundle_id] = event
-                found = tuple(self._descriptions[o.agent_id] for o in offers if o.agent_id in self._descriptions)
-                if gang_id in self._gangs and len(found) == len(offers):
-                    self._out.append(effects.DeliverBundle(event, found))
-                else:
-                    self._answer_bundle(bundle_id, (), ms)
-            case GangUpdate(gang_id, state, error):
-                if state is not GangState.WAITING and self._gangs.pop(gang_id, None) is not None:
-                    self._out.append(effects.DeliverGangEnded(gang_id, error))
+            case Bundle():
+                self._gangs.on_bundle(event, self._descriptions)
+            case GangUpdate():
+                self._gangs.on_update(event)
             case Rescind(offer_ids, reason):
                 for offer_id in offer_ids:
                     self._offers.pop(offer_id, None)
-                void = set(offer_ids)
-                for bundle_id in [b for b, bundle in self._bundles.items() if bundle.offers[0].offer_id in void]:
-                    del self._bundles[bundle_id]
+                self._gangs.on_rescind(set(offer_ids))
                 self._out.append(effects.DeliverRescind(offer_ids, reason))
             case AgentFailure(agent_id, message):
                 self._out.append(effects.DeliverAgentFailure(agent_id, message))
@@ -428,8 +390,8 @@ class SessionMachine:
         if self._stopping:
             self._tear_down(ms)
             return
-        self._catch_up()
-        self._ask_again(ms)
+        self.profile.heard()
+        self._gangs.ask_again(ms)
         self._look_up(ms)
         for task_id, grace_ms in self.tasks.kills.items():
             self._send(Kill(task_id, grace_ms))
@@ -472,7 +434,7 @@ class SessionMachine:
                 for spec in answer.tasks:
                     self._out.append(effects.DeliverRefusal(spec.task_id, NEVER_SENT))
             elif answer.tasks:
-                self._demand.note_launched(offer.role, (spec.resources for spec in answer.tasks))
+                self.profile.demand.note_launched(offer.role, (spec.resources for spec in answer.tasks))
                 self._accept((offer,), answer.tasks, answer.refuse_ms)
             else:
                 declined.setdefault(answer.refuse_ms, []).append(answer.offer_id)
@@ -482,37 +444,23 @@ class SessionMachine:
             self._timers.set(Timer.LOOKUP, ms + LOOKUP_MS)
 
     def _answer_bundle(self, bundle_id: str, tasks: tuple[TaskSpec, ...], ms: int) -> None:
-        bundle = self._bundles.pop(bundle_id, None)
-        if bundle is None:
+        if not tasks:
+            self._gangs.decline(bundle_id)
+        elif (bundle := self._gangs.take(bundle_id)) is None:
             for spec in tasks:
                 self._out.append(effects.DeliverRefusal(spec.task_id, NEVER_SENT))
-        elif tasks:
-            self._gangs.pop(bundle.gang_id, None)
+        else:
             self._accept(bundle.offers, tasks, None)
             if Timer.LOOKUP not in self._timers:
                 self._timers.set(Timer.LOOKUP, ms + LOOKUP_MS)
-        else:
-            self._send(Decline(tuple(offer.offer_id for offer in bundle.offers)))
-
-    def _ask_again(self, ms: int) -> None:
-        """Gangs ended with the former stream: ask for what is left of their time."""
-        for gang_id, (request, until_ms) in list(self._gangs.items()):
-            if until_ms - ms >= MIN_GANG_MS:
-                self._send(replace(request, ttl_ms=min(request.ttl_ms, until_ms - ms)))
-            else:
-                del self._gangs[gang_id]
-                error = ErrorDetail(ErrorReason.INSUFFICIENT_RESOURCES, "its time passed without a bundle", "ask again")
-                self._out.append(effects.DeliverGangEnded(gang_id, error))
 
     def _accept(self, offers: tuple[Offer, ...], tasks: tuple[TaskSpec, ...], refuse_ms: int | None) -> None:
-        self._calls += 1
-        call_id = f"{self.info.incarnation}-{self._calls}"
+        call_id = self._fresh_call_id()
         operations = self.tasks.launch(call_id, tasks)
         self._send(Accept(call_id, tuple(offer.offer_id for offer in offers), operations, Filters(refuse_ms)))
 
     def _on_result(self, result: CallResult) -> None:
-        if self._updating is not None and result.call_id == self._updating.call_id:
-            self._on_updated(self._updating, result.error)
+        if self.profile.answered(result):
             return
         launched, refused = self.tasks.answer(result)
         self._out += [effects.DeliverRefusal(task_id, error) for task_id, error in refused]
@@ -520,70 +468,6 @@ class SessionMachine:
             self._out.append(effects.DeliverLaunched(tuple(launched)))
         if not self.tasks.pending:
             self._timers.cancel(Timer.LOOKUP)
-
-    def _state_demand(self, shapes: tuple[Shape, ...]) -> None:
-        """A new version; where something more is wanted, filters of earlier declines must not stand in its way."""
-        more = self._demand.state(shapes)
-        if self._updating is not None:
-            self._held_demand = (self._held_demand or set()) | more
-        else:
-            self._send_demand(more)
-
-    def _send_demand(self, more: set[str]) -> None:
-        self._send(UpdateDemand(self._demand.within(self.info.roles)))
-        if roles := more.intersection(self.info.roles) - self._suppressed:
-            self._send(Revive(tuple(sorted(roles))))
-
-    def _want_update(self, changes: dict[str, Any], shapes: tuple[Shape, ...] | None) -> None:
-        self.wanted_info = replace(self.wanted_info, **changes)
-        more = None if shapes is None else self._demand.state(shapes)
-        if self._updating is not None:
-            self._held_demand = self._held_demand if more is None else (self._held_demand or set()) | more
-        elif self.wanted_info == self.info:
-            if more is not None:
-                self._send_demand(more)
-            self._out.append(effects.DeliverUpdated(self.info, None))
-        self._send_update()
-
-    def _send_update(self) -> None:
-        if self.phase is not Phase.SUBSCRIBED or self._updating is not None or self.wanted_info == self.info:
-            return
-        self._calls += 1
-        call_id = f"{self.info.incarnation}-{self._calls}"
-        info = self.wanted_info
-        # A greater version than anything that was said: what is wanted in new roles comes with them.
-        self._demand.renew()
-        suppressed = tuple(sorted(self._suppressed.intersection(info.roles)))
-        self._updating = UpdateFramework(call_id, info, suppressed, self._demand.within(info.roles))
-        self._send(self._updating)
-
-    def _on_updated(self, update: UpdateFramework, error: ErrorDetail | None) -> None:
-        """The master knows it, or will not have it; what came meanwhile goes out now."""
-        self._updating = None
-        if error is None:
-            self.info = update.info
-            self._suppressed &= set(self.wanted_info.roles) | set(self.info.roles)
-        elif self.wanted_info == update.info:
-            self.wanted_info = self.info
-        more, self._held_demand = self._held_demand, None
-        if error is not None or more is not None:
-            # What came with a refused update was not heard.
-            self._demand.renew()
-            self._send_demand(more or set())
-        self._out.append(effects.DeliverUpdated(self.info, error))
-        self._send_update()
-
-    def _catch_up(self) -> None:
-        """Say what the author said while Subscribe was on its way."""
-        before = set(self._subscribe.suppressed_roles)
-        now = self._suppressed.intersection(self.info.roles)
-        if suppressed := now - before:
-            self._send(Suppress(tuple(sorted(suppressed))))
-        if revived := before - now:
-            self._send(Revive(tuple(sorted(revived))))
-        if self._demand.within(self.info.roles) != self._subscribe.demand:
-            self._send(UpdateDemand(self._demand.within(self.info.roles)))
-        self._send_update()
 
     # --- after a return --------------------------------------------------------------------------------------------
 
@@ -610,6 +494,13 @@ class SessionMachine:
             self._send(Reconcile(tuple(task_ids[start : start + MAX_IDS])))
         self._timers.set(Timer.RECONCILE, ms + self._reconcile_ms)
         self._reconcile_ms = min(RECONCILE_MAX_MS, 2 * self._reconcile_ms)
+
+    def _fresh_call_id(self) -> str:
+        self._calls += 1
+        return f"{self.profile.info.incarnation}-{self._calls}"
+
+    def _deliver(self, effect: Effect) -> None:
+        self._out.append(effect)
 
     def _send(self, call: FrameworkCall) -> None:
         """Send while subscribed; what is lost otherwise is said again after the return."""
