@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -17,6 +18,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.errors import BursarError
@@ -24,21 +26,79 @@ from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.agent import AgentInfo
 from bursar.master import records as r
 from bursar.master.registry import schema
-from bursar.master.registry.store import MIGRATIONS, Registry, sqlite_url
+from bursar.master.registry.store import Registry, sqlite_url
+from bursar.master.registry.versions import MIGRATIONS, NEWEST, migrate
 from bursar.master.vacant import is_vacancy
 
 
 def test_the_migrations_make_exactly_the_schema(new_url: Callable[[], str]) -> None:
-    registry = Registry(new_url())
+    """And a new registry, which is made without them, is what they make."""
+    new, migrated = Registry(new_url()), Registry(new_url())
     try:
-        registry.open()
-        with registry.engine.connect() as connection:
-            context = MigrationContext.configure(connection, opts={"compare_type": True})
-            assert compare_metadata(context, schema.metadata) == []
-            tables = set(sa.inspect(connection).get_table_names())
-        assert tables == {*schema.metadata.tables, "alembic_version"}
+        new.open()
+        with migrated.engine.begin() as connection:
+            migrate(connection)
+        seen = []
+        for registry in (new, migrated):
+            with registry.engine.connect() as connection:
+                context = MigrationContext.configure(connection, opts={"compare_type": True})
+                assert compare_metadata(context, schema.metadata) == []
+                assert context.get_current_revision() == NEWEST
+                seen.append(_tables(sa.inspect(connection)))
+        assert seen[0] == seen[1]
+        assert set(seen[0]) == {*schema.metadata.tables, "alembic_version"}
     finally:
+        new.close()
+        migrated.close()
+
+
+def _tables(inspector: sa.Inspector) -> dict[str, Any]:
+    """All that a database says of its tables, in no order of columns."""
+    return {
+        name: (
+            {column["name"]: str(column) for column in inspector.get_columns(name)},
+            inspector.get_pk_constraint(name),
+            sorted(map(str, inspector.get_indexes(name))),
+        )
+        for name in inspector.get_table_names()
+    }
+
+
+def test_the_newest_migration_is_known_without_alembic() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_current_head() == NEWEST
+
+
+def test_a_master_that_ends_while_it_makes_the_registry_leaves_none(
+    new_url: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_url()
+
+    class Ended(BaseException):
+        """As good as kill -9: nothing is put away."""
+
+    def end(*_: object) -> None:
+        raise Ended
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bursar.master.registry.versions._version.create", end)
+        registry = Registry(url)
+        with pytest.raises(Ended):
+            registry.open()
+        assert sa.inspect(registry.engine).get_table_names() == []
         registry.close()
+    registry = Registry(url)
+    assert registry.open().term == 1
+    registry.close()
+
+
+def test_a_start_that_has_nothing_to_migrate_does_not_wait_for_alembic(tmp_path: Path) -> None:
+    """Neither the first, which makes the registry, nor the next."""
+    code = f"import sys; from bursar.master.registry.store import Registry; Registry({sqlite_url(tmp_path)!r}).open(); print(*sys.modules)"
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        assert "sqlalchemy" in done.stdout.split() and "alembic" not in done.stdout.split()
 
 
 def test_every_opening_is_a_new_term_of_the_same_cluster(new_url: Callable[[], str]) -> None:

@@ -13,9 +13,6 @@ from uuid import uuid4
 
 import msgspec
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,10 +28,10 @@ from bursar.core.tasks import AssignedTask, StatusReason, TaskStatus
 from bursar.master import records as r
 from bursar.master.allocator.shares import DEFAULT_WEIGHT_MILLI
 from bursar.master.registry import schema
+from bursar.master.registry.versions import UnknownVersion, bring_up_to_date
 from bursar.runtime.stored import from_json, to_json
 
 T = TypeVar("T")
-MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def sqlite_url(work_dir: Path) -> str:
@@ -70,7 +67,7 @@ class Registry:
             with self.engine.begin() as connection:
                 cluster_id, term = _begin_term(connection)
             durable = self.load()
-        except CommandError as error:
+        except UnknownVersion as error:
             raise BursarError(
                 f"cannot open the registry {_public(self.url)}: it was made by another version of Bursar ({error})",
                 "start the version that made it, or choose another --work-dir or --registry",
@@ -85,11 +82,8 @@ class Registry:
         return durable
 
     def _migrate(self) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         with self.engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            bring_up_to_date(connection)
 
     async def commit(self, batch: Sequence[object]) -> None:
         """Make a batch of records durable in one transaction; raises SQLAlchemyError."""
