@@ -192,6 +192,7 @@ async def test_what_does_not_fit_is_declined_at_once(master: Any, bursar: Any) -
     master.operator["ExplainFramework"] = lambda request: ExplainFrameworkResponse((), 1)
     done = await bursar("run", "--wait", "2500ms", "true")
     assert done.code == 124 and master.said(Decline)
+    assert done.stderr.splitlines()[-1] == "bursar: not started within 2500ms, given up", "the reason comes first"
     assert "node-1 runs containers and has no default image, and the task names none" in done.stderr
 
 

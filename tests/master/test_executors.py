@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from bursar.core.errors import ErrorReason
 from bursar.core.ids import FrameworkId, TaskId
 from bursar.core.messages.agent import DesiredState
 from bursar.core.messages.executor import ExecutorMessage
-from bursar.core.tasks import TaskExecutor
+from bursar.core.tasks import EXECUTORS, TaskExecutor
+from bursar.core.ulimits import ULIMITS, parse_ulimits
 
 
 def executor(book: Any, name: str = "x", **more: Any) -> Any:
@@ -72,6 +74,20 @@ def test_an_older_agent_and_a_container_refuse_what_they_cannot_do(book: Any) ->
     framework = book.framework()
     result = framework.accept(framework.offer, book.launch(executor(book)))
     assert result.error is not None and "knows no executors" in result.error.message
+
+
+def test_an_agent_that_would_ignore_limits_of_processes_is_given_no_task_with_any(book: Any) -> None:
+    """It knows nothing of them, and says nothing."""
+    book.agent(capabilities=(EXECUTORS,))
+    framework = book.framework()
+    spec = replace(book.spec("t", cpus=1), ulimits=parse_ulimits(["nofile=64"]))
+    result = framework.accept(framework.offer, book.launch(spec))
+    assert result.error is not None and "would ignore them" in result.error.message
+    assert result.error.field.endswith(".ulimits") and "upgrade" in result.error.hint
+    book.agent("b", capabilities=(EXECUTORS, ULIMITS))
+    framework.revive()
+    (offer,) = [offer for offer in framework.offers.values() if offer.agent_id == "b"]
+    assert framework.accept(offer, book.launch(spec)).error is None
 
 
 def test_a_container_takes_no_gpus_for_a_task_on_an_executor(book: Any) -> None:

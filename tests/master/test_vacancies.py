@@ -104,6 +104,31 @@ def test_a_vacancy_is_rebound_at_every_level_and_stays_so(book: Any) -> None:
     assert "a-gpu3" in kept(book)["eng"].resources.devices
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_device_that_comes_back_after_its_place_was_given_away_is_told_of(book: Any, restarted: bool) -> None:
+    """It is offered to all from now on, and whoever reserved it had better know."""
+    agent = book.agent(gpus=4)
+    book.reserve("a", "ml", book.request(gpus=1))
+    vanish(book, agent, 0)
+    assert rebind(book, "a-gpu0", "a-gpu3").device_uuid == "a-gpu0"
+    book.published.clear()
+    agent.info = replace(
+        agent.info,
+        devices=tuple(book.devices("a", 4)),
+        resources=(ReservedResources((), book.resources(8, 16, [f"a-gpu{n}" for n in range(4)])),),
+    )
+    if restarted:
+        book.restart()
+        agent.connect()
+    else:
+        agent.say(DevicesChanged(agent.info.devices, agent.info.resources))
+    (event,) = [event for event in book.published if event.kind == "device_appeared"]
+    assert event.agent_id == "a" and event.message == "a.host has a-gpu0 now, which nothing reserved keeps"
+    assert not kept(book)["ml"].vacant
+    agent.say(DevicesChanged(agent.info.devices, agent.info.resources))
+    assert sum(event.kind == "device_appeared" for event in book.published) == 1, "once"
+
+
 def test_who_picks_takes_what_is_free_alike_and_well_connected(book: Any) -> None:
     devices = book.linked("a", [[0, 3, 4], [1, 2]])
     book.agent("a", devices=devices)

@@ -165,8 +165,10 @@ class _Run:
             if self._framework.launched:
                 return None
             if until is not None and loop.time() >= until:
-                say(f"bursar: not started within {format_duration(self._wait_ms or 0)}, given up")
                 await self._explain()
+                if self._framework.launched:
+                    continue
+                say(f"bursar: not started within {format_duration(self._wait_ms or 0)}, given up")
                 return WAIT_PASSED
             if loop.time() >= look_at:
                 await self._explain()

@@ -9,6 +9,8 @@ from bursar.core.errors import InvalidText
 from bursar.core.resources import MEM
 from bursar.core.text import parse_amount
 
+#: The capability of agents that hold tasks to limits; an older one would ignore them.
+ULIMITS = "ULIMITS"
 #: What `soft` and `hard` are where there is no limit.
 UNLIMITED = -1
 #: By name: the number of the limit in Linux (`RLIMIT_…`).

@@ -212,6 +212,7 @@ def change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: DevicesC
     turn.publish("devices_changed", words, agent_id=agent.agent_id)
     _tell_of_health(turn, agent, before)
     tell_of_vacancies(turn, agent, vacant)
+    tell_of_arrivals(turn, agent, before)
 
 
 def tell_of_vacancies(turn: Turn, agent: Agent, before: AbstractSet[DeviceUuid]) -> None:
@@ -223,6 +224,20 @@ def tell_of_vacancies(turn: Turn, agent: Agent, before: AbstractSet[DeviceUuid])
         turn.publish("reservation_vacant", text, agent_id=agent.agent_id)
     for uuid in sorted((before - now) & agent.devices.keys()):
         turn.publish("reservation_filled", f"{agent.info.hostname} has {uuid} again", agent_id=agent.agent_id)
+
+
+def tell_of_arrivals(turn: Turn, agent: Agent, before: Mapping[DeviceUuid, Device]) -> None:
+    """Those who watch learn which devices an agent has that it had not `before`: one whose place was given to another is kept for nobody now."""
+    cards = {parent_of(uuid) or uuid for uuid in before}
+    for uuid in sorted(agent.devices.keys() - before.keys()):
+        if is_vacancy(agent.devices[uuid]) or (parent_of(uuid) or uuid) in cards:
+            continue  # it is not there; or a card was cut, which has its own events
+        holder = next(
+            (part.stack[-1].holder for part in agent.info.resources if part.stack and uuid in part.resources.devices),
+            "",
+        )
+        kept = f"which is kept for {holder}" if holder else "which nothing reserved keeps"
+        turn.publish("device_appeared", f"{agent.info.hostname} has {uuid} now, {kept}", agent_id=agent.agent_id)
 
 
 def _as_said(known: Iterable[Device], said: Iterable[Device]) -> tuple[Device, ...]:

@@ -47,6 +47,7 @@ from bursar.master.records import CallDone, TaskRecorded
 from bursar.master.state import Cluster, Framework, OutstandingOffer, Task, Turn
 from bursar.master.task_groups import completed, group_refusal
 from bursar.master.tasks import add_task, next_generation, send_launches
+from bursar.master.versions import version_refusal
 
 
 @dataclass(slots=True)
@@ -338,7 +339,9 @@ def _task_problem(
             "name an image, or start the agent with --default-image",
             f"{path}.image",
         )
-    return executor_refusal(cluster, framework.framework_id, spec, agent_id, f"{path}.executor")
+    return version_refusal(info, spec, path) or executor_refusal(
+        cluster, framework.framework_id, spec, agent_id, f"{path}.executor"
+    )
 
 
 def _plan_reserve(

@@ -36,6 +36,7 @@ from bursar.master.agents import (
     info_problem,
     registered,
     tell_device_orders,
+    tell_of_arrivals,
     tell_of_vacancies,
     withhold_unhealthy,
 )
@@ -76,10 +77,13 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
         rescind(cluster, turn, offers_on(cluster, info.agent_id), f"agent {info.hostname} registered again")
     rebooted = known is not None and known.info.boot_id != info.boot_id
     vacant = vacancies_of(known)
+    before = known.devices if known is not None else None
     agent = _take_in(cluster, turn, event, known)
     if info is not said:
         agent.comparing.untaken = DevicesChanged(said.devices, said.resources)
     tell_of_vacancies(turn, agent, vacant)
+    if before is not None:
+        tell_of_arrivals(turn, agent, before)
     repairs = (
         []
         if rebooted

@@ -55,6 +55,7 @@ from bursar.core.layouts import PARTITION
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.task_groups import TASK_GROUPS
 from bursar.core.tasks import EXECUTORS
+from bursar.core.ulimits import ULIMITS
 from bursar.simulation.containers import SimulatedContainer, SimulatedContainers
 from bursar.simulation.cutting import Post, SimulatedCutter
 from bursar.simulation.devices import SimulatedGpus
@@ -158,7 +159,7 @@ class AgentNode:
             devices=devices,
             runtime=self._runtime,
             runs_without_image=True,
-            capabilities=(TASK_GROUPS, EXECUTORS, *((PARTITION,) if self.can_cut else ())),
+            capabilities=(TASK_GROUPS, EXECUTORS, ULIMITS, *((PARTITION,) if self.can_cut else ())),
         )
         config = AgentConfig(
             info,
