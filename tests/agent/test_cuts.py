@@ -7,13 +7,32 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from agent_dialogue import GPUS, Agent, S, said, statuses, task
+from agent_dialogue import GPUS, Agent, R, S, of, said, statuses, task
 
 from bursar.agent.containers.runtime import RecoveredContainer
 from bursar.agent.devices.cut_record import CutPhase
-from bursar.agent.devices.cutting import CannotCut, CardLayout, Part, Profile, Step, goal_of, next_step, plan
-from bursar.agent.effects import AgentEffect, CutCard, LookAtCard, LookAtDevices
-from bursar.agent.events import CardCut, CardLookedAt, ContainersRecovered, DevicesDiscovered
+from bursar.agent.devices.cutting import (
+    NO_INSTANCE,
+    CannotCut,
+    CardLayout,
+    Part,
+    Profile,
+    Step,
+    goal_of,
+    next_step,
+    plan,
+    unconfigured,
+)
+from bursar.agent.devices.health import DeviceSignal, Remedy, Severity
+from bursar.agent.effects import AgentEffect, CutCard, LookAtCard, LookAtDevices, ProbeDevice
+from bursar.agent.events import (
+    CardCut,
+    CardLookedAt,
+    ContainersRecovered,
+    DeviceProbed,
+    DevicesDiscovered,
+    DevicesSignalled,
+)
 from bursar.agent.machine import AgentMachine
 from bursar.core.device_names import device_name
 from bursar.core.devices import Device, DeviceCondition
@@ -79,7 +98,7 @@ class Card:
             for part in self.parts
             if part.compute
         )
-        return (*mine, *GPUS[1:])
+        return (*(mine or (unconfigured(GPUS[0]),)), *GPUS[1:])
 
 
 def cut_into(*profiles: str) -> Card:
@@ -272,6 +291,133 @@ def test_whenever_it_dies_the_next_life_goes_on_to_the_same_end(
         assert now == {(target.profile_id, target.start, target.compute) for target in wanted.targets}, moment
         assert agent.card.is_cut == wanted.is_cut, moment
         assert {one.condition for one in agent.machine.info.devices} <= {DeviceCondition.UNSPECIFIED}, moment
+
+
+def bare() -> Card:
+    """Switched over to instances, and without any: as a restart of the machine leaves it."""
+    return Card(is_cut=True)
+
+
+def shown(agent: Agent) -> tuple[DeviceCondition, str]:
+    """How the card itself is told of."""
+    (card,) = [one for one in agent.machine.info.devices if one.uuid == CARD]
+    return card.condition, card.health_reason
+
+
+@pytest.mark.parametrize(("layout", "kind"), [("1g.10gb=2", "mig-1g.10gb"), ("whole", "gpus")])
+def test_a_card_without_instances_is_told_of_and_is_cut_or_made_whole(layout: str, kind: str) -> None:
+    agent = Cutting(bare()).ready()
+    assert shown(agent) == (DeviceCondition.UNCONFIGURED, NO_INSTANCE)
+    (refused,) = statuses(agent.launch(replace(task("t", 0), resources=offered(agent.card))))
+    assert refused.state is S.DROPPED and NO_INSTANCE in refused.message
+    (report,) = reports(agent.order(layout))
+    assert not report.problem and kind in kinds(agent)
+    assert not agent.machine.state.health, "it was never ill"
+    agent.step(DevicesDiscovered(agent.card.devices(), offered(agent.card)))
+    assert not agent.machine.state.health and DeviceCondition.UNCONFIGURED not in map(_condition, agent_devices(agent))
+
+
+@pytest.mark.parametrize(
+    ("begins", "layout"), [((), "1g.10gb=2"), (("3g.40gb",), "1g.10gb=2"), (("3g.40gb",), "whole")]
+)
+def test_between_two_steps_a_card_is_busy_and_nothing_else(begins: tuple[str, ...], layout: str) -> None:
+    """Whoever looks between the switch and the first instance, or after the last one, sees a card that is being cut."""
+    agent = Cutting(cut_into(*begins) if begins else Card()).ready()
+    effects = agent.hear(DeviceOrders((DeviceOrder(CARD, False, "", 5, layout),)))
+    seen = set()
+    while effects:
+        (effect,) = [one for one in effects if isinstance(one, (LookAtCard, CutCard, LookAtDevices))] or [None]
+        match effect:
+            case LookAtCard(uuid):
+                event: Any = CardLookedAt(uuid, agent.card.layout())
+            case CutCard(uuid, step):
+                event = CardCut(uuid, step, agent.card.cut(step))
+            case _:
+                break
+        effects = agent.step(event)
+        if agent.machine.state.cuts[CARD].is_open:
+            agent.step(DevicesDiscovered(agent.card.devices(), offered(agent.card)))
+            seen |= {_condition(one) for one in agent_devices(agent) if CARD in (one.uuid, one.parent_uuid)}
+        if agent.machine.state.cuts[CARD].phase is CutPhase.VERIFYING:
+            break
+    assert seen <= {DeviceCondition.BUSY, DeviceCondition.UNSPECIFIED} and DeviceCondition.BUSY in seen
+    assert not agent.machine.state.health
+
+
+def test_a_card_that_is_switched_over_under_its_task_is_lost_to_it_and_comes_back() -> None:
+    agent = Cutting(Card()).ready()
+    agent.run(task("t", 0))
+    agent.card.is_cut = True
+    effects = agent.step(DevicesDiscovered(agent.card.devices(), offered(agent.card)))
+    (told,) = statuses(effects)
+    assert told.reason is R.DEVICE_FAILED and NO_INSTANCE in told.message
+    agent.exit("t", 1)
+    agent.step(DevicesDiscovered(agent.card.devices(), offered(agent.card)))
+    (ask,) = of(agent.wait(60_000), ProbeDevice)
+    agent.step(DeviceProbed(ask.uuid, ""))
+    assert shown(agent) == (DeviceCondition.UNCONFIGURED, NO_INSTANCE)
+    assert agent.machine.state.health[CARD].relapses == 0
+
+
+def test_other_ills_of_a_card_without_instances_are_told_instead() -> None:
+    agent = Cutting(bare()).ready()
+    agent.step(DevicesSignalled((DeviceSignal(CARD, Severity.FATAL, "XID 79", Remedy.NONE),)))
+    assert shown(agent) == (DeviceCondition.CORDONED, "XID 79")
+    (ask,) = of(agent.wait(60_000), ProbeDevice)
+    agent.step(DeviceProbed(ask.uuid, ""))
+    assert shown(agent) == (DeviceCondition.UNCONFIGURED, NO_INSTANCE)
+
+
+@pytest.mark.parametrize(
+    ("begins", "layout", "left", "now"),
+    [
+        ((), "3g.40gb=1,1g.10gb=2", 2, "1 1g.10gb, 1 3g.40gb"),
+        ((), "3g.40gb=1,1g.10gb=2", 0, "no instance"),
+        (("3g.40gb",), "whole", 0, "no instance"),
+    ],
+)
+def test_what_has_gone_before_anybody_looked_is_said(begins: tuple[str, ...], layout: str, left: int, now: str) -> None:
+    card = cut_into(*begins) if begins else Card()
+    agent = Cutting(card).ready()
+
+    def devices() -> tuple[Device, ...]:
+        """Somebody else was at it since the last step."""
+        card.is_cut, card.parts = True, card.parts[:left]
+        return Card.devices(card)
+
+    card.devices = devices  # type: ignore[method-assign]
+    (report,) = reports(agent.order(layout))
+    assert (report.problem, report.now) == ("it was done, and then something else changed it", now)
+
+
+def test_what_was_undone_and_has_gone_is_said_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = cut_into("3g.40gb")
+    card.fails = lambda step: "Insufficient Resources" if step.profile_id == 19 and len(card.parts) > 1 else ""
+    agent = Cutting(card).ready()
+    monkeypatch.setattr(card, "devices", lambda: GPUS[1:])
+    (report,) = reports(agent.order("1g.10gb=7"))
+    assert report.problem.endswith("; that was undone, and then something else changed it") and report.now == "nothing"
+
+
+def test_instances_that_the_agent_does_not_offer_are_there_all_the_same() -> None:
+    agent = Cutting(Card()).ready()
+    effects = agent.hear(DeviceOrders((DeviceOrder(CARD, False, "", 5, "1g.10gb=2"),)))
+    while not any(isinstance(effect, LookAtDevices) for effect in effects):
+        (effect,) = [one for one in effects if isinstance(one, (LookAtCard, CutCard))]
+        look = isinstance(effect, LookAtCard)
+        event = CardLookedAt(CARD, agent.card.layout()) if look else None
+        effects = agent.step(event or CardCut(CARD, effect.step, agent.card.cut(effect.step)))
+    hidden = frozenset(device.uuid for device in agent.card.devices()) - {device.uuid for device in GPUS}
+    (report,) = reports(said(agent.step(DevicesDiscovered(GPUS[1:], (), hidden=hidden))))
+    assert not report.problem and report.now == "2 1g.10gb"
+
+
+def agent_devices(agent: Agent) -> tuple[Device, ...]:
+    return agent.machine.info.devices
+
+
+def _condition(device: Device) -> DeviceCondition:
+    return device.condition
 
 
 def test_instances_that_are_there_already_stay_where_they_are() -> None:

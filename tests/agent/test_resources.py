@@ -8,7 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bursar.agent.devices.cutting import unconfigured
 from bursar.agent.devices.simulated import SimulatedDevices
+from bursar.agent.devices.source import DeviceSource
 from bursar.agent.resources import (
     SYSTEM_RESERVE_MEM_BYTES,
     HostResources,
@@ -202,3 +204,35 @@ def test_a_card_that_was_cut_is_no_missing_gpu(text: str, reserved: int) -> None
     assert bucket(resolved, "ml").devices == set(UUIDS[:reserved])
     with pytest.raises(InvalidText, match="5 gpus are declared, but 4 are there"):
         resolve("gpus:5", (*GPUS[:3], *slices))
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"), [("", 4), ("gpus:4", 4), ("gpus:3", 3), ("gpus:2", 2), ("gpus:0", 0), ("gpus(ml):2;gpus:1", 1)]
+)
+def test_a_card_without_instances_counts_as_there_and_comes_beside_what_is_declared(text: str, whole: int) -> None:
+    """As slices do, so that an operator can name it; whoever is to have a GPU gets one that can be used."""
+    devices = (unconfigured(GPUS[0]), *GPUS[1:])
+    resolved = resolve(text, devices)
+    offered = bucket(resolved).devices
+    assert UUIDS[0] in offered and len(offered) == min(whole, 3 - len(bucket(resolved, "ml").devices)) + 1
+    assert bucket(resolved, "ml").devices <= set(UUIDS[1:])
+    assert {device.uuid for device in resolved.devices} == offered | bucket(resolved, "ml").devices
+    with pytest.raises(InvalidText, match="5 gpus are declared, but 4 are there"):
+        resolve("gpus:5", devices)
+
+
+def test_a_card_without_instances_stays_in_the_reservation_that_has_it() -> None:
+    """Like any ill device: what a framework has reserved upon it would have no ground else."""
+    resolved = resolve("gpus(ml):2;gpus:2", (unconfigured(GPUS[0]), *GPUS[1:]), {"ml": UUIDS[:2]})
+    assert bucket(resolved, "ml").devices == set(UUIDS[:2]) and bucket(resolved).devices == set(UUIDS[2:])
+
+
+def test_a_card_that_is_made_whole_takes_nobody_elses_place() -> None:
+    """Told that it is three of four, an agent goes on with those that it has."""
+    kind = "mig-3g.40gb"
+    part = Device(device_name(kind, "MIG-1", parent=UUIDS[0], weight_milli=428), kind, parent_uuid=UUIDS[0])
+    source = DeviceSource(SimulatedDevices(AgentId("a"), 4), "gpus:3", HOST)
+    cut = source.resolve((part, *GPUS[1:]), {})
+    assert {device.uuid for device in cut.devices} == {part.uuid, *UUIDS[1:]}
+    again = source.resolve_again(GPUS, cut)
+    assert [device.uuid for device in again.devices] == list(UUIDS[1:])

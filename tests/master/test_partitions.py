@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from bursar.agent.devices.cutting import NO_INSTANCE, unconfigured
 from bursar.core.device_names import device_name
-from bursar.core.devices import Device
+from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import DeviceUuid
 from bursar.core.layouts import PARTITION
@@ -111,6 +113,64 @@ def test_a_card_that_is_being_cut_is_neither_cut_again_nor_cordoned(book: Any) -
     assert "is being cut" in book.ask(op.CordonDevicesRequest(("a-gpu0",), "", "")).message
     book.ask(op.CordonDevicesRequest(("a-gpu1",), "", ""))
     assert "is cordoned" in order(book, "a-gpu1").message
+
+
+def bare(book: Any, **options: Any) -> Any:
+    """An agent whose first card is switched over to instances and has none."""
+    return cutter(book, devices=[unconfigured(book.devices("a", 2)[0]), book.devices("a", 2)[1]], **options)
+
+
+@pytest.mark.parametrize("layout", ["1g.10gb=2", "whole"])
+def test_a_card_without_instances_is_offered_to_nobody_and_is_cut_or_made_whole(book: Any, layout: str) -> None:
+    agent = bare(book)
+    assert book.framework().offered().devices == {"a-gpu1"}
+    (view,) = [one for one in book.ask(op.ListDevicesRequest()).devices if one.device.uuid == "a-gpu0"]
+    assert (view.use, view.reason) == ("withheld", f"unconfigured: {NO_INSTANCE}")
+    assert order(book, layout=layout).layout == layout and told(agent).layout == layout
+
+
+def test_other_ills_of_such_a_card_are_no_reason_to_cut_it(book: Any) -> None:
+    lost = replace(book.devices("a", 2)[0], health=DeviceHealth.UNHEALTHY, health_reason="GPU is lost")
+    agent = bare(book)
+    agent.say(DevicesChanged((lost, book.devices("a", 2)[1]), agent.info.resources))
+    assert "is not healthy: GPU is lost" in order(book).message and not agent.heard(DeviceOrders)
+    sick = replace(lost, condition=DeviceCondition.CORDONED)
+    agent.say(DevicesChanged((sick, book.devices("a", 2)[1]), agent.info.resources))
+    assert "is not healthy" in order(book, layout="whole").message
+
+
+def test_a_reserved_card_without_instances_is_made_whole_and_not_cut(book: Any) -> None:
+    agent = cutter(book)
+    book.reserve("a", "ml", book.request(devices=["a-gpu0"]))
+    found = (unconfigured(book.devices("a", 2)[0]), book.devices("a", 2)[1])
+    agent.say(DevicesChanged(found, agent.info.resources))
+    (kept,) = book.ask(op.ListReservationsRequest()).reservations
+    assert kept.vacant == () and kept.resources.devices == {"a-gpu0"}, "it is there"
+    assert "reserved to ml" in order(book).message
+    assert order(book, layout="whole").layout == "whole"
+    agent.say(DevicesChanged(tuple(book.devices("a", 2)), agent.info.resources))
+    agent.say(CutReport(DeviceUuid("a-gpu0"), told(agent).ordered_at_ms, "", "whole"))
+    assert uses(book)["a-gpu0"] in ("free", "offered")
+
+
+def test_instances_that_are_reserved_and_lost_are_made_again_and_fill_their_place(book: Any) -> None:
+    part = device_name("mig-1g.10gb", "MIG-1", parent="a-gpu0", weight_milli=142)
+    there, other = Device(part, "mig-1g.10gb", parent_uuid="a-gpu0"), book.devices("a", 2)[1]
+    agent = cutter(book, devices=[there, other])
+    book.reserve("a", "ml", book.request(devices=[part]))
+    assert "reserved to ml" in order(book).message
+    lost = (unconfigured(book.devices("a", 2)[0]), other)
+    agent.say(DevicesChanged(lost, (ReservedResources((), book.resources(8, 16, ["a-gpu0", "a-gpu1"])),)))
+    (kept,) = book.ask(op.ListReservationsRequest()).reservations
+    assert kept.vacant == (part,)
+    assert order(book, "a-gpu0").layout == "1g.10gb=2"
+    agent.say(DevicesChanged((there, other), (ReservedResources((), book.resources(8, 16, [part, "a-gpu1"])),)))
+    agent.say(CutReport(DeviceUuid("a-gpu0"), told(agent).ordered_at_ms, "", "1 1g.10gb"))
+    (kept,) = book.ask(op.ListReservationsRequest()).reservations
+    assert kept.vacant == () and uses(book)[part] in ("free", "offered")
+    # With nothing of the card there, nothing can be cut.
+    agent.say(DevicesChanged((other,), (ReservedResources((), book.resources(8, 16, ["a-gpu1"])),)))
+    assert "has a-gpu0 no more" in order(book, part).message
 
 
 @pytest.mark.parametrize(("limit", "offered"), [("gpus:0", 0), ("gpus:1", 1), ("gpus:2", 4)])

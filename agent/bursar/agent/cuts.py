@@ -7,6 +7,7 @@ master once a look at the devices has shown it. Meanwhile nothing of the card is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -14,8 +15,10 @@ from bursar.agent.books import Books
 from bursar.agent.devices.cut_record import CutPhase, CutRecord
 from bursar.agent.devices.cutting import CannotCut, CardLayout, Step, goal_of, next_step, plan
 from bursar.agent.effects import CutCard, LookAtCard, LookAtDevices
+from bursar.agent.events import DevicesDiscovered
 from bursar.agent.state import CutSaved
-from bursar.core.device_names import parent_of
+from bursar.core.device_names import device_kind, parent_of
+from bursar.core.devices import DeviceCondition
 from bursar.core.errors import InvalidText
 from bursar.core.ids import ConnectionId, DeviceUuid
 from bursar.core.layouts import parse_layout
@@ -95,11 +98,12 @@ class Cuts:
         self._done[card] = step
         self._books.effects.append(LookAtCard(card))
 
-    def discovered(self) -> None:
+    def discovered(self, event: DevicesDiscovered) -> None:
         """The devices were looked at: what is there now is known."""
         for record in list(self._books.state.cuts.values()):
             if record.phase is CutPhase.VERIFYING:
-                self._save(replace(record, phase=CutPhase.DONE))
+                record = _verified(record, event)
+                self._save(replace(record, phase=CutPhase.DONE, goal=None))
                 outcome = (
                     f"not cut: {record.problem}; there is now: {record.now}" if record.problem else f"cut: {record.now}"
                 )
@@ -130,12 +134,34 @@ class Cuts:
             return
         if record.phase is CutPhase.UNDOING:
             problem = f"{record.problem}; it could not be undone: {problem}"
-        self._finish(replace(record, problem=problem))
+        self._finish(replace(record, goal=None, problem=problem))
 
     def _finish(self, record: CutRecord) -> None:
         self._done.pop(record.card, None)
-        self._save(replace(record, phase=CutPhase.VERIFYING, doing=None, goal=None, before=None))
+        self._save(replace(record, phase=CutPhase.VERIFYING, doing=None, before=None))
         self._books.effects.append(LookAtDevices())
 
     def _save(self, record: CutRecord) -> None:
         self._books.persist(CutSaved(record))
+
+
+def _verified(record: CutRecord, event: DevicesDiscovered) -> CutRecord:
+    """What came of it, by what the drivers found: what was reached may be gone again (`nvidia-smi`, a restart of the machine)."""
+    goal = record.goal
+    if goal is None:
+        return record
+    found = {device.uuid for device in event.devices} | event.hidden
+    bare = any(one.uuid == record.card and one.condition is DeviceCondition.UNCONFIGURED for one in event.devices)
+    instances = [uuid for uuid in found if parent_of(uuid) == record.card]
+    if goal.is_cut:
+        # By number: the driver names instances and profiles in two places, which need not agree to the letter.
+        as_reached = len(instances) == sum(len(target.compute) for target in goal.targets)
+    else:
+        as_reached = record.card in found and not bare
+    if as_reached:
+        return record
+    counts = Counter(device_kind(uuid).removeprefix("mig-") for uuid in instances)
+    now = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    now = now or ("no instance" if bare else "whole" if record.card in found else "nothing")
+    done = f"{record.problem}; that was undone" if record.problem else "it was done"
+    return replace(record, problem=f"{done}, and then something else changed it", now=now)

@@ -314,9 +314,9 @@ class AgentDaemon:
                 return
             self._look_failed = ""
             self._resolved = self._devices.resolve_again(found, self._resolved)
-            self.driver.post(
-                DevicesDiscovered(self._resolved.devices, self._resolved.resources, self._devices.remedies())
-            )
+            devices, resources = self._resolved.devices, self._resolved.resources
+            hidden = frozenset(device.uuid for device in found) - {device.uuid for device in devices}
+            self.driver.post(DevicesDiscovered(devices, resources, self._devices.remedies(), hidden))
             await self._look_into_containers()
 
     async def _look_into_containers(self) -> None:

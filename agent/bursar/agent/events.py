@@ -118,6 +118,8 @@ class DevicesDiscovered:
     resources: tuple[ReservedResources, ...]
     #: What drivers say must be done to devices, where they say such things; NONE: nothing.
     remedies: Mapping[DeviceUuid, Remedy] = field(default_factory=dict)
+    #: Devices that are there and that the agent does not offer (`--resources`).
+    hidden: frozenset[DeviceUuid] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

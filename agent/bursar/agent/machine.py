@@ -144,7 +144,7 @@ class AgentMachine:
                 self.ward.discovered(event)
                 if books.recovered:
                     self.leaving.look()
-                    self.cuts.discovered()
+                    self.cuts.discovered(event)
             case CardLookedAt(card, layout, problem):
                 self.cuts.looked_at(card, layout, problem)
             case CardCut(card, step, problem):

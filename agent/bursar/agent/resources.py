@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from bursar.core.device_names import device_kind, parent_of
-from bursar.core.devices import Device
+from bursar.core.devices import Device, DeviceCondition
 from bursar.core.errors import InvalidText
 from bursar.core.ids import DeviceUuid
 from bursar.core.memory.pools import format_bytes
@@ -79,6 +79,10 @@ class ResolvedResources:
     warnings: tuple[str, ...] = ()
 
 
+#: Devices by the holder that had them; None: everybody.
+_Before = Mapping[str | None, Sequence[DeviceUuid]]
+
+
 @dataclass(slots=True)
 class _Pick:
     """Hands out devices."""
@@ -119,19 +123,27 @@ def resolve_resources(
     host: HostResources,
     devices: Sequence[Device],
     recorded: Mapping[str, Sequence[DeviceUuid]] | None = None,
+    offered: Iterable[Device] = (),
 ) -> ResolvedResources:
     """Combine what was declared with what was discovered. Raises InvalidText.
 
     A kind that `text` does not name at all is discovered; one that it names, under whatever role, is exactly what it says.
     CPUs and memory may be declared beyond the machine's (a warning), devices may not. A static reservation keeps the devices
-    that were `recorded` for it as far as they are there.
+    that were `recorded` for it as far as they are there, and what everybody is offered are those that were `offered` before.
+
+    A card that was cut counts as a GPU that is there, and so does one without instances (`DeviceCondition.UNCONFIGURED`), which comes beside
+    what is declared, as slices do: an operator can name it.
     """
     items = parse_resources(text)
     named = {item.kind for item in items}
-    devices = _without_hidden_views(items, devices, recorded or {}) if GPUS in named else devices
+    before: dict[str | None, Sequence[DeviceUuid]] = {None: [device.uuid for device in offered]}
+    before.update(recorded or {})
+    devices = _without_hidden_views(items, devices, before) if GPUS in named else devices
     items += [item for item in _discovered(host, devices) if item.kind not in named]
-    given, warnings = _assign_kinds(items, devices, recorded or {})
-    holding: dict[Stack, Resources] = {}
+    given, warnings = _assign_kinds(items, devices, before)
+    kept = {device.uuid for part in given.get(GPUS, {}).values() for device in part}
+    bare = frozenset(device.uuid for device in devices if _is_bare(device)) - kept
+    holding: dict[Stack, Resources] = {UNRESERVED: Resources(devices=bare)} if bare else {}
     ports: Ports = ()
     for item in items:
         if item.kind in given:
@@ -146,7 +158,7 @@ def resolve_resources(
         else:
             part = Resources({item.kind: item.amount} if item.amount else {})
         holding = add_holdings(holding, {_stack(item.holder): part})
-    chosen = {device.uuid for kind in given.values() for part in kind.values() for device in part}
+    chosen = {device.uuid for kind in given.values() for part in kind.values() for device in part} | bare
     assignment: dict[str, tuple[DeviceUuid, ...]] = {}
     for _, kind in sorted(given.items()):
         for role, part_of_kind in kind.items():
@@ -180,7 +192,7 @@ def _stack(holder: str | None) -> Stack:
 
 
 def _without_hidden_views(
-    items: Sequence[ResourceText], devices: Sequence[Device], recorded: Mapping[str, Sequence[DeviceUuid]]
+    items: Sequence[ResourceText], devices: Sequence[Device], recorded: _Before
 ) -> Sequence[Device]:
     """The devices but for shares of GPUs that are not offered, or are reserved: a share is a view of its card, and goes where that goes.
 
@@ -201,7 +213,7 @@ def _by_kind(devices: Iterable[Device]) -> dict[str, list[Device]]:
 
 
 def _assign_kinds(
-    items: Sequence[ResourceText], devices: Iterable[Device], recorded: Mapping[str, Sequence[DeviceUuid]]
+    items: Sequence[ResourceText], devices: Iterable[Device], recorded: _Before
 ) -> tuple[dict[str, dict[str | None, list[Device]]], list[str]]:
     """The devices of each kind for each holder, and warnings. Raises InvalidText."""
     given: dict[str, dict[str | None, list[Device]]] = {}
@@ -211,12 +223,18 @@ def _assign_kinds(
         mine = [item for item in items if item.kind == kind]
         if any(item.amount % MILLI for item in mine):
             raise InvalidText(f"resources: {kind} are devices on this machine", "declare a whole number of them")
-        pick = _Pick(found)
         before = {role: [uuid for uuid in uuids if device_kind(uuid) == kind] for role, uuids in recorded.items()}
+        kept = {uuid for role, uuids in before.items() if role for uuid in uuids}
+        pick = _Pick([device for device in found if device.uuid in kept or not _is_bare(device)])
         total = len(found) + (_count_cut(devices) if kind == GPUS else 0)
         given[kind] = _assign_devices(kind, mine, pick, total, before)
         warnings += pick.warnings
     return given, warnings
+
+
+def _is_bare(device: Device) -> bool:
+    """Whether it is a card without the instances that it should have: of no use but to who cuts it or makes it whole."""
+    return device.condition is DeviceCondition.UNCONFIGURED
 
 
 def _count_cut(devices: Iterable[Device]) -> int:
@@ -226,7 +244,7 @@ def _count_cut(devices: Iterable[Device]) -> int:
 
 
 def _assign_devices(
-    kind: str, items: Iterable[ResourceText], pick: _Pick, total: int, recorded: Mapping[str, Sequence[DeviceUuid]]
+    kind: str, items: Iterable[ResourceText], pick: _Pick, total: int, recorded: _Before
 ) -> dict[str | None, list[Device]]:
     """Devices for each holder: first what each had, then the first free ones in the order of the text."""
     counts = {item.holder: item.amount // MILLI for item in items}
@@ -239,7 +257,7 @@ def _assign_devices(
     given: dict[str | None, list[Device]] = {}
     there = {device.uuid for device in pick.free}
     for role, count in counts.items():
-        before = [uuid for uuid in (recorded.get(role, ()) if role else ()) if uuid in there]
+        before = [uuid for uuid in recorded.get(role, ()) if uuid in there]
         given[role] = pick.take(min(count, len(before)), before)
         if role and (
             lost := [uuid for uuid in recorded.get(role, ()) if uuid not in there][: count - len(given[role])]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from bursar.agent.books import Books
 from bursar.agent.devices.cut_record import CutRecord
+from bursar.agent.devices.cutting import NO_INSTANCE
 from bursar.agent.devices.driver import UNKNOWN
 from bursar.agent.devices.health import (
     DeviceSignal,
@@ -77,6 +78,8 @@ class Ward:
         self._there: set[DeviceUuid] = set()
         #: Cards that were being cut at the last look.
         self._cutting: set[DeviceUuid] = set()
+        #: Cards without instances that the log has named.
+        self._unconfigured: set[DeviceUuid] = set()
         self._show()
 
     def check(self) -> None:
@@ -138,6 +141,9 @@ class Ward:
 
     def _look(self, devices: Iterable[Device], remedies: Mapping[DeviceUuid, Remedy]) -> None:
         found = {device.uuid: device for device in devices}
+        # Whose card was switched over to instances has it no more.
+        unusable = {uuid for uuid, device in found.items() if device.condition is DeviceCondition.UNCONFIGURED}
+        switched = {uuid: found.pop(uuid).health_reason for uuid in unusable & self._books.held.keys()}
         cutting = {record.card for record in self._books.state.cuts.values() if record.is_open}
         for uuid in sorted(self._there | self._books.state.health.keys()):
             # What was cut or joined is no more, and that is no illness.
@@ -147,15 +153,20 @@ class Ward:
                     self._books.persist(DeviceHealthForgotten(uuid))
                     self._books.deadlines.cancel(("device", uuid))
         self._cutting = cutting
+        for uuid in sorted(unusable - cutting - self._unconfigured):
+            self._books.log("warning", f"device {uuid} is unconfigured: {NO_INSTANCE}", device=uuid)
+        self._unconfigured = unusable - cutting
         for uuid, device in found.items():
             if device.health_reason.startswith(UNKNOWN):
                 continue
-            ill = device.health is DeviceHealth.UNHEALTHY
+            # One without instances is well, and of no use.
+            ill = device.health is DeviceHealth.UNHEALTHY and uuid not in unusable
             complaint = (device.health_reason or "its driver says that it is unhealthy") if ill else ""
             self._happened(uuid, Seen(complaint, remedies.get(uuid)))
         known = self._there | {uuid for uuid, record in self._books.state.health.items() if record.has_failed}
         for uuid in sorted(known - found.keys()):
-            self._happened(uuid, Seen("it is not there any more"))
+            why = f": {switched[uuid]}" if uuid in switched else ""
+            self._happened(uuid, Seen(f"it is not there any more{why}"))
         self._there = set(found)
 
     def _happened(self, uuid: DeviceUuid, event: HealthEvent) -> None:
@@ -204,7 +215,8 @@ class Ward:
     def _as_busy(self, device: Device, cut: CutRecord | None) -> Device:
         """A device as well as it is, but used by somebody, or being cut; what is worse than that is told instead."""
         busy = self._books.busy.get(device.uuid)
-        if (busy is None and cut is None) or device.health is DeviceHealth.UNHEALTHY:
+        between_steps = cut is not None and device.condition is DeviceCondition.UNCONFIGURED
+        if (busy is None and cut is None) or (device.health is DeviceHealth.UNHEALTHY and not between_steps):
             return device
         reason = f"its card is being cut: {cut.layout}" if cut is not None else busy.reason if busy is not None else ""
         return replace(device, health=DeviceHealth.UNHEALTHY, condition=DeviceCondition.BUSY, health_reason=reason)

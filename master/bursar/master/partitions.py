@@ -6,10 +6,12 @@ agent has said how it ended.
 
 from __future__ import annotations
 
-from bursar.core.devices import DeviceHealth
+from collections.abc import Iterable
+
+from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.ids import DeviceUuid
-from bursar.core.layouts import PARTITION, format_layout, parse_layout
+from bursar.core.layouts import PARTITION, WHOLE, format_layout, parse_layout
 from bursar.core.messages.agent import CutReport, DeviceOrder
 from bursar.core.messages.operator import AgentState, PartitionDeviceRequest, PartitionDeviceResponse
 from bursar.master.agents import card_of, tell_device_orders, withhold_unhealthy
@@ -17,6 +19,7 @@ from bursar.master.device_orders import find_devices
 from bursar.master.offers import offers_on, rescind
 from bursar.master.records import DeviceOrdersRecorded
 from bursar.master.state import Agent, Cluster, Turn
+from bursar.master.vacant import is_vacancy
 
 
 def partition(
@@ -28,15 +31,15 @@ def partition(
     except InvalidText as error:
         return error.detail
     # By the card's own name, also while it is cut and there is no such device.
-    cards = {card_of(uuid): uuid for known in cluster.agents.values() for uuid in known.devices}
+    cards = {card_of(one.uuid): one.uuid for known in cluster.agents.values() for one in _there(known)}
     fitting = [uuid for card, uuid in cards.items() if request.device and card.startswith(request.device)]
     found = find_devices(cluster, fitting if len(fitting) == 1 else [request.device])
     if isinstance(found, ErrorDetail):
         return found
     ((agent, devices),) = found
     card = card_of(devices[0].uuid)
-    views = frozenset(uuid for uuid in agent.devices if card_of(uuid) == card)
-    if problem := _problem(cluster, agent, card, views):
+    views = frozenset(one.uuid for one in _there(agent) if card_of(one.uuid) == card)
+    if problem := _problem(cluster, agent, card, views, layout):
         return problem
     ours = [
         offer_id
@@ -75,7 +78,14 @@ def _record(cluster: Cluster, turn: Turn, agent: Agent, order: DeviceOrder) -> N
     cluster.touch(agent.agent_id)
 
 
-def _problem(cluster: Cluster, agent: Agent, card: DeviceUuid, views: frozenset[DeviceUuid]) -> ErrorDetail | None:
+def _there(agent: Agent) -> Iterable[Device]:
+    """What an agent has: the place of an instance that vanished is in nobody's way, and is filled when that is made again."""
+    return (device for device in agent.devices.values() if not is_vacancy(device))
+
+
+def _problem(
+    cluster: Cluster, agent: Agent, card: DeviceUuid, views: frozenset[DeviceUuid], layout: str
+) -> ErrorDetail | None:
     """Why a card must not be cut now."""
     refused = ErrorReason.CALL_REFUSED
     if agent.state is not AgentState.ACTIVE:
@@ -85,6 +95,8 @@ def _problem(cluster: Cluster, agent: Agent, card: DeviceUuid, views: frozenset[
         return ErrorDetail(
             refused, why, "its device driver cannot (nvml can), or it offers shares (--gpu-shares)", "device"
         )
+    if not views:
+        return ErrorDetail(refused, f"agent {agent.info.hostname} has {card} no more", "see `bursar gpu ls`", "device")
     for order in cluster.durable.agents[agent.agent_id].device_orders:
         if card_of(order.uuid) == card and order.layout:
             why = f"{card} is being cut already: {order.layout}"
@@ -94,14 +106,17 @@ def _problem(cluster: Cluster, agent: Agent, card: DeviceUuid, views: frozenset[
     books = cluster.ledger.books[agent.agent_id]
     for key, entry in sorted(books.allocated.items()):
         for part in entry.holding.values():
-            if held := views & part.devices:
+            if held := [uuid for uuid in part.devices if card_of(uuid) == card]:
                 why = f"task {key.framework_id}/{key.task_id} has {min(held)}"
                 return ErrorDetail(refused, why, "wait until it has ended, or end it (`bursar task kill`)", "device")
+    # One without instances has nothing that cutting it could take away, and is only ill for want of them.
+    bare = {uuid for uuid in views if agent.devices[uuid].condition is DeviceCondition.UNCONFIGURED}
     for stack, part in books.total.items():
-        if stack and (kept := views & part.devices):
+        kept = views & part.devices
+        if stack and kept and not (kept <= bare and layout == WHOLE):
             why = f"{min(kept)} is reserved to {stack[-1].holder}"
             return ErrorDetail(refused, why, "`bursar unreserve` it first", "device")
-    for uuid in sorted(views):
+    for uuid in sorted(views - bare):
         if agent.devices[uuid].health is DeviceHealth.UNHEALTHY:
             why = f"{uuid} is not healthy: {agent.devices[uuid].health_reason}"
             return ErrorDetail(refused, why, "cut it when it is (`bursar gpu ls`)", "device")

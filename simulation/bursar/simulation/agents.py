@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bursar.agent.compare import INTERVAL_S, TwoLooks
+from bursar.agent.devices.cut_record import CutPhase
 from bursar.agent.devices.health import DeviceSignal, HealthRules
 from bursar.agent.effects import (
     AskWhoUses,
@@ -112,6 +113,8 @@ class AgentNode:
         self.tells_users = world.stream_of(f"{name}/driver").random() < 0.7
         #: Whether it can cut cards.
         self.can_cut = bool(gpus.uuids) and world.stream_of(f"{name}/cards").random() < 0.7
+        #: Whether nothing makes instances of cards again when the machine is started anew.
+        self.forgets = bool(gpus.uuids) and world.stream_of(f"{name}/instances").random() < 0.5
         #: Lives of the agent so far.
         self.lives = 0
         self.checkpoint = AgentState()
@@ -203,7 +206,7 @@ class AgentNode:
         self.die()
         self._world.note(self.name, "is rebooted")
         self.containers.reboot()
-        self.gpus.restart()
+        self.gpus.restart(self.forgets)
         self._boots += 1
 
     def note(self, text: str) -> None:
@@ -250,7 +253,7 @@ class AgentNode:
     def _began(self, container: SimulatedContainer) -> None:
         judge = self._world.checkers.agents
         judge.container_began(self.agent_id, container)
-        self._world.checkers.cuts.began(self.agent_id, container, self.gpus.there)
+        self._world.checkers.cuts.began(self.agent_id, container, self.gpus)
         self._world.checkers.groups.began(self.agent_id, container)
         if self.tells_users:
             judge.container_began_on(self.agent_id, container, self.gpus.left)
@@ -282,6 +285,12 @@ class AgentNode:
         if self.process is not None and having:
             lost = self._random.choice(list(having))
             self.process.post(NodesOutOfReach({**having, lost: ("/dev/simulated",)}))
+
+    def _look_at_what_was_cut(self) -> None:
+        for record in self.machine.state.cuts.values() if self.machine is not None else ():
+            if record.phase is CutPhase.VERIFYING:
+                self.cutter.meddle(record.card)
+        self.look_at_devices()
 
     def _die_of(self, post: Post) -> None:
         if self.process is not None and self.process.post == post:
@@ -335,6 +344,8 @@ class AgentNode:
         assert self.process is not None
         self._world.note(self.name, event, effects)
         self._world.checkers.agents.stepped(self.agent_id, self.process, effects)
+        if self.machine is not None:
+            self._world.checkers.cuts.stepped(self.machine)
         self._world.checkers.overuse.stepped(self.agent_id, effects)
         self._world.checkers.groups.stepped(self.agent_id, self._world.timeline.now_ms)
         self._world.stepped()
@@ -342,6 +353,7 @@ class AgentNode:
     def commit(self, records: Sequence[Any]) -> None:
         """See Owner."""
         self._world.checkers.agents.commits(self.agent_id, records)
+        self._world.checkers.cuts.recorded(self.agent_id, records, self.gpus)
         for record in records:
             self.checkpoint.apply(record)
         if self.twin is not None:
@@ -367,7 +379,7 @@ class AgentNode:
             case SendToMaster(connection, message):
                 self._world.checkers.agents.said(self.agent_id, message, self.checkpoint, self.containers.live)
                 self._world.checkers.executors.said(self.agent_id, message, self.checkpoint)
-                self._world.checkers.cuts.said(self.agent_id, message, self.checkpoint, self.gpus)
+                self._world.checkers.cuts.said(self.agent_id, message, self.checkpoint)
                 if connection == self._connection and self._stream is not None:
                     self._stream.send(CLIENT, message)
             case CloseConnection(connection, _):
@@ -420,7 +432,7 @@ class AgentNode:
                 self._world.checkers.cuts.cuts(self.agent_id, effect, self.checkpoint, held, self.gpus)
                 self.cutter.cut(card, step, self.process.post)
             case LookAtDevices():
-                self._world.timeline.after(self._random.randint(0, 20), self.look_at_devices)
+                self._world.timeline.after(self._random.randint(0, 20), self._look_at_what_was_cut)
             case RemoveSandbox() | OpenLogStream() | OpenSessionStream() | Log():
                 pass
             case _:

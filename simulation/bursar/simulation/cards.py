@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bursar.agent.devices.cutting import CannotCut, CardLayout, Part, Profile, Step, next_step, plan
+from bursar.agent.devices.cutting import CannotCut, CardLayout, Part, Profile, Step, next_step, plan, unconfigured
 from bursar.core.device_names import device_name
 from bursar.core.devices import Device
 from bursar.core.layouts import parse_layout
@@ -43,14 +43,15 @@ class SimulatedCard:
         return CardLayout(self.is_cut, self.is_pending, parts if self.is_cut else (), PROFILES)
 
     def devices(self) -> tuple[Device, ...]:
-        """As what it is there: itself, or those instances that can compute."""
+        """As what it is there: itself, or those instances that can compute; itself, of no use, where it should have some and has none."""
         if not self.is_cut:
             return (self._whole,)
-        return tuple(
+        slices = tuple(
             self._slice(part, compute_id)
             for part in sorted(self.parts.values(), key=lambda one: one.start)
             for compute_id, _ in part.compute
         )
+        return slices or (unconfigured(self._whole),)
 
     def places(self) -> frozenset[tuple[str, int]]:
         """The profile and first slice of each instance that can compute; the whole card is one, too."""
@@ -64,8 +65,15 @@ class SimulatedCard:
         while (step := next_step(self.layout(), goal)) is not None:
             self.cut(step, in_use=False, needs_restart=False)
 
-    def restart(self) -> None:
-        """The machine is started anew: a switch takes effect. Its instances are made again as they were, as a service of the system does."""
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is switched over to instances, and has none that can compute."""
+        return self.is_cut and not any(part.compute for part in self.parts.values())
+
+    def restart(self, forgets: bool) -> None:
+        """The machine is started anew: a switch takes effect. `forgets`: no service of the system makes its instances again as they were."""
+        if forgets:
+            self.parts.clear()
         if self.is_pending:
             self.is_cut, self.is_pending = not self.is_cut, False
             self.parts.clear()

@@ -48,6 +48,13 @@ class SimulatedCutter:
         self._begun.append(work)
         self._after(post, self._finish, work)
 
+    def meddle(self, card: DeviceUuid) -> None:
+        """Somebody takes an instance away by other means, maybe, between the last step and the look at what came of it."""
+        chance, parts = self._faults().cut_meddling_chance, self._gpus.cards[card].parts
+        if chance and parts and self._random.random() < chance:
+            del parts[self._random.choice(sorted(parts))]
+            self._gpus.troubles[card] += 1
+
     def agent_died(self) -> None:
         """The driver carries out what it was asked for, or never heard of it."""
         begun, self._begun = self._begun, []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
 from bursar.agent.devices.health import Remedy
 from bursar.agent.devices.users import DeviceUser
 from bursar.core.device_names import parent_of
-from bursar.core.devices import Device, DeviceHealth, DeviceLink
+from bursar.core.devices import Device, DeviceCondition, DeviceHealth, DeviceLink
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.resources import PortRange, Reservation, ReservationType, ReservedResources, Resources
 from bursar.simulation.cards import SimulatedCard
@@ -41,6 +42,8 @@ class SimulatedGpus:
         self._static = static
         self._ill: set[DeviceUuid] = set()
         self._away: set[DeviceUuid] = set()
+        #: How often something befell a card behind its agent's back: it vanished, or the machine was started anew.
+        self.troubles: Counter[DeviceUuid] = Counter()
         #: Processes that containers left behind, and those of nobody's task, by the device that they use.
         self.left: dict[DeviceUuid, int] = {}
         self.strangers: dict[DeviceUuid, int] = {}
@@ -77,15 +80,17 @@ class SimulatedGpus:
         """Whether it is off the bus."""
         return card in self._away
 
-    def restart(self) -> None:
-        """The machine is started anew: nothing uses its cards, and what waited for that takes effect."""
+    def restart(self, forgets: bool) -> None:
+        """The machine is started anew: nothing uses its cards, and what waited for that takes effect; `forgets`: with their instances gone."""
         self.desert()
+        self.troubles.update(self.uuids)
         for card in self.cards.values():
-            card.restart()
+            card.restart(forgets)
 
     def fail(self, uuid: DeviceUuid, vanish: bool) -> None:
         """A card falls ill or off the bus, with all that it is cut into."""
         (self._away if vanish else self._ill).add(uuid)
+        self.troubles[uuid] += 1
 
     def mend(self, uuid: DeviceUuid) -> None:
         """It is well again."""
@@ -116,7 +121,7 @@ class SimulatedGpus:
     def discover(self) -> tuple[tuple[Device, ...], tuple[ReservedResources, ...]]:
         """What a look at the machine finds: devices, and the agent's whole offer to the master."""
         seen = [
-            replace(device, health=DeviceHealth.UNHEALTHY, health_reason="fell ill") if uuid in self._ill else device
+            _ill(device) if uuid in self._ill else device
             for uuid, card in self.cards.items()
             if uuid not in self._away
             for device in card.devices()
@@ -126,7 +131,7 @@ class SimulatedGpus:
         if self._static is None:
             return devices, (ReservedResources((), Resources(self._scalars, PORTS, frozenset(there))),)
         role, count = self._static
-        kept = frozenset(self.uuids[:count]) & there
+        kept = frozenset(uuid for uuid in self.uuids[:count] if uuid in there and not self.cards[uuid].is_bare)
         part = {kind: amount // 4 for kind, amount in self._scalars.items()}
         rest = {kind: amount - part[kind] for kind, amount in self._scalars.items()}
         stack = (Reservation(ReservationType.STATIC, role),)
@@ -134,3 +139,8 @@ class SimulatedGpus:
             ReservedResources((), Resources(rest, PORTS, frozenset(there) - kept)),
             ReservedResources(stack, Resources(part, (), kept)),
         )
+
+
+def _ill(device: Device) -> Device:
+    ill, condition = DeviceHealth.UNHEALTHY, DeviceCondition.UNSPECIFIED
+    return replace(device, health=ill, condition=condition, health_reason="fell ill")

@@ -80,6 +80,8 @@ class Faults:
     cut_failure_chance: float = 0.0
     cut_pending_chance: float = 0.0
     agent_death_in_cut_chance: float = 0.0
+    #: Of each cut: an instance is taken away by other means before the agent has looked at what came of it.
+    cut_meddling_chance: float = 0.0
 
     @classmethod
     def draw(cls, random: Random) -> Faults:

@@ -88,6 +88,7 @@ class Operator:
         """An answer, or none; either may be followed by the same request again."""
         world, random = self._world, self._random
         request_id = getattr(request, "request_id", "")
+        world.checkers.cuts.answered(request, answer)
         lost = answer is None or random.random() < world.faults.operator_repeats_chance
         if request_id and answer is not None and not isinstance(answer, ErrorDetail):
             first = self._answers.setdefault(request_id, answer)

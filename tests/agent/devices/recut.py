@@ -12,7 +12,7 @@ import json
 import sys
 from typing import Any
 
-from bursar.agent.devices.cutting import CannotCut, CardLayout, Step, next_step, plan
+from bursar.agent.devices.cutting import CannotCut, CardLayout, Goal, Step, goal_of, next_step, plan
 from bursar.agent.devices.driver import CardCutter, DeviceDriver
 from bursar.agent.devices.nvml import NvmlDevices
 from bursar.core.devices import Device
@@ -52,16 +52,34 @@ def main(which: str, *layouts: str) -> None:
     said: dict[str, Any] = {"card": card, "cuts": [], "refused": []}
     for text in layouts:
         goal = plan(driver.layout_of(card), parse_layout(text))
-        steps = 0
-        while (step := next_step(driver.layout_of(card), goal)) is not None:
-            driver.cut(card, step)
-            steps += 1
-            assert steps < MOST, step
+        steps = _reach(driver, card, goal)
         layout = driver.layout_of(card)
         devices = [dataclasses.asdict(one) for one in driver.discover() if card in (one.uuid, one.parent_uuid)]
         said["cuts"].append({"steps": steps, "shown": layout.shown(), "is_cut": layout.is_cut, "devices": devices})
+    said["bare"] = _without_instances(driver, card)
     said["refused"] = [_refused(driver, card, step) for step in _impossible(driver.layout_of(card))]
     json.dump(said, sys.stdout)
+
+
+def _without_instances(driver: Any, card: DeviceUuid) -> dict[str, Any]:
+    """As a restart may leave a card; then it is cut again as it was."""
+    before = goal_of(driver.layout_of(card))
+    _reach(driver, card, Goal(True))
+    layout = driver.layout_of(card)
+    devices = [dataclasses.asdict(one) for one in driver.discover() if card in (one.uuid, one.parent_uuid)]
+    _reach(driver, card, before)
+    again = [one.uuid for one in driver.discover() if card in (one.uuid, one.parent_uuid)]
+    return {"shown": layout.shown(), "is_cut": layout.is_cut, "devices": devices, "again": again}
+
+
+def _reach(driver: CardCutter, card: DeviceUuid, goal: Goal) -> int:
+    """Step by step, as an agent would; return how many it took."""
+    steps = 0
+    while (step := next_step(driver.layout_of(card), goal)) is not None:
+        driver.cut(card, step)
+        steps += 1
+        assert steps < MOST, step
+    return steps
 
 
 def _impossible(layout: CardLayout) -> list[Step]:

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from bursar.agent.devices.cutting import NO_INSTANCE
 from bursar.core.device_names import device_kind, parent_of, weight_milli
+from bursar.core.devices import DeviceCondition, DeviceHealth
+from bursar.core.ids import DeviceUuid
 
 HERE = Path(__file__).parent
 STANDIN = """\
@@ -83,3 +86,18 @@ def test_slices_weigh_what_they_have_of_the_engines(said: dict[str, Any]) -> Non
 def test_what_cannot_be_done_is_refused_and_changes_nothing(said: dict[str, Any]) -> None:
     for refused in said["refused"]:
         assert refused["why"] and refused["is_as_before"], refused
+
+
+def test_a_card_without_instances_is_there_as_itself_and_of_no_use(said: dict[str, Any]) -> None:
+    """As a restart of the machine leaves it; whoever cuts it again finds as many as there were."""
+    bare = said["bare"]
+    assert (bare["is_cut"], bare["shown"]) == (True, "no instance")
+    (card,) = bare["devices"]
+    assert (card["uuid"], card["kind"], card["parent_uuid"]) == (said["card"], "gpus", "")
+    assert (card["health"], card["condition"]) == (DeviceHealth.UNHEALTHY, DeviceCondition.UNCONFIGURED)
+    assert card["health_reason"] == NO_INSTANCE
+    assert [kind_of(uuid) for uuid in bare["again"]] == [kind_of(one["uuid"]) for one in said["cuts"][-1]["devices"]]
+
+
+def kind_of(uuid: str) -> str:
+    return device_kind(DeviceUuid(uuid))

@@ -7,7 +7,7 @@ from typing import Any
 
 from bursar.agent.devices.nvml_mig import _cap_nodes
 from bursar.core.device_names import device_kind, parent_of, weight_milli
-from bursar.core.devices import Device
+from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.ids import DeviceUuid
 
 CUT = """\
@@ -53,16 +53,29 @@ def test_what_befalls_a_card_befalls_its_instances(observe: Any) -> None:
     assert said["probes"][1][THREE] and not said["probes"][0][THREE]
 
 
-def test_a_card_that_is_cut_into_nothing_is_not_offered_and_that_is_said_once(observe: Any) -> None:
-    nothing = "".join(line for line in CUT.splitlines(True) if not line.startswith("instance"))
-    said = observe("nvml", nothing, nothing, CUT)
-    assert [[one["uuid"] for one in devices] for devices in said["discoveries"]] == [
-        [WHOLE],
-        [WHOLE],
-        [THREE, ONE, WHOLE],
-    ]
-    (warning,) = [one for one in said["warnings"] if "no instance" in one]
-    assert warning.startswith(f"GPU {CARD} cannot be used: MIG is switched on") and "nvidia-smi mig" in warning
+NOTHING = "".join(line for line in CUT.splitlines(True) if not line.startswith("instance"))
+
+
+def test_a_card_that_is_cut_into_nothing_is_there_as_itself_and_ill_for_that(observe: Any) -> None:
+    """As a restart of the machine leaves it, where no service makes the instances again."""
+    first, second, third = observe("nvml", NOTHING, NOTHING, CUT)["discoveries"]
+    assert [one["uuid"] for one in first] == [CARD, WHOLE] == [one["uuid"] for one in second]
+    assert [one["uuid"] for one in third] == [THREE, ONE, WHOLE]
+    card, whole = first
+    assert (card["kind"], card["parent_uuid"], card["index"]) == ("gpus", "", 0)
+    assert (card["health"], card["condition"]) == (DeviceHealth.UNHEALTHY, DeviceCondition.UNCONFIGURED)
+    assert card["health_reason"].startswith("MIG is switched on, and it has no instance; ")
+    assert (whole["health"], whole["condition"]) == (DeviceHealth.HEALTHY, DeviceCondition.UNSPECIFIED)
+
+
+def test_what_befalls_a_card_without_instances_befalls_it(observe: Any) -> None:
+    lost = NOTHING.replace("00000000:19:00.0 0 1 0", "00000000:19:00.0 0 1 15")
+    said = observe("nvml", NOTHING, lost, NOTHING + "recovery 0 1\n", NOTHING + "xid 0 79\n")
+    ill = said["discoveries"][1][0]
+    assert (ill["uuid"], ill["health_reason"]) == (CARD, "GPU is lost"), "its other ills are no want of instances"
+    assert ill["condition"] == DeviceCondition.UNSPECIFIED
+    assert said["remedies"][2] == {CARD: "RESET"} and [one["uuid"] for one in said["heard"][3]] == [CARD]
+    assert not said["probes"][0][CARD] and said["probes"][1][CARD], "for its probe it is well"
 
 
 def test_cutting_and_joining_is_seen(observe: Any) -> None:

@@ -30,6 +30,7 @@ class CutRecord:
     ordered_at_ms: int
     layout: str
     phase: CutPhase = CutPhase.ORDERED
+    #: What the card should have, until a look at the devices has shown that it has; None where nothing was reached.
     goal: Goal | None = None
     #: What was there when it began.
     before: Goal | None = None

@@ -8,11 +8,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from bursar.core.devices import Device, DeviceCondition, DeviceHealth
+
+#: Why nobody is given a card that is switched over to instances and has none, as a restart of the machine leaves it: NVIDIA's driver
+#: forgets instances, but not the mode.
+NO_INSTANCE = "MIG is switched on, and it has no instance; cut it or make it whole (`bursar gpu partition`)"
 
 
 class CannotCut(Exception):
     """Why not, for people."""
+
+
+def unconfigured(card: Device) -> Device:
+    """A card that is well, but switched over to instances, and has none: there as itself, and of no use to anybody."""
+    ill, condition = DeviceHealth.UNHEALTHY, DeviceCondition.UNCONFIGURED
+    return replace(card, health=ill, condition=condition, health_reason=NO_INSTANCE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,8 @@ class HealthRecord:
     def stamp(self, device: Device) -> Device:
         """The device as others are told: with its condition, and unhealthy unless that is HEALTHY."""
         healthy = self.shown is DeviceCondition.HEALTHY
+        if healthy and device.condition is DeviceCondition.UNCONFIGURED:
+            return replace(device, relapses=self.relapses)
         if healthy and device.health is DeviceHealth.UNHEALTHY:
             # Nobody can say how it is: not its own fault, and no reason to give it to anybody.
             return replace(device, condition=DeviceCondition.SUSPECT, relapses=self.relapses)

@@ -17,7 +17,7 @@ import pynvml as _pynvml
 
 from bursar.agent.containers.runtime import Decoration
 from bursar.agent.devices import nvml_cut
-from bursar.agent.devices.cutting import CannotCut, CardLayout, Step
+from bursar.agent.devices.cutting import CannotCut, CardLayout, Step, unconfigured
 from bursar.agent.devices.driver import DriverUnavailable
 from bursar.agent.devices.health import DeviceSignal, Remedy
 from bursar.agent.devices.nvml_health import NvmlEvents, measure_gpu, recovery_of, users_of
@@ -71,9 +71,6 @@ _PATHS = {
 }
 
 
-_MAKE_SOME = "make some (nvidia-smi mig -cgi PROFILE -C), or switch it off (nvidia-smi -mig 0)"
-
-
 class NvmlDevices:
     """The GPUs of this machine."""
 
@@ -114,7 +111,7 @@ class NvmlDevices:
         return tuple(dataclasses.replace(view, index=index) for index, view in enumerate(views))
 
     def _views(self, card: Device) -> tuple[Device, ...]:
-        """What a card is offered as: its instances where it is cut into some (then nothing can use it whole), else itself."""
+        """What a card is there as: its instances where it is cut into some (then nothing can use it whole), else itself."""
         slices: tuple[Device, ...] | None = self._slices.get(card.uuid)
         if card.health is DeviceHealth.HEALTHY or slices is None:
             minor = self._minors.get(card.uuid)
@@ -126,10 +123,9 @@ class NvmlDevices:
         if slices is None:
             self._slices.pop(card.uuid, None)
             return (card,)
-        if not slices and self._slices.get(card.uuid) != ():
-            # As a restarted machine leaves it: the driver forgets instances, but not the mode.
-            log.warning("GPU %s cannot be used: MIG is switched on, and it has no instance; %s", card.uuid, _MAKE_SOME)
         self._slices[card.uuid] = slices
+        if not slices:
+            return (unconfigured(card) if card.health is DeviceHealth.HEALTHY else card,)
         return tuple(like_card(one, card) for one in slices)
 
     def decorate(self, granted: Sequence[Device], runtime: str) -> Decoration:
@@ -164,9 +160,8 @@ class NvmlDevices:
         return {uuid: remedy for card, remedy in self._remedies.items() for uuid in self._names_of(card)}
 
     def _names_of(self, card: DeviceUuid) -> tuple[DeviceUuid, ...]:
-        """A card as it is offered: what befalls it befalls every slice of it."""
-        slices = self._slices.get(card)
-        return (card,) if slices is None else tuple(one.uuid for one in slices)
+        """A card as it is there: what befalls it befalls every slice of it."""
+        return tuple(one.uuid for one in self._slices.get(card, ())) or (card,)
 
     def measure(self) -> Mapping[DeviceUuid, Mapping[str, tuple[float, float | None]]]:
         """Use, memory, temperature and power of GPUs that answer (B-10)."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bursar.agent.containers.runtime import Decoration, LaunchFailed
 from bursar.agent.devices.driver import UNKNOWN, ContainerDecorator, DeviceDriver, DriverUnavailable
-from bursar.core.devices import Device, DeviceHealth
+from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.tasks import StatusReason
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,8 @@ def _refuse_two_vendors(given: Sequence[tuple[str, Decoration]]) -> None:
 
 def unknown(device: Device, why: str) -> Device:
     """A device of which nobody can say how it is."""
-    return dataclasses.replace(device, health=DeviceHealth.UNHEALTHY, health_reason=f"{UNKNOWN}{why}")
+    ill, condition = DeviceHealth.UNHEALTHY, DeviceCondition.UNSPECIFIED
+    return dataclasses.replace(device, health=ill, condition=condition, health_reason=f"{UNKNOWN}{why}")
 
 
 def merge(parts: Sequence[Decoration]) -> Decoration:

@@ -29,7 +29,7 @@ from bursar.agent.devices.health import DeviceSignal, Remedy
 from bursar.agent.devices.users import DeviceUser
 from bursar.agent.pinning import visible_id
 from bursar.core.device_names import device_name, parent_of
-from bursar.core.devices import Device
+from bursar.core.devices import Device, DeviceCondition
 from bursar.core.errors import InvalidText
 from bursar.core.ids import DeviceUuid
 from bursar.core.resources import GPUS
@@ -87,7 +87,11 @@ class SharedDevices:
     def discover(self) -> tuple[Device, ...]:
         """The driver's devices, then the shares of its whole GPUs, as well as their cards. Raises DriverUnavailable."""
         found = self._driver.discover()
-        cards = [one for one in found if one.kind == GPUS and parent_of(one.uuid) is None]
+        cards = [
+            one
+            for one in found
+            if one.kind == GPUS and parent_of(one.uuid) is None and one.condition is not DeviceCondition.UNCONFIGURED
+        ]
         self._cards = {card.uuid: card for card in cards}
         first = 1 + max((one.index for one in found), default=-1)
         shares = [share for card in cards for share in self._shares(card)]

@@ -20,7 +20,7 @@ from bursar.agent.devices.driver import (
 from bursar.agent.devices.health import Remedy
 from bursar.agent.devices.users import DeviceUser
 from bursar.agent.resources import HostResources, ResolvedResources, resolve_resources
-from bursar.core.devices import Device, DeviceHealth
+from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.errors import InvalidText
 from bursar.core.ids import DeviceUuid
 from bursar.core.resources import ReservedResources
@@ -67,7 +67,7 @@ class DeviceSource:
             return str(error)
         if device is None:
             return "it is not there"
-        if device.health is DeviceHealth.UNHEALTHY:
+        if device.health is DeviceHealth.UNHEALTHY and device.condition is not DeviceCondition.UNCONFIGURED:
             return device.health_reason or "its driver says that it is unhealthy"
         return next(filter(None, (one.probe(uuid) for one in health_watchers(self.driver))), "")
 
@@ -121,7 +121,7 @@ class DeviceSource:
     def resolve_again(self, found: Sequence[Device], now: ResolvedResources) -> ResolvedResources:
         """As `resolve`, while the agent runs: devices that vanished are left out instead of being an error."""
         try:
-            return self.resolve(found, now.assignment)
+            return resolve_resources(self.declared, self.host, found, now.assignment, now.devices)
         except InvalidText:
             there = {device.uuid: device for device in found}
             parts = tuple(

@@ -17,7 +17,12 @@ from bursar.simulation.checkers.frameworks import FrameworkBook
 from bursar.simulation.containers import SimulatedContainer
 
 #: Conditions that a device may be in when nothing goes wrong any more.
-_LASTING = (DeviceCondition.UNSPECIFIED, DeviceCondition.HEALTHY, DeviceCondition.RETIRED)
+_LASTING = (
+    DeviceCondition.UNSPECIFIED,
+    DeviceCondition.HEALTHY,
+    DeviceCondition.RETIRED,
+    DeviceCondition.UNCONFIGURED,
+)
 
 
 class Wants(Protocol):
