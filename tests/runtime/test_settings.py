@@ -137,6 +137,12 @@ def test_help_lists_every_flag_with_its_default(capsys: pytest.CaptureFixture[st
     assert "[default: 30s]" in text and "BURSAR_MASTER_" in text
 
 
+def test_help_calls_a_command_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load(FLAGS, ["--help"], {}, "bursar-agent", command="bursar-agent doctor")
+    assert capsys.readouterr().out.startswith("Usage: bursar-agent doctor [OPTIONS]")
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         read("--version")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import bursar.master.comparing as master_comparing
-from bursar.agent import lives
+from bursar.agent import admission, lives
 from bursar.agent.machine import AgentMachine
 from bursar.agent.reporting import Reporting
 from bursar.agent.strays import Strays
@@ -191,7 +191,7 @@ def without_own_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_own_checks")
 def test_an_agent_that_begins_tasks_on_ill_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lives, "launch_problem", lambda *_, **__: None)
+    monkeypatch.setattr(admission, "launch_problem", lambda *_, **__: None)
     assert "begins" in condemned(ILL, make=busy)
 
 

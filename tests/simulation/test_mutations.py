@@ -14,7 +14,7 @@ import bursar.master.agents as master_agents
 import bursar.master.frameworks as master_frameworks
 import bursar.master.offers as master_offers
 import bursar.master.tasks as master_tasks
-from bursar.agent import leaving, lives, task_groups
+from bursar.agent import admission, leaving, lives, task_groups
 from bursar.agent.containers.runtime import ContainerExit, RecoveredContainer
 from bursar.agent.effects import StartContainer
 from bursar.agent.events import ContainerExited
@@ -112,7 +112,7 @@ def test_ports_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(operations, "with_host_ports", always_the_first)
     assert fails(seeds=1) == "", "the agent refuses what another task has"
-    monkeypatch.setattr(lives, "ports_problem", lambda task, others: None)
+    monkeypatch.setattr(admission, "ports_problem", lambda task, others: None)
     assert "is in two live containers" in fails()
 
 

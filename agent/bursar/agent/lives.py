@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from bursar.agent.admission import admission_problem
 from bursar.agent.alone import Alone
 from bursar.agent.books import Books, names
 from bursar.agent.checkups import Checkups
@@ -18,11 +19,12 @@ from bursar.agent.executors import Executors
 from bursar.agent.leaving import BUSY_PAUSE_MS, Leaving
 from bursar.agent.overuse import Overuse
 from bursar.agent.pinning import granted_devices
+from bursar.agent.reach import Reach
 from bursar.agent.reporting import Reporting
 from bursar.agent.restarts import may_restart, next_in_row, wants_restart, words_for
 from bursar.agent.state import GenerationSeen, TaskSaved
 from bursar.agent.strays import Strays
-from bursar.agent.task_groups import TaskGroups, incomplete, network_of, together, undone
+from bursar.agent.task_groups import TaskGroups, network_of, together, undone
 from bursar.agent.tasks import (
     MAX_MESSAGE_LENGTH,
     TaskKey,
@@ -34,10 +36,8 @@ from bursar.agent.tasks import (
     grace_ms_of,
     has_container,
     killed_early,
-    launch_problem,
     lost_device,
     never_seen,
-    ports_problem,
 )
 from bursar.core.ids import DeviceUuid
 from bursar.core.messages.agent import DesiredState, KillTask, RestartTask
@@ -56,8 +56,7 @@ class Lives:
         self.overuse = Overuse(books, reporting, self._kill_here)
         self.alone = Alone(books, self._kill_here)
         self.strays = Strays(books, reporting, leaving)
-        #: Containers that may not open their devices, and the run in which that was said.
-        self._cut_off: dict[ContainerId, int] = {}
+        self.reach = Reach(books, reporting)
         self.groups = TaskGroups(books, self._kill, leaving)
         self.executors = Executors(books, self._runs, self._end, lambda key, end: self._leave(key, end, final=True))
         for key, record in books.state.tasks.items():
@@ -147,42 +146,7 @@ class Lives:
 
     def _problem(self, task: AssignedTask, fresh: Sequence[AssignedTask]) -> Verdict | None:
         """Why a task cannot be launched, with these others at once; or nothing."""
-        problem = launch_problem(
-            task,
-            runtime=self._books.info.runtime,
-            default_image=self._books.config.default_image,
-            devices=self._books.devices,
-            held=self._books.held,
-            max_ulimits=self._books.config.max_ulimits,
-        )
-        if problem is None and task.spec.service_ports:
-            problem = ports_problem(task, self._ports_in_use())
-        if problem is None and task.spec.task_group is not None:
-            return incomplete(task.spec.task_group, fresh)
-        return problem or self.executors.problem(task)
-
-    def _ports_in_use(self) -> Iterable[tuple[TaskKey, Sequence[ServicePort]]]:
-        """The service ports of everything that has a container, or will."""
-        books = self._books
-        for key, record in books.state.tasks.items():
-            if not record.state.is_terminal or container_of(books.info.agent_id, key) in books.orphans:
-                yield key, record.task.spec.service_ports
-        yield from self._ports_of_networks()
-        for key, finished in books.state.finished.items() if books.orphans else ():
-            if container_of(books.info.agent_id, key) in books.orphans:
-                yield key, finished.status.service_ports
-
-    def _ports_of_networks(self) -> Iterable[tuple[TaskKey, Sequence[ServicePort]]]:
-        """Those of ended tasks whose group lives on: their network was made with them, and has them until it goes."""
-        state = self._books.state
-        for record in state.tasks.values() if self._books.info.runtime == "docker" else ():
-            group = record.task.spec.task_group
-            for task_id in group.task_ids if group is not None and not record.state.is_terminal else ():
-                key = TaskKey(record.key.framework_id, task_id)
-                if (finished := state.finished.get(key)) is not None:
-                    yield key, finished.status.service_ports
-                elif (other := state.tasks.get(key)) is not None and other.state.is_terminal:
-                    yield key, other.task.spec.service_ports
+        return admission_problem(self._books, task, fresh) or self.executors.problem(task)
 
     def _start(self, key: TaskKey) -> None:
         """Its launch is recorded: from now on it has its devices."""
@@ -337,23 +301,6 @@ class Lives:
         key = self._books.live.get(container_id)
         if key is not None:
             self._kill_here(key, StatusReason.DISK_LIMIT, "its sandbox holds more than the disk that it asked for")
-
-    def out_of_reach(self, container_id: ContainerId, nodes: Sequence[str]) -> None:
-        """It may not open these devices any more: said once, and again after it could meanwhile (pain 3)."""
-        key = self._books.live.get(container_id)
-        record = self._books.state.tasks[key] if key is not None else None
-        if not nodes or key is None or record is None or record.state is not TaskState.RUNNING or record.waiting:
-            self._cut_off.pop(container_id, None)
-            return
-        if self._cut_off.get(container_id) == record.run_began_ms:
-            return
-        self._cut_off[container_id] = record.run_began_ms
-        message = (
-            f"its container may not open {', '.join(nodes)} any more: something on its machine has written the container's device"
-            " rules anew (systemctl daemon-reload does). What it has open goes on; a restart of the task brings the rest back"
-        )
-        self._books.log("error", "a task has lost its devices", **names(key), reason=message)
-        self._reporting.report(record, Verdict(TaskState.RUNNING, StatusReason.DEVICE_ACCESS_LOST, message))
 
     def _kill_here(self, key: TaskKey, reason: StatusReason, message: str) -> None:
         """The agent itself wants the end of a running task, and will say why when it has come."""

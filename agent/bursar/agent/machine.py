@@ -157,7 +157,7 @@ class AgentMachine:
                 self.leaving.told(users)
             case NodesOutOfReach(containers):
                 for container_id, nodes in containers.items():
-                    self.lives.out_of_reach(container_id, nodes)
+                    self.lives.reach.out_of_reach(container_id, nodes)
             case SharesMeasured(users):
                 self.overuse.measured(users)
             case ContainersRecovered(containers):

@@ -96,13 +96,14 @@ def load(
     *,
     summary: str = "",
     version: str = "",
+    command: str = "",
 ) -> Settings:
-    """Read all flags of `program` (`bursar-master`); `argv` is without the program's name.
+    """Read all flags of `program` (`bursar-master`); `argv` is without the program's name. `command` is what the help calls it.
 
     Raises InvalidText with what, why and what to do; SystemExit(0) after `--help` or `--version`.
     """
     table = {flag.name: flag for flag in (*flags, CONFIG)}
-    given = _parse_command_line(table, _normalize(table, argv), program, summary, version)
+    given = _parse_command_line(table, _normalize(table, argv), command or program, summary, version)
     variables, warnings = _from_environment(table, environ, program)
     path = given.get("config") or variables.get("config", "")
     file = _from_file(table, path) if path else {}

@@ -36,7 +36,15 @@ def main(argv: Sequence[str], environ: Mapping[str, str], version: str) -> int:
     """Print what is found. Exit status 0; 1 where something has to be repaired first; 2 for a wrong use."""
     logging.disable(logging.CRITICAL)  # what libraries and drivers say in passing is said here by the findings
     try:
-        settings = load((*flags(environ), JSON), argv, environ, PROGRAM, summary=SUMMARY, version=version)
+        settings = load(
+            (*flags(environ), JSON),
+            argv,
+            environ,
+            PROGRAM,
+            summary=SUMMARY,
+            version=version,
+            command=f"{PROGRAM} doctor",
+        )
     except BursarError as error:
         findings = [fail("flags", error.detail.message, "an agent with these does not start", error.detail.hint)]
         print(as_text(findings))
