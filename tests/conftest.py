@@ -20,12 +20,21 @@ DEALT_SINGLY = frozenset(
         "tests/cli/test_commands.py",
         "tests/cli/test_run.py",
         "tests/e2e/test_bad_clients.py",
-        "tests/e2e/test_daemons.py",
         "tests/e2e/test_dev.py",
         "tests/e2e/test_gangs.py",
         "tests/e2e/test_restarts.py",
         "tests/e2e/test_sessions.py",
     ]
+)
+
+#: Minutes of the whole run.
+TAKE_LONG = (
+    "tests/test_setup.py",
+    "tests/e2e/",
+    "tests/cli/",
+    "tests/agent/containers/",
+    "tests/simulation/",
+    "tests/master/test_reference.py",
 )
 
 
@@ -52,7 +61,10 @@ def pytest_sessionstart() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two to four processes for the whole run; none for a part of it, which is over sooner without, and for what is measured."""
+    """For the whole run one process more than there are processors, up to four: half of the time a test waits for what it started.
+
+    None for a part of it, which is over sooner without, and for what is measured.
+    """
     option = config.option
     tests = Path(__file__).parent
     whole = any(tests.is_relative_to(Path(argument).resolve()) for argument in config.args)
@@ -65,7 +77,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     ):
         return 0
     processors = len(os.sched_getaffinity(0))
-    return min(processors, 4) if processors > 1 else 0
+    return min(processors + 1, 4) if processors > 1 else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first: small modules are left for the end, where they keep all processes busy."""
+    items.sort(key=lambda item: not item.nodeid.startswith(TAKE_LONG))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -224,13 +224,6 @@ async def test_a_closed_stdout_ends_the_task(master: Any, bursar: Any) -> None:
     assert master.torn_down and (await process.stderr.read()) == b""
 
 
-async def test_no_master(bursar: Any, unused_tcp_port: int) -> None:
-    done = await bursar("--master", f"127.0.0.1:{unused_tcp_port}", "run", "true")
-    assert done.code == 125 and "no master answers at" in done.stderr and "bursar-master" in done.stderr
-    done = await bursar("--master", f"127.0.0.1:{unused_tcp_port}", "run", "--wait", "1s", "true")
-    assert done.code == 124
-
-
 async def test_batch_prints_a_summary(master: Any, bursar: Any) -> None:
     done = await bursar("batch", "--count", "3", "-o", "json", "--", "sh", "-c", "test {index} -ne 1")
     summary = json.loads(done.stdout)

@@ -6,6 +6,10 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,67 @@ def refused(done: Any, *words: str, code: int | None = None) -> None:
     assert done.code in ((1, 2) if code is None else (code,)), done
     assert all(word in done.stderr for word in words), done
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) <= 6
+
+
+#: Starts a daemon's `main` with each line of flags that it reads, and writes what came of it.
+REFUSING = """
+import contextlib, importlib, io, json, sys
+for line in sys.stdin:
+    module, flags = json.loads(line)
+    said, code = io.StringIO(), None
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        try:
+            importlib.import_module(module).main(flags)
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, said.getvalue()]), flush=True)
+"""
+
+
+@dataclass
+class Refused:
+    """As a program leaves it."""
+
+    code: int | None
+    stderr: str
+
+
+class Refusals:
+    """One process in which a daemon refuses to start again and again: it is importing that takes the time."""
+
+    def __init__(self, where: Path, process: subprocess.Popen[str]) -> None:
+        self._where = where
+        self._process = process
+        self._count = 0
+
+    def of(self, module: str, defaults: list[str], flags: list[str]) -> Refused:
+        """What comes of these flags, in a work directory of their own where they name none."""
+        self._count += 1
+        assert self._process.stdin is not None and self._process.stdout is not None
+        line = [*defaults, "--work-dir", str(self._where / str(self._count)), *flags]
+        self._process.stdin.write(json.dumps([module, line]) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "it ended instead of refusing"
+        return Refused(*json.loads(answer))
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Refusals]:
+    """The real thing, started as a program, is in `test_a_taken_port` and `test_without_a_docker_engine`."""
+    where = tmp_path_factory.mktemp("refusals")
+    with subprocess.Popen(
+        [sys.executable, "-c", REFUSING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"},
+    ) as process:
+        try:
+            yield Refusals(where, process)
+        finally:
+            process.kill()
 
 
 # --- the master -----------------------------------------------------------------------------------------------------
@@ -78,9 +143,9 @@ def test_flags_from_everywhere(bare_cluster: Any, tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value),
 )
-def test_a_master_that_cannot_start(programs: Any, tmp_path: Path, flags: list[str], words: list[str]) -> None:
-    defaults = ["--listen", "127.0.0.1:0", "--metrics", "", "--work-dir", str(tmp_path / "m")]
-    refused(programs.run(programs.program("bursar-master"), *defaults, *flags, timeout_s=20), *words)
+def test_a_master_that_cannot_start(refusals: Refusals, flags: list[str], words: list[str]) -> None:
+    defaults = ["--listen", "127.0.0.1:0", "--metrics", ""]
+    refused(refusals.of("bursar.master.main", defaults, flags), *words)
 
 
 def test_off_loopback_when_told_so(programs: Any, tmp_path: Path) -> None:
@@ -179,18 +244,9 @@ def test_help_and_version(programs: Any, program: str) -> None:
     ],
     ids=lambda value: " ".join(value),
 )
-def test_an_agent_that_cannot_start(programs: Any, tmp_path: Path, flags: list[str], words: list[str]) -> None:
-    defaults = [
-        "--master",
-        "127.0.0.1:1",
-        "--runtime",
-        "process",
-        "--devices",
-        "none",
-        "--work-dir",
-        str(tmp_path / "a"),
-    ]
-    refused(programs.run(programs.program("bursar-agent"), *defaults, *flags, timeout_s=20), *words)
+def test_an_agent_that_cannot_start(refusals: Refusals, flags: list[str], words: list[str]) -> None:
+    defaults = ["--master", "127.0.0.1:1", "--runtime", "process", "--devices", "none"]
+    refused(refusals.of("bursar.agent.main", defaults, flags), *words)
 
 
 def test_without_a_docker_engine(programs: Any, tmp_path: Path) -> None:

@@ -122,13 +122,13 @@ def test_dev_keeps_a_named_directory_and_what_was_killed_is_removed(
         dev.signal(signal.SIGTERM)
         assert dev.finish().code == 0
     assert (named / "master").is_dir() and "term=2" in (named / "master.log").read_text()
-    killed = start_dev(programs, temporary)
+    killed = start_dev(programs, temporary, "--agents", "1")
     killed.until_stdout("ready")
     (orphan,) = temporary.glob("bursar-dev-*")
     killed.signal(signal.SIGKILL)
     killed.process.wait()
     assert remains(temporary)
-    again = start_dev(programs, temporary)
+    again = start_dev(programs, temporary, "--agents", "1")
     again.until_stdout("ready")
     assert not orphan.exists() and len(list(temporary.glob("bursar-dev-*"))) == 1
     again.signal(signal.SIGINT)
