@@ -1,7 +1,7 @@
 # The master. Build from the root of the tree:  docker build -f deploy/master.Dockerfile -t bursar-master .
 #
-# NOT SECURED YET: there is no TLS and no authentication. In a container the master must listen off loopback to be of
-# any use, and it does so only with --insecure. Publish its ports on loopback or on a network that you trust entirely.
+# NOT SECURED YET, as it is: in a container the master must listen off loopback to be of any use, and without certificates it does so
+# only with --insecure. Publish its ports on loopback, or give it certificates instead (docs/security.md).
 ARG PYTHON_VERSION=3.13
 ARG BASE=python:${PYTHON_VERSION}-slim
 

@@ -24,6 +24,7 @@ import pytest
 from ports import free_port
 
 from bursar.cli.local import remove_remains
+from bursar.runtime.credentials import NOBODY, Credentials
 from bursar.sdk import OperatorClient
 from bursar.v1.operator_service_pb2 import AGENT_STATE_ACTIVE
 
@@ -185,6 +186,8 @@ class Cluster:
     programs: Programs
     where: Path
     port: int = 0
+    #: What `ask` shows to the master.
+    credentials: Credentials = NOBODY
     daemons: dict[str, Running] = field(default_factory=dict)
 
     @property
@@ -234,7 +237,7 @@ class Cluster:
         """Ask the master without the price of a program; for waiting."""
 
         async def talk() -> T:
-            async with OperatorClient(self.address) as client:
+            async with OperatorClient(self.address, credentials=self.credentials) as client:
                 return await question(client)
 
         # In a thread, because the caller may have a loop of its own.
@@ -309,6 +312,17 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 def bare_cluster(programs: Programs, tmp_path: Path) -> Cluster:
     """A cluster of one test; nothing runs yet."""
     return Cluster(programs, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of one module, which starts it as it likes."""
+    where = tmp_path_factory.mktemp("cluster")
+    started = Programs(where)
+    try:
+        yield Cluster(started, where)
+    finally:
+        started.close()
 
 
 @pytest.fixture

@@ -107,6 +107,7 @@ from bursar.core.messages.agent import AgentInfo
 from bursar.core.resources import DISK, sum_resources
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState
 from bursar.core.ulimits import Ulimit
+from bursar.runtime.credentials import NOBODY, Credentials
 from bursar.runtime.driver import Driver
 from bursar.runtime.telemetry import logger
 
@@ -154,6 +155,7 @@ class AgentDaemon:
         fetch_cache_bytes: int = DEFAULT_CACHE_BYTES,
         release_timeout_ms: int = DEFAULT_RELEASE_TIMEOUT_MS,
         share_grace_ms: int = DEFAULT_SHARE_GRACE_MS,
+        credentials: Credentials = NOBODY,
         max_ulimits: Sequence[Ulimit] = (),
     ) -> None:
         self._work_dir = work_dir
@@ -183,9 +185,9 @@ class AgentDaemon:
         )
         self.machine = AgentMachine(config, checkpoint.load())
         self.driver = Driver(self.machine, commit=self._commit, perform=self._perform)
-        self.client = MasterClient(masters, self.driver.post, self._log)
-        self._log_sender = LogSender()
-        self._session_server = SessionServer()
+        self.client = MasterClient(masters, self.driver.post, self._log, credentials)
+        self._log_sender = LogSender(credentials)
+        self._session_server = SessionServer(credentials)
         self._containers: dict[ContainerId, _Container] = {}
         #: Ends told while the containers of an earlier life are still being looked for.
         self._early_exits: list[ContainerExited] | None = []

@@ -17,8 +17,9 @@ import grpc.aio
 
 from bursar.agent.containers.logs import LogChunk, LogStream, read_logs
 from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.runtime.client import Channels
 from bursar.runtime.codec import encode
-from bursar.runtime.rpc import CLIENT_OPTIONS
+from bursar.runtime.credentials import NOBODY, Credentials
 from bursar.v1 import agent_service_pb2, agent_service_pb2_grpc
 
 #: Open at once; more are refused.
@@ -34,9 +35,10 @@ _WIRE_STREAM = {
 class LogSender:
     """All open log streams of the agent."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: Credentials = NOBODY) -> None:
         self._streams: set[asyncio.Task[None]] = set()
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        # Not shared with the control stream, also not below gRPC's surface.
+        self._channels = Channels(credentials)
 
     def refuse(self, address: str, stream_id: str, error: ErrorDetail) -> None:
         """Say why there is no output."""
@@ -69,8 +71,7 @@ class LogSender:
         for task in list(self._streams):
             task.cancel()
         await asyncio.gather(*self._streams, return_exceptions=True)
-        for channel in self._channels.values():
-            await channel.close()
+        await self._channels.close()
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -78,11 +79,7 @@ class LogSender:
         task.add_done_callback(self._streams.discard)
 
     def _stub(self, address: str) -> Any:
-        if address not in self._channels:
-            # Not shared with the control stream, also not below gRPC's surface.
-            options = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
-            self._channels[address] = grpc.aio.insecure_channel(address, options=options)
-        return agent_service_pb2_grpc.AgentServiceStub(self._channels[address])
+        return agent_service_pb2_grpc.AgentServiceStub(self._channels.to(address))
 
     async def _refuse(self, address: str, stream_id: str, error: ErrorDetail) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):

@@ -30,7 +30,7 @@ from bursar.agent.devices.shares import ShareSetting, parse_shares
 from bursar.agent.devices.source import DeviceSource
 from bursar.agent.metrics import AgentMetrics
 from bursar.agent.resources import HostResources, discover_host
-from bursar.agent.settings import PROGRAM, load_settings, tolerated_programs
+from bursar.agent.settings import PROGRAM, credentials, load_settings, tolerated_programs
 from bursar.agent.watchdog import Watchdog, notify
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
@@ -106,6 +106,7 @@ async def serve(settings: Settings) -> None:
 
 async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
     log = logger()
+    shown = credentials(settings)
     work_dir = WorkDir(Path(settings.text("work-dir")).expanduser())
     checkpoint = Checkpoint(work_dir.checkpoint)
     agent_id, incarnation = checkpoint.begin_life()
@@ -167,6 +168,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         health=HealthRules(
             cool_down_ms=settings.number("device-cool-down"), relapses=settings.number("device-relapses")
         ),
+        credentials=shown,
     )
     try:
         await runtime.open(daemon.container_exited)

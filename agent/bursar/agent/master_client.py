@@ -16,9 +16,12 @@ import grpc
 import grpc.aio
 
 from bursar.agent.events import MasterConnected, MasterDisconnected, MasterMessageReceived
+from bursar.core.errors import BursarError
 from bursar.core.ids import ConnectionId
 from bursar.core.messages.agent import AgentMessage
 from bursar.runtime.codec import unwrap, wrap
+from bursar.runtime.credentials import NOBODY, Credentials
+from bursar.runtime.handshake import why_not
 from bursar.runtime.outbox import Outbox
 from bursar.runtime.rpc import CLIENT_OPTIONS
 from bursar.v1 import agent_service_pb2, agent_service_pb2_grpc
@@ -58,8 +61,11 @@ class _Conversation:
 class MasterClient:
     """Keeps a stream to a master open while `run` runs."""
 
-    def __init__(self, addresses: Sequence[str], post: Callable[[object], None], log: Logger) -> None:
+    def __init__(
+        self, addresses: Sequence[str], post: Callable[[object], None], log: Logger, credentials: Credentials = NOBODY
+    ) -> None:
         self._addresses = tuple(addresses)
+        self._credentials = credentials
         self._post = post
         self._log = log
         self._now: _Conversation | None = None
@@ -107,9 +113,15 @@ class MasterClient:
 
     async def _converse(self, address: str) -> _Conversation | None:
         """Hold one conversation to its end; None where the master was not reached."""
-        async with grpc.aio.insecure_channel(address, options=CLIENT_OPTIONS) as channel:
+        try:
+            opened = self._credentials.channel(address, address, CLIENT_OPTIONS)
+        except BursarError as error:
+            self._complain(address, str(error))
+            return None
+        async with opened as channel:
             if not await _reach(channel):
-                self._complain(address, "no master answers there")
+                reason = await why_not(address, self._credentials)
+                self._complain(address, str(reason) if reason else "no master answers there")
                 return None
             self._last_connection += 1
             connection = ConnectionId(self._last_connection)

@@ -16,9 +16,10 @@ import grpc.aio
 from bursar.agent.containers.sessions import Session, SessionRefused
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages.sessions import TerminalSize
+from bursar.runtime.client import Channels
 from bursar.runtime.codec import decode, encode
+from bursar.runtime.credentials import NOBODY, Credentials
 from bursar.runtime.frames import WINDOW_BYTES, FrameSender, output_frame
-from bursar.runtime.rpc import CLIENT_OPTIONS
 from bursar.v1 import agent_service_pb2_grpc, sessions_pb2
 
 #: Open at once; more are refused.
@@ -32,9 +33,10 @@ _GONE = (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError)
 class SessionServer:
     """All sessions of the agent."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: Credentials = NOBODY) -> None:
         self._sessions: set[asyncio.Task[None]] = set()
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        # Not shared with the control stream, also not below gRPC's surface.
+        self._channels = Channels(credentials)
 
     def serve(self, address: str, stream_id: str, open: Callable[[], Awaitable[Session]]) -> None:
         """Serve what `open` gives; where it raises SessionRefused, say why."""
@@ -53,15 +55,10 @@ class SessionServer:
         for task in list(self._sessions):
             task.cancel()
         await asyncio.gather(*self._sessions, return_exceptions=True)
-        for channel in self._channels.values():
-            await channel.close()
+        await self._channels.close()
 
     def _stub(self, address: str) -> Any:
-        if address not in self._channels:
-            # Not shared with the control stream, also not below gRPC's surface.
-            options = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
-            self._channels[address] = grpc.aio.insecure_channel(address, options=options)
-        return agent_service_pb2_grpc.AgentServiceStub(self._channels[address])
+        return agent_service_pb2_grpc.AgentServiceStub(self._channels.to(address))
 
     async def _serve(self, address: str, stream_id: str, open: Callable[[], Awaitable[Session]]) -> None:
         call = self._stub(address).ServeSession()

@@ -15,6 +15,7 @@ from bursar.core.memory.text import parse_pools_text
 from bursar.core.resources import MEM
 from bursar.core.text import parse_amount, parse_attributes, parse_resources
 from bursar.core.ulimits import parse_ulimits
+from bursar.runtime.credentials import OPTIONS, Credentials
 from bursar.runtime.rpc import split_address
 from bursar.runtime.settings import Settings, load
 
@@ -184,13 +185,29 @@ def flags(environ: Mapping[str, str]) -> tuple[Flag, ...]:
             60_000,
             "An agent that did not react to anything for so long is begun anew; its tasks run on. 0s: never.",
         ),
-        Flag("insecure", FlagType.BOOL, False, "Listen beyond loopback although there is no authentication yet."),
+        Flag("insecure", FlagType.BOOL, False, "Serve metrics in the clear beyond loopback."),
+        *(
+            Flag(flag, FlagType.TEXT, "", text, metavar="NAME" if field == "server_name" else "FILE")
+            for field, flag, text in OPTIONS
+        ),
     )
 
 
 def load_settings(argv: Sequence[str], environ: Mapping[str, str], version: str) -> Settings:
     """Read all flags. Raises BursarError."""
     return load(flags(environ), argv, environ, PROGRAM, summary=SUMMARY, version=version)
+
+
+def credentials(settings: Settings) -> Credentials:
+    """What to show to masters, and to expect of them. Raises InvalidText, BursarError."""
+    named = named_credentials(settings)
+    named.check()
+    return named
+
+
+def named_credentials(settings: Settings) -> Credentials:
+    """The files, in order or not."""
+    return Credentials(**{field: settings.text(flag) for field, flag, _ in OPTIONS})
 
 
 def tolerated_programs(settings: Settings) -> frozenset[str]:

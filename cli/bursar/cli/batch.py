@@ -17,9 +17,11 @@ from bursar.cli.asked import asked_options
 from bursar.cli.options import (
     DURATION_MS,
     capabilities_for,
+    credentials,
     master_address,
     master_option,
     of_gpus,
+    operator_client,
     output_option,
 )
 from bursar.cli.problems import REFUSED, exit_code, say, say_error
@@ -29,7 +31,7 @@ from bursar.core.text import format_duration
 from bursar.frameworks.batch import MAX_LOSSES, Batch, Ended, Job, from_lines, from_template
 from bursar.frameworks.gang_batch import WAIT_S, GangBatch
 from bursar.frameworks.run import describe_end
-from bursar.sdk import FrameworkSession, OperatorClient, Status
+from bursar.sdk import FrameworkSession, Status
 
 #: How often the bar is drawn, and when waiting for a first offer is explained.
 SHOW_EVERY_S, EXPLAIN_AFTER_S = 0.25, 3.0
@@ -183,8 +185,8 @@ class _Run:
 
     def __init__(self, framework: Batch, master: str, output: str) -> None:
         self._framework, self._output = framework, output
-        self._session = FrameworkSession(framework, master, connect_timeout=10)
-        self._client = OperatorClient(master)
+        self._session = FrameworkSession(framework, master, connect_timeout=10, credentials=credentials())
+        self._client = operator_client(master)
         self._progress: Progress = progress_of(framework)
         self._signal: int | None = None
         framework.on_end, framework.on_again = self._on_end, self._on_again

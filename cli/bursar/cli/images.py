@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import ask, master_address, master_option, output_option
+from bursar.cli.options import ask, master_address, master_option, operator_client, output_option
 from bursar.cli.problems import REFUSED, say
-from bursar.sdk import OperatorClient
 
 #: Between two looks at a pull that is waited for.
 LOOK_EVERY_S = 0.5
@@ -123,7 +122,7 @@ def pull_image(image: str, agents: str, where: str, everywhere: bool, wait: bool
 
 
 async def _pull(image: str, agents: list[str], where: str, everywhere: bool, wait: bool, output: str) -> int:
-    async with OperatorClient(master_address()) as client:
+    async with operator_client(master_address()) as client:
         pull = await client.pull_image(image, agents=agents, where=where, everywhere=everywhere)
         told: dict[str, str] = {}
         while wait:

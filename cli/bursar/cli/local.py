@@ -25,6 +25,7 @@ import psutil
 
 from bursar.cli.problems import Failure
 from bursar.core.errors import BursarError
+from bursar.runtime.credentials import NOBODY
 from bursar.sdk import MasterUnreachable, OperatorClient
 
 T = TypeVar("T")
@@ -143,7 +144,7 @@ class LocalCluster:
     async def wait_for_agents(self, count: int) -> None:
         """Wait until so many agents are active. Raises Failure."""
         deadline = time.monotonic() + START_S
-        async with OperatorClient(self.address) as client:
+        async with OperatorClient(self.address, credentials=NOBODY) as client:
             while time.monotonic() < deadline:
                 active = [agent for agent in await client.agents() if agent.state == 1]
                 if len(active) >= count:
@@ -179,7 +180,7 @@ class LocalCluster:
         self._processes.clear()
 
     async def _end_tasks(self) -> None:
-        async with OperatorClient(self.address, timeout_s=2) as client:
+        async with OperatorClient(self.address, timeout_s=2, credentials=NOBODY) as client:
             for framework in await client.frameworks():
                 await client.teardown_framework(framework.info.framework_id)
             for task in await client.tasks():
@@ -310,7 +311,7 @@ def _remove_containers(directory: Path) -> None:
 async def reachable(address: str) -> bool:
     """Whether a master answers there."""
     try:
-        async with OperatorClient(address, timeout_s=0.5) as client:
+        async with OperatorClient(address, timeout_s=0.5, credentials=NOBODY) as client:
             await client.master()
     except MasterUnreachable:
         return False

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from bursar.cli import problems
-from bursar.cli.options import ROOT_SETTINGS, master_option
+from bursar.cli.options import ROOT_SETTINGS, credential_options, master_option
 from bursar.core.errors import BursarError
 from bursar.runtime.program import INTERRUPTED
 
@@ -84,6 +84,7 @@ def _is_there(place: str) -> bool:
 
 @click.group(cls=LazyGroup, context_settings=ROOT_SETTINGS)
 @master_option
+@credential_options
 @click.version_option(package_name="bursar", prog_name="bursar", message="%(prog)s %(version)s")
 def cli() -> None:
     """Ask and order a Bursar cluster, and run work on it.

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -17,6 +18,7 @@ from bursar.core.resources import CPUS, DISK, GPUS, MEM, MILLI
 from bursar.core.role_expressions import parse_role_expression
 from bursar.core.roles import DEFAULT_ROLE, role_problem
 from bursar.core.text import format_milli, parse_amount, parse_amounts, parse_duration, parse_request
+from bursar.runtime.credentials import OPTIONS, Credentials, variable_of
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,6 +27,7 @@ ROOT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_con
 _MASTER_KEY = "bursar.master"
 _CLIENT_KEY = "bursar.client"
 _CLOCK_KEY = "bursar.clock"
+_CREDENTIALS_KEY = "bursar.credentials"
 
 
 if TYPE_CHECKING:
@@ -140,6 +143,25 @@ def master_option(command: F) -> F:
     )(command)
 
 
+def _remember_credential(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        ctx.meta.setdefault(_CREDENTIALS_KEY, {})[param.name] = value
+
+
+def credential_options(command: F) -> F:
+    """`--tls-ca` and the others, before the command's name."""
+    for field, flag, text in reversed(OPTIONS):
+        command = click.option(
+            f"--{flag}",
+            field,
+            metavar="NAME" if field == "server_name" else "FILE",
+            expose_value=False,
+            callback=_remember_credential,
+            help=f"{text}  [{variable_of(flag)}]",
+        )(command)
+    return command
+
+
 def output_option(command: F) -> F:
     """`-o table|json|name`."""
     return click.option(
@@ -176,6 +198,19 @@ def master_address() -> str:
         raise click.UsageError(f"BURSAR_MASTER: {error}") from None
 
 
+def credentials() -> Credentials:
+    """What --tls-ca and the others, or the environment, say."""
+    given: dict[str, str] = click.get_current_context().meta.get(_CREDENTIALS_KEY, {})
+    return replace(Credentials.from_environment(), **given)
+
+
+def operator_client(address: str) -> OperatorClient:
+    """A client with the credentials of this command line."""
+    from bursar.sdk import OperatorClient
+
+    return OperatorClient(address, credentials=credentials())
+
+
 def use_client(ctx: click.Context, make: Callable[[str], OperatorClient], wall_ms: int) -> None:
     """Let the commands below a context ask somebody else than the master at an address, at another time."""
     ctx.meta[_CLIENT_KEY] = make
@@ -193,10 +228,8 @@ def ask(question: Callable[[OperatorClient], Awaitable[T]]) -> T:
     # Here, so that a help text or a usage error does not wait for asyncio and gRPC.
     import asyncio
 
-    from bursar.sdk import OperatorClient
-
     address = master_address()
-    make: Callable[[str], OperatorClient] = click.get_current_context().meta.get(_CLIENT_KEY, OperatorClient)
+    make: Callable[[str], OperatorClient] = click.get_current_context().meta.get(_CLIENT_KEY, operator_client)
 
     async def talk() -> T:
         async with make(address) as client:

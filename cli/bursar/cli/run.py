@@ -17,9 +17,11 @@ from bursar.cli.asked import asked_options
 from bursar.cli.options import (
     DURATION_MS,
     capabilities_for,
+    credentials,
     master_address,
     master_option,
     of_gpus,
+    operator_client,
 )
 from bursar.cli.problems import BROKEN_PIPE, NOT_RUN, WAIT_PASSED, say
 from bursar.cli.streams import OutputClosed, StandardStreams
@@ -30,7 +32,6 @@ from bursar.sdk import (
     FrameworkSession,
     LogReader,
     MasterUnreachable,
-    OperatorClient,
     Status,
     StatusReason,
     Task,
@@ -115,8 +116,8 @@ class _Run:
 
     def __init__(self, framework: RunOnce, master: str, wait_ms: int | None, verbose: bool) -> None:
         self._framework = framework
-        self._session = FrameworkSession(framework, master, connect_timeout=CONNECT_S)
-        self._client = OperatorClient(master)
+        self._session = FrameworkSession(framework, master, connect_timeout=CONNECT_S, credentials=credentials())
+        self._client = operator_client(master)
         self._wait_ms = wait_ms
         self._verbose = verbose
         self._streams = StandardStreams()

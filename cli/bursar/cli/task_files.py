@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from bursar.cli.options import master_address, master_option
+from bursar.cli.options import master_address, master_option, operator_client
 from bursar.cli.problems import Failure
 from bursar.runtime import archives
 from bursar.sdk import OperatorClient, TaskSession
@@ -62,7 +62,7 @@ async def _copy_out(address: str, task: str, path: str, target: Path) -> None:
     if not into_directory and not target.parent.is_dir():
         raise Failure(f"{target.parent} is no directory", "make it first")
     directory, rename = (target, "") if into_directory else (target.parent, target.name)
-    async with OperatorClient(address) as client:
+    async with operator_client(address) as client:
         session = await client.open_session(task, SESSION_KIND_COPY_OUT, path=path)
         async with session:
             await _through_pipe(
@@ -73,7 +73,7 @@ async def _copy_out(address: str, task: str, path: str, target: Path) -> None:
 async def _copy_in(address: str, task: str, path: str, source: Path) -> None:
     if not os.path.lexists(source):
         raise Failure(f"no such file or directory: {source}")
-    async with OperatorClient(address) as client:
+    async with operator_client(address) as client:
         kind = await _kind_of(client, task, path or ".")
         directory, name = (path or ".", source.resolve().name) if kind == "directory" else os.path.split(path)
         if not name:

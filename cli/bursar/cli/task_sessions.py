@@ -9,12 +9,12 @@ import signal
 import click
 
 from bursar.cli import terminal
-from bursar.cli.options import master_address, master_option
+from bursar.cli.options import master_address, master_option, operator_client
 from bursar.cli.problems import BROKEN_PIPE, NOT_RUN, say, say_error
 from bursar.cli.streams import OutputClosed, StandardStreams
 from bursar.core.errors import BursarError
 from bursar.runtime.program import INTERRUPTED
-from bursar.sdk import LogReader, OperatorClient, TaskSession
+from bursar.sdk import LogReader, TaskSession
 from bursar.v1.sessions_pb2 import SESSION_KIND_EXEC
 
 #: The end of a followed log and the status that tells the same come at about the same time.
@@ -59,7 +59,7 @@ class _Exec:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number, current)
         try:
-            async with OperatorClient(address) as client:
+            async with operator_client(address) as client:
                 size = terminal.size() if self._wants_terminal else None
                 session = await client.open_session(self._task, SESSION_KIND_EXEC, command=self._command, terminal=size)
                 with terminal.raw_terminal() if self._wants_terminal else contextlib.nullcontext():
@@ -125,7 +125,7 @@ def attach_command(task: str) -> int:
 
 async def _attach(address: str, task: str) -> int:
     streams = StandardStreams()
-    async with OperatorClient(address) as client:
+    async with operator_client(address) as client:
         view = await client.task(task)
         name = f"{view.framework_id}/{view.task_id}"
         reader = LogReader(client, name, streams.write, streams.say_skipped)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import lines_option, master_address, master_option
+from bursar.cli.options import lines_option, master_address, master_option, operator_client
 from bursar.cli.problems import say
 from bursar.core.errors import BursarError
 from bursar.sdk import OperatorClient
@@ -62,7 +62,7 @@ def stats_command(tasks: tuple[str, ...], once: bool, output: str) -> int:
 
 
 async def _watch(address: str, names: tuple[str, ...], once: bool, output: str) -> int:
-    async with OperatorClient(address) as client:
+    async with operator_client(address) as client:
         views = [await client.task(name) for name in names] or [
             view for view in await client.tasks() if view.state == TASK_STATE_RUNNING
         ]

@@ -9,7 +9,16 @@ from typing import Any
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import DURATION_MS, TextType, ask, labels_option, master_address, master_option, output_option
+from bursar.cli.options import (
+    DURATION_MS,
+    TextType,
+    ask,
+    labels_option,
+    master_address,
+    master_option,
+    operator_client,
+    output_option,
+)
 from bursar.cli.problems import BROKEN_PIPE
 from bursar.cli.streams import OutputClosed, StandardStreams
 from bursar.cli.task_files import cp_command
@@ -20,7 +29,7 @@ from bursar.core.role_expressions import parse_role_expression
 from bursar.core.roles import DEFAULT_ROLE
 from bursar.core.text import format_request
 from bursar.runtime.codec import decode, decode_request
-from bursar.sdk import LogReader, OperatorClient
+from bursar.sdk import LogReader
 
 _ROLES_OR_DEFAULT = TextType(
     "expression", lambda text: text if text.strip() in ("", DEFAULT_ROLE) else str(parse_role_expression(text))
@@ -135,7 +144,7 @@ def task_logs(task: str, follow: bool, tail_bytes: int | None) -> int:
 
 async def _copy_logs(address: str, task: str, follow: bool, tail_bytes: int | None) -> int:
     streams = StandardStreams()
-    async with OperatorClient(address) as client:
+    async with operator_client(address) as client:
         view = await client.task(task)
         reader = LogReader(client, f"{view.framework_id}/{view.task_id}", streams.write, streams.say_skipped)
         try:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from bursar.cli import output as out
-from bursar.cli.options import lines_option, master_address, master_option
+from bursar.cli.options import lines_option, master_address, master_option, operator_client
 from bursar.cli.problems import say
 from bursar.core.errors import BursarError, ErrorReason
 from bursar.sdk import MasterUnreachable, OperatorClient
@@ -38,7 +38,7 @@ def watch(kinds: tuple[str, ...], output: str) -> None:
 
 async def _watch(address: str, kinds: Collection[str], output: str) -> NoReturn:
     """Watch one master after another. Raises BursarError where none answers at first, or none lets us watch."""
-    async with OperatorClient(address) as client:
+    async with operator_client(address) as client:
         await client.master()
         while True:
             try:

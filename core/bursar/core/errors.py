@@ -31,6 +31,8 @@ class ErrorReason(IntEnum):
     AGENT_UNAVAILABLE = 19
     SHUTTING_DOWN = 20
     INTERNAL = 21
+    UNAUTHENTICATED = 22
+    PERMISSION_DENIED = 23
 
 
 @dataclass(frozen=True, slots=True)

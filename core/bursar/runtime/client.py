@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from bursar.core.addresses import DEFAULT_MASTER, parse_addresses
 from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, MasterUnreachable
 from bursar.runtime.codec import decode
+from bursar.runtime.credentials import NOBODY, Credentials
 from bursar.runtime.rpc import CLIENT_OPTIONS, ERROR_METADATA_KEY
 from bursar.v1 import errors_pb2
 
@@ -28,6 +29,8 @@ _REASONS = {
     grpc.StatusCode.NOT_FOUND: ErrorReason.NOT_FOUND,
     grpc.StatusCode.UNIMPLEMENTED: ErrorReason.UNSUPPORTED,
     grpc.StatusCode.INTERNAL: ErrorReason.INTERNAL,
+    grpc.StatusCode.UNAUTHENTICATED: ErrorReason.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED: ErrorReason.PERMISSION_DENIED,
 }
 
 
@@ -38,9 +41,55 @@ def masters(master: str | Iterable[str] | None) -> tuple[str, ...]:
     return parse_addresses(master if isinstance(master, str) else ",".join(master))
 
 
-def connect(address: str) -> grpc.aio.Channel:
-    """A channel to `HOST:PORT`; it connects with its first call."""
-    return grpc.aio.insecure_channel(f"dns:///{address}", options=_CHANNEL_OPTIONS)
+def connect(address: str, credentials: Credentials = NOBODY) -> grpc.aio.Channel:
+    """A channel to `HOST:PORT`; it connects with its first call. Raises BursarError where the credentials are not in order."""
+    channel: grpc.aio.Channel = credentials.channel(address, f"dns:///{address}", _CHANNEL_OPTIONS)
+    return channel
+
+
+class Channels:
+    """A channel for each address, made anew when the files of the credentials were renewed."""
+
+    def __init__(self, credentials: Credentials = NOBODY) -> None:
+        self.credentials = credentials
+        #: With what told its files apart.
+        self._channels: dict[str, tuple[grpc.aio.Channel, object]] = {}
+        #: Calls may still run on them.
+        self._former: list[grpc.aio.Channel] = []
+
+    def to(self, address: str) -> grpc.aio.Channel:
+        """The channel to an address. Raises BursarError where the credentials are not in order."""
+        now = self.credentials.stamp() if self.credentials.ca else ()
+        known = self._channels.get(address)
+        if known is not None and known[1] == now:
+            return known[0]
+        try:
+            channel = connect(address, self.credentials)
+        except BursarError:
+            if known is None:
+                raise
+            # Being replaced this very moment, perhaps: the next call looks again.
+            return known[0]
+        if known is not None:
+            self._former.append(known[0])
+        self._channels[address] = channel, now
+        return channel
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for channel in (*self._former, *(channel for channel, _ in self._channels.values())):
+            await channel.close()
+        self._former, self._channels = [], {}
+
+
+async def explained(error: BursarError, address: str, credentials: Credentials) -> BursarError:
+    """The same error, or – where no master has spoken – what is wrong with the credentials, if that is why."""
+    if not isinstance(error, MasterUnreachable):
+        return error
+    from bursar.runtime.handshake import why_not
+
+    reason = await why_not(address, credentials)
+    return error if reason is None else BursarError(reason)
 
 
 def error_detail(error: grpc.aio.AioRpcError) -> ErrorDetail | None:

@@ -40,6 +40,8 @@ SERVER_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
+    # Who connects and says nothing does not stay.
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 _CODES = {
@@ -55,6 +57,8 @@ _CODES = {
     ErrorReason.SHUTTING_DOWN: grpc.StatusCode.UNAVAILABLE,
     ErrorReason.SUPERSEDED: grpc.StatusCode.ABORTED,
     ErrorReason.INTERNAL: grpc.StatusCode.INTERNAL,
+    ErrorReason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    ErrorReason.PERMISSION_DENIED: grpc.StatusCode.PERMISSION_DENIED,
 }
 
 
@@ -90,13 +94,24 @@ def is_loopback(address: str) -> bool:
 
 
 def require_loopback(address: str, insecure: bool, program: str) -> None:
-    """Refuse to listen where others can reach, unless told to (design.md §11). Raises BursarError."""
+    """Refuse to serve in the clear where others can reach, unless told to (design.md §11). Raises BursarError."""
     if not is_loopback(address) and not insecure:
         raise BursarError(
-            f"{program} will not listen on {address}: anybody who reaches it could run commands here, and there is no"
-            " authentication yet",
+            f"{program} will not listen on {address}: it would be read in the clear by anybody who reaches it",
             "listen on 127.0.0.1, or add --insecure if the network is trusted",
         )
+
+
+def require_protection(address: str, has_tls: bool, authenticates: bool, insecure: bool, program: str) -> None:
+    """Refuse to listen where others can reach without TLS and authentication, unless told to (design.md §11). Raises BursarError."""
+    if is_loopback(address) or insecure or (has_tls and authenticates):
+        return
+    lacks = " and ".join(word for word, there in (("TLS", has_tls), ("authentication", authenticates)) if not there)
+    hint = "add --tls-cert and --tls-key, and --tls-ca or --tokens (docs/security.md)"
+    raise BursarError(
+        f"{program} will not listen on {address} without {lacks}: anybody who reaches it could run commands on every agent",
+        f"listen on 127.0.0.1, {hint}, or add --insecure if the network is trusted",
+    )
 
 
 def _short(text: str) -> str:
@@ -106,7 +121,9 @@ def _short(text: str) -> str:
     return text.encode("utf-8", "replace")[:MAX_ERROR_TEXT_BYTES].decode("utf-8", "ignore") + "…"
 
 
-async def serve(server: grpc.aio.Server, address: str, services: Sequence[str]) -> int:
+async def serve(
+    server: grpc.aio.Server, address: str, services: Sequence[str], tls: grpc.ServerCredentials | None = None
+) -> int:
     """Bind, switch reflection and health on, start; return the port. Raises BursarError where the port is taken."""
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection
@@ -118,7 +135,7 @@ async def serve(server: grpc.aio.Server, address: str, services: Sequence[str]) 
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     split_address(address)
     try:
-        port = server.add_insecure_port(address)
+        port = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls)
     except RuntimeError as error:
         raise BursarError(
             f"cannot listen on {address}: {_bind_problem(str(error))}", "stop what uses the port, or choose another one"

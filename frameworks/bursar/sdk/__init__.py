@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from bursar.core.resources import ResourceRequest
     from bursar.core.surroundings import ContainerSettings
     from bursar.core.tasks import StatusReason, TaskState
+    from bursar.runtime.credentials import Credentials
     from bursar.sdk.amounts import Amount
     from bursar.sdk.framework import Framework, Want
     from bursar.sdk.granted import granted_devices
@@ -70,6 +71,7 @@ _PLACES = {
     "bursar.core.resources": ("ResourceRequest",),
     "bursar.core.surroundings": ("ContainerSettings",),
     "bursar.core.tasks": ("StatusReason", "TaskState"),
+    "bursar.runtime.credentials": ("Credentials",),
     "bursar.sdk.amounts": ("Amount",),
     "bursar.sdk.framework": ("Framework", "Want"),
     "bursar.sdk.granted": ("granted_devices",),
@@ -90,6 +92,7 @@ __all__ = [
     "Check",
     "CheckStatus",
     "ContainerSettings",
+    "Credentials",
     "Device",
     "ErrorDetail",
     "ErrorReason",

@@ -77,6 +77,8 @@ FATAL_REASONS = frozenset(
         ErrorReason.UNSUPPORTED,
     }
 )
+#: Fatal as long as the framework was never in; later, certificates and tokens may be renewed while it waits.
+CREDENTIAL_REASONS = frozenset({ErrorReason.UNAUTHENTICATED, ErrorReason.PERMISSION_DENIED})
 
 
 class Phase(Enum):
@@ -264,10 +266,13 @@ class SessionMachine:
     def _on_stream_ended(self, event: events.StreamEnded, ms: int) -> None:
         if self._torn_down and event.error is None:
             self._end(None)
-        elif event.error is not None and event.error.reason in FATAL_REASONS:
+        elif event.error is not None and self._is_fatal(event.error):
             self._on_fatal(event.error)
         else:
             self._reconnect(event.error or ErrorDetail(ErrorReason.UNSPECIFIED, "the master ended the connection"), ms)
+
+    def _is_fatal(self, error: ErrorDetail) -> bool:
+        return error.reason in FATAL_REASONS or (error.reason in CREDENTIAL_REASONS and not self._was_subscribed)
 
     def _on_fatal(self, error: ErrorDetail) -> None:
         gone = self._stopping and error.reason is ErrorReason.FRAMEWORK_REMOVED
@@ -341,7 +346,7 @@ class SessionMachine:
             case Subscribed():
                 self._on_subscribed(event, ms)
             case StreamError(error):
-                if error.reason in FATAL_REASONS:
+                if self._is_fatal(error):
                     self._on_fatal(error)
                 else:
                     self._reconnect(error, ms)

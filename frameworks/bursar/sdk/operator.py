@@ -14,8 +14,9 @@ import grpc.aio
 
 from bursar.core.errors import ErrorReason, MasterUnreachable
 from bursar.core.resources import ResourceRequest
-from bursar.runtime.client import connect, masters, to_bursar_error, unreachable
+from bursar.runtime.client import Channels, explained, masters, to_bursar_error, unreachable
 from bursar.runtime.codec import encode, encode_request
+from bursar.runtime.credentials import Credentials
 from bursar.sdk.task_session import TaskSession
 from bursar.v1 import agent_service_pb2, operator_service_pb2, operator_service_pb2_grpc, rules_pb2, sessions_pb2
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Between two attempts.
 _RETRY_S = 0.1
+#: Between two looks at whether credentials are why nobody answers.
+_EXPLAIN_S = 1.0
 _PAGE_SIZE = 500
 
 
@@ -34,11 +37,17 @@ class OperatorClient:
     An argument that names something takes what the CLI takes: an id, a unique prefix, an agent's hostname, `FRAMEWORK_ID/TASK_ID`.
     """
 
-    def __init__(self, master: str | Iterable[str] | None = None, *, timeout_s: float = 10) -> None:
-        """`master` as in `run`. Raises InvalidText."""
+    def __init__(
+        self,
+        master: str | Iterable[str] | None = None,
+        *,
+        timeout_s: float = 10,
+        credentials: Credentials | None = None,
+    ) -> None:
+        """`master` and `credentials` as in `run`. Raises InvalidText."""
         self.addresses = masters(master)
         self.timeout_s = timeout_s
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels = Channels(Credentials.from_environment() if credentials is None else credentials)
         self._current = 0
 
     async def __aenter__(self) -> Self:
@@ -51,9 +60,7 @@ class OperatorClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
+        await self._channels.close()
 
     # --- reading ---------------------------------------------------------------------------------------------------
 
@@ -430,7 +437,7 @@ class OperatorClient:
             async for response in self._stub(address).ReadTaskLog(request):
                 yield response.chunk
         except grpc.aio.AioRpcError as error:
-            raise to_bursar_error(error, address) from None
+            raise await explained(to_bursar_error(error, address), address, self._channels.credentials) from None
 
     async def task_output(self, task: str, *, tail_bytes: int | None = None) -> tuple[bytes, bytes]:
         """What a task has printed until now: stdout and stderr; with `tail_bytes` only the end of each. Raises BursarError."""
@@ -462,18 +469,17 @@ class OperatorClient:
                 for event in response.events:
                     yield event
         except grpc.aio.AioRpcError as error:
-            raise to_bursar_error(error, address) from None
+            raise await explained(to_bursar_error(error, address), address, self._channels.credentials) from None
 
     # --- how -------------------------------------------------------------------------------------------------------
 
     def _stub(self, address: str) -> Any:
-        if address not in self._channels:
-            self._channels[address] = connect(address)
-        return operator_service_pb2_grpc.OperatorServiceStub(self._channels[address])
+        return operator_service_pb2_grpc.OperatorServiceStub(self._channels.to(address))
 
     async def _call(self, method: str, request: Any) -> Any:
         """Call until a master answers; a repeat is harmless, because reading is and orders carry a `request_id`."""
         deadline = time.monotonic() + self.timeout_s
+        ask_at = 0.0
         while True:
             address = self.addresses[self._current]
             left = deadline - time.monotonic()
@@ -481,6 +487,9 @@ class OperatorClient:
                 return await getattr(self._stub(address), method)(request, timeout=max(0.1, left))
             except grpc.aio.AioRpcError as error:
                 problem = to_bursar_error(error, address)
+                if time.monotonic() >= ask_at:
+                    ask_at = time.monotonic() + _EXPLAIN_S
+                    problem = await explained(problem, address, self._channels.credentials)
                 away = isinstance(problem, MasterUnreachable) or problem.detail.reason is ErrorReason.SHUTTING_DOWN
                 if not away:
                     raise problem from None

@@ -25,8 +25,9 @@ from bursar.core.messages.framework import FrameworkCall, FrameworkInfo, UpdateF
 from bursar.core.messages.gangs import GangGroup, GangTopology, OnMemberLost, RequestGang
 from bursar.core.messages.offers import Accept, Shape
 from bursar.core.tasks import TaskSpec
-from bursar.runtime.client import connect, masters, to_bursar_error, unreachable
+from bursar.runtime.client import connect, explained, masters, to_bursar_error, unreachable
 from bursar.runtime.codec import unwrap, wrap
+from bursar.runtime.credentials import Credentials
 from bursar.runtime.outbox import MAX_MESSAGE_BYTES, Outbox
 from bursar.sdk import effects, events
 from bursar.sdk.amounts import seconds_to_ms
@@ -39,7 +40,7 @@ from bursar.sdk.framework import (
     checked_settings,
     stated_demand,
 )
-from bursar.sdk.machine import SessionMachine
+from bursar.sdk.machine import CREDENTIAL_REASONS, SessionMachine
 from bursar.sdk.offers import Bundle, Offer
 from bursar.sdk.tasks import Status, Task, TaskGroup
 from bursar.v1 import framework_service_pb2, framework_service_pb2_grpc
@@ -55,14 +56,19 @@ _ENVELOPE_BYTES = 64
 
 
 def run(
-    framework: Framework, master: str | Iterable[str] | None = None, *, connect_timeout: float | str | None = None
+    framework: Framework,
+    master: str | Iterable[str] | None = None,
+    *,
+    connect_timeout: float | str | None = None,
+    credentials: Credentials | None = None,
 ) -> None:
     """Run a framework until it calls `stop`. Raises BursarError where the cluster will not have it, or what the author raised.
 
     `master`: `HOST:PORT[,HOST:PORT…]`; BURSAR_MASTER, then 127.0.0.1:5050 where it is not given.
     `connect_timeout`: how long to look for a master (seconds, or a text such as `10s`); without end where it is not given.
+    `credentials`: what to show to the master, and what to expect of it; what the environment says (BURSAR_TLS_CA …) where it is not given.
     """
-    asyncio.run(FrameworkSession(framework, master, connect_timeout=connect_timeout).run())
+    asyncio.run(FrameworkSession(framework, master, connect_timeout=connect_timeout, credentials=credentials).run())
 
 
 class FrameworkSession:
@@ -74,9 +80,12 @@ class FrameworkSession:
         master: str | Iterable[str] | None = None,
         *,
         connect_timeout: float | str | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
-        """See `run`. Raises BursarError where the framework's attributes are not valid."""
+        """See `run`. Raises BursarError where the framework's attributes or the credentials are not valid."""
         self.framework = framework
+        self.credentials = Credentials.from_environment() if credentials is None else credentials
+        self.credentials.check()
         self.addresses = masters(master)
         self.roles = all_roles(framework)
         self.incarnation = uuid.uuid4().hex
@@ -112,6 +121,7 @@ class FrameworkSession:
         self._shapes: tuple[Shape, ...] | None = None
         self._stopping = False
         self._ended: effects.End | None = None
+        self._refused: ErrorDetail | None = None
         framework._session = self
 
     @property
@@ -424,6 +434,12 @@ class FrameworkSession:
         else:
             raise BursarError(error)
 
+    def say_refused(self, error: ErrorDetail) -> None:
+        """Log that the credentials are not accepted, once for each reason: the session may go on trying."""
+        if error.reason in CREDENTIAL_REASONS and error != self._refused:
+            log.error("not let in: %s", error)
+            self._refused = error
+
     def closed(self, stream: _Stream) -> None:
         """For the stream: it is gone."""
         self._streams.pop(stream.connection, None)
@@ -447,7 +463,7 @@ class _Stream:
         session, connection = self._session, self.connection
         error: ErrorDetail | None = None
         try:
-            async with connect(self._address) as channel:
+            async with connect(self._address, session.credentials) as channel:
                 stub = framework_service_pb2_grpc.FrameworkServiceStub(channel)
                 async for response in stub.Connect(self._requests()):
                     received = (unwrap("FrameworkEvent", event) for event in response.events)
@@ -455,7 +471,13 @@ class _Stream:
                         events.EventsReceived(connection, tuple(event for event in received if event is not None))
                     )
         except grpc.aio.AioRpcError as problem:
-            error = to_bursar_error(problem, self._address).detail
+            said = to_bursar_error(problem, self._address)
+            error = (await explained(said, self._address, session.credentials)).detail
+            session.say_refused(error)
+        except BursarError as problem:
+            # The files of the credentials are not in order.
+            error = replace(problem.detail, reason=ErrorReason.UNAUTHENTICATED)
+            session.say_refused(error)
         except asyncio.CancelledError:
             error = ErrorDetail(ErrorReason.TOO_SLOW, "the connection was given up")
         finally:

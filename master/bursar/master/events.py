@@ -31,6 +31,8 @@ class AgentRegistering:
     register: Register
     #: All parts of its task reports.
     tasks: tuple[TaskReport, ...]
+    #: As authenticated; empty where nobody was.
+    principal: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,7 +165,23 @@ MASTER_FLAGS: tuple[Flag, ...] = (
         runtime_settable=True,
         metavar="NAME",
     ),
-    Flag("insecure", FlagType.BOOL, False, "Listen off loopback although there is no authentication yet."),
+    Flag("insecure", FlagType.BOOL, False, "Listen off loopback without TLS and authentication."),
+    Flag("tls-cert", FlagType.TEXT, "", "Speak TLS: the master's certificate (PEM), with its chain.", metavar="FILE"),
+    Flag("tls-key", FlagType.TEXT, "", "The key of that certificate (PEM).", metavar="FILE"),
+    Flag(
+        "tls-ca",
+        FlagType.TEXT,
+        "",
+        "Clients must show certificates signed by one of these CAs (PEM); bursar://KIND/PRINCIPAL in them says who it is.",
+        metavar="FILE",
+    ),
+    Flag(
+        "tokens",
+        FlagType.TEXT,
+        "",
+        "Who may speak by a token: lines of PRINCIPAL KIND[,KIND] sha256:HEX (docs/security.md).",
+        metavar="FILE",
+    ),
 )
 _BY_NAME = {flag.name: flag for flag in MASTER_FLAGS}
 

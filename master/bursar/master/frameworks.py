@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import ConnectionId, id_problem
 from bursar.core.messages.framework import (
@@ -41,6 +43,7 @@ MAX_SHAPES = 1000
 
 def subscribe(cluster: Cluster, turn: Turn, connection: ConnectionId, call: Subscribe, principal: str) -> None:
     """A framework registers, or registers again; the newest stream counts."""
+    call = replace(call, info=_as_authenticated(call.info, principal))
     refusal = _refusal(cluster, call, principal)
     if refusal is not None:
         refuse(turn, connection, refusal)
@@ -90,6 +93,7 @@ def update(cluster: Cluster, turn: Turn, framework: Framework, call: UpdateFrame
     if known is not None:
         turn.to_framework(framework, known)
         return
+    call = replace(call, info=_as_authenticated(call.info, principal))
     refusal = _update_refusal(framework, call, principal)
     if refusal is not None:
         cluster.counters.calls_refused += 1
@@ -164,7 +168,9 @@ def _refusal(cluster: Cluster, call: Subscribe, principal: str) -> ErrorDetail |
             "info.framework_id",
         )
     known = cluster.frameworks.get(info.framework_id)
-    if known is not None and known.info.principal != info.principal:
+    # One that came before anybody was asked who they are becomes that of the first who comes with its id.
+    adopted = known is not None and principal and not known.info.principal
+    if known is not None and known.info.principal != info.principal and not adopted:
         # Whoever knows an id must not take over the tasks of somebody else (REG-6).
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT,
@@ -173,6 +179,11 @@ def _refusal(cluster: Cluster, call: Subscribe, principal: str) -> ErrorDetail |
             "info.principal",
         )
     return _info_problem(info, call.suppressed_roles, principal) or demand_problem(call.demand, info.roles)
+
+
+def _as_authenticated(info: FrameworkInfo, principal: str) -> FrameworkInfo:
+    """With the principal that was authenticated, unless it says another one itself."""
+    return replace(info, principal=principal) if principal and not info.principal else info
 
 
 def _info_problem(info: FrameworkInfo, suppressed_roles: tuple[str, ...], principal: str) -> ErrorDetail | None:
@@ -216,8 +227,8 @@ def _info_problem(info: FrameworkInfo, suppressed_roles: tuple[str, ...], princi
     if info.principal and principal and info.principal != principal:
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT,
-            "the principal is not the authenticated one",
-            "leave it empty",
+            f"the framework says that its principal is {info.principal!r}, and it is {principal!r} by what it shows",
+            "leave the principal empty",
             "info.principal",
         )
     return settings_problem(info.offer_settings, info.roles)

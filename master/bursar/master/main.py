@@ -24,15 +24,18 @@ from bursar.master.registry.answers import ANSWERS
 from bursar.master.registry.store import Registry, sqlite_url
 from bursar.master.server.agent_service import AgentServicer
 from bursar.master.server.framework_service import FrameworkServicer
+from bursar.master.server.guard import Guard
 from bursar.master.server.hub import Hub
 from bursar.master.server.logs import LogRelays
 from bursar.master.server.operator_service import OperatorServicer
 from bursar.master.server.sessions import SessionRelays
+from bursar.master.server.tokens import TokenFile
 from bursar.runtime.driver import Driver, now
 from bursar.runtime.lock import DirectoryLock
 from bursar.runtime.memory import calm_garbage_collector
-from bursar.runtime.rpc import SERVER_OPTIONS, require_loopback, serve, split_address
+from bursar.runtime.rpc import SERVER_OPTIONS, require_protection, serve, split_address
 from bursar.runtime.rpc_metrics import RpcMetrics
+from bursar.runtime.server_tls import ServerTls
 from bursar.runtime.settings import Settings, fail, load
 from bursar.runtime.telemetry import configure_logging, logger, reachable_at, serve_metrics
 from bursar.v1 import agent_service_pb2_grpc, framework_service_pb2_grpc, operator_service_pb2_grpc
@@ -75,7 +78,10 @@ def default_work_dir() -> Path:
 
 async def _run(settings: Settings, version: str) -> None:
     listen, insecure = settings.text("listen"), settings.switch("insecure")
-    require_loopback(listen, insecure, PROGRAM)
+    tls = ServerTls.of(settings.text("tls-cert"), settings.text("tls-key"), settings.text("tls-ca"))
+    tokens = TokenFile(settings.text("tokens")) if settings.text("tokens") else None
+    guard = Guard(tokens) if tokens is not None or (tls is not None and tls.ca) else None
+    require_protection(listen, tls is not None, guard is not None, insecure, PROGRAM)
     work_dir = Path(settings.text("work-dir") or default_work_dir()).absolute()
     lock = DirectoryLock(work_dir, "master")
     registry = Registry(settings.text("registry") or sqlite_url(work_dir))
@@ -101,8 +107,8 @@ async def _run(settings: Settings, version: str) -> None:
     )
     if metrics_server is not None:
         metrics.address = reachable_at(settings.text("metrics"), metrics_server.port)
-    server = _server(hub, LogRelays(hub), SessionRelays(hub), RpcMetrics(prometheus))
-    port = await serve(server, listen, SERVICES)
+    server = _server(hub, LogRelays(hub), SessionRelays(hub), RpcMetrics(prometheus), guard)
+    port = await serve(server, listen, SERVICES, None if tls is None else tls.credentials())
     host, _ = split_address(listen)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     machine.address = address
@@ -140,8 +146,10 @@ async def _run(settings: Settings, version: str) -> None:
     log.info("stopped")
 
 
-def _server(hub: Hub, logs: LogRelays, sessions: SessionRelays, calls: RpcMetrics) -> grpc.aio.Server:
-    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[calls])
+def _server(
+    hub: Hub, logs: LogRelays, sessions: SessionRelays, calls: RpcMetrics, guard: Guard | None
+) -> grpc.aio.Server:
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[calls] if guard is None else [calls, guard])
     framework_service_pb2_grpc.add_FrameworkServiceServicer_to_server(FrameworkServicer(hub), server)
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(hub, logs, sessions), server)
     operators: Any = OperatorServicer(hub, logs, sessions)

@@ -16,7 +16,7 @@ from bursar.agent.devices.shares import parse_shares
 from bursar.agent.doctor import devices, engine, machine, masters
 from bursar.agent.doctor.findings import Finding, Verdict, as_plain, as_text, count, fail, ok, warn
 from bursar.agent.resources import SYSTEM_RESERVE_MEM_BYTES, discover_host, resolve_resources
-from bursar.agent.settings import PROGRAM, flags, tolerated_programs
+from bursar.agent.settings import PROGRAM, flags, named_credentials, tolerated_programs
 from bursar.core.devices import Device
 from bursar.core.errors import BursarError
 from bursar.core.flags import Flag, FlagType
@@ -73,7 +73,7 @@ def examine(settings: Settings, version: str) -> list[Finding]:
     findings += devices.rules(found, info or {})
     findings += _offered(settings, path, found)
     findings.append(machine.metrics_port(settings.text("metrics")))
-    return findings + masters.look(settings.items("master"))
+    return findings + masters.look(settings.items("master"), credentials=named_credentials(settings))
 
 
 def _devices(settings: Settings) -> tuple[tuple[Device, ...], list[Finding]]:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import grpc
+import grpc.aio
 
 from bursar.agent.doctor.findings import Finding, fail, ok, warn
-from bursar.runtime.rpc import CLIENT_OPTIONS, split_address
+from bursar.core.errors import BursarError
+from bursar.runtime.client import connect
+from bursar.runtime.credentials import NOBODY, Credentials
+from bursar.runtime.handshake import why_not
+from bursar.runtime.rpc import split_address
 
 _TIMEOUT_S = 3.0
 
 
-def look(addresses: Sequence[str], timeout_s: float = _TIMEOUT_S) -> list[Finding]:
+def look(
+    addresses: Sequence[str], timeout_s: float = _TIMEOUT_S, *, credentials: Credentials = NOBODY
+) -> list[Finding]:
     """Ask each; one that serves is enough."""
-    problems = {address: _problem(address, timeout_s) for address in addresses}
+    problems = {address: asyncio.run(_problem(address, credentials, timeout_s)) for address in addresses}
     well = [address for address, problem in problems.items() if not problem]
     findings = [ok("master", f"{address} serves") for address in well]
     for address, problem in problems.items():
@@ -32,16 +40,24 @@ def look(addresses: Sequence[str], timeout_s: float = _TIMEOUT_S) -> list[Findin
     return findings
 
 
-def _problem(address: str, timeout_s: float) -> str:
+async def _problem(address: str, credentials: Credentials, timeout_s: float) -> str:
     """What is wrong, or nothing."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     split_address(address)
-    with grpc.insecure_channel(address, options=CLIENT_OPTIONS) as channel:
+    try:
+        opened = connect(address, credentials)
+    except BursarError as error:
+        return str(error)
+    async with opened as channel:
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)
-            answer = stub.Check(health_pb2.HealthCheckRequest(service="bursar.v1.AgentService"), timeout=timeout_s)
-        except grpc.RpcError as error:
+            answer = await stub.Check(
+                health_pb2.HealthCheckRequest(service="bursar.v1.AgentService"), timeout=timeout_s
+            )
+        except grpc.aio.AioRpcError as error:
+            if reason := await why_not(address, credentials):
+                return str(reason)
             if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
                 return "what listens there is no Bursar master"
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -12,6 +12,7 @@ from bursar.cli.demo.report import Report
 from bursar.cli.local import LocalCluster
 from bursar.core.errors import BursarError
 from bursar.frameworks.batch import Batch, from_template
+from bursar.runtime.credentials import NOBODY
 from bursar.sdk import GPU_RESOURCES, FrameworkSession, OperatorClient
 from bursar.v1 import resources_pb2, tasks_pb2
 
@@ -33,7 +34,7 @@ async def fail_a_gpu(report: Report, cluster: LocalCluster, client: OperatorClie
         mem="32MiB",
         gpus=1,
     )
-    session = FrameworkSession(patient, cluster.address, connect_timeout=10)
+    session = FrameworkSession(patient, cluster.address, connect_timeout=10, credentials=NOBODY)
     running = asyncio.create_task(session.run())
     orders = cluster.directory / HOSTNAME / "simulated-faults"
     try:

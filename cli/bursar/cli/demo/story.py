@@ -24,6 +24,7 @@ from bursar.cli.problems import REFUSED, TERMINATED, Failure, quiet_loggers, say
 from bursar.core.errors import BursarError
 from bursar.core.text import parse_request
 from bursar.frameworks.batch import Batch, from_template
+from bursar.runtime.credentials import NOBODY
 from bursar.runtime.program import INTERRUPTED
 from bursar.sdk import GPU_RESOURCES, FrameworkSession, OperatorClient
 
@@ -88,7 +89,7 @@ def _stage(console: Console, interrupts: Interrupts) -> Iterator[tuple[LocalClus
 
 async def _play(report: Report, cluster: LocalCluster, setting: Setting) -> None:
     await _start(report, cluster, setting)
-    async with OperatorClient(cluster.address) as client:
+    async with OperatorClient(cluster.address, credentials=NOBODY) as client:
         agents = {agent.agent_id: agent for agent in await client.agents()}
         with_gpus = {agent_id for agent_id, agent in agents.items() if agent.devices}
         await _filter(report, cluster, client, with_gpus, set(agents))
@@ -112,7 +113,7 @@ async def _start(report: Report, cluster: LocalCluster, setting: Setting) -> Non
         cluster.start_agent(local)
     await cluster.wait_for_agents(len(agents))
     report.note(f"master at {cluster.address}")
-    async with OperatorClient(cluster.address) as client:
+    async with OperatorClient(cluster.address, credentials=NOBODY) as client:
         devices = await client.devices()
         for agent in await client.agents():
             mine = [view.device.uuid for view in devices if view.agent_id == agent.agent_id]
@@ -196,7 +197,7 @@ async def _tasks(report: Report, cluster: LocalCluster, client: OperatorClient, 
         ),
     )
     batch.failover_timeout = 60
-    session = FrameworkSession(batch, cluster.address, connect_timeout=10)
+    session = FrameworkSession(batch, cluster.address, connect_timeout=10, credentials=NOBODY)
     await session.run()
     report.check(f"all {TASKS} tasks finished", batch.succeeded)
     await _check_outputs(report, client, session.framework_id)

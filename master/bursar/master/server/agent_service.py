@@ -8,6 +8,7 @@ from typing import Any
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.messages.agent import Register, TaskReport, TaskReports
 from bursar.master.events import AgentRegistering, AgentSpoke, AgentStreamEnded
+from bursar.master.server.guard import principal
 from bursar.master.server.hub import Connection, Hub
 from bursar.master.server.logs import LogRelays
 from bursar.master.server.sessions import SessionRelays
@@ -36,7 +37,7 @@ class AgentServicer(agent_service_pb2_grpc.AgentServiceServicer):
             messages = _messages(requests)
             register, reports = await _registration(messages)
             hub.bind_agent(connection, register.info.agent_id)
-            hub.post(AgentRegistering(connection.connection_id, register, tuple(reports)))
+            hub.post(AgentRegistering(connection.connection_id, register, tuple(reports), principal()))
             await self._listen(connection, messages)
 
         def to_message(batch: list[Any]) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from bursar.master.events import FrameworkCalled, FrameworkStreamEnded
+from bursar.master.server.guard import principal
 from bursar.master.server.hub import Hub
 from bursar.master.server.streams import serve_stream
 from bursar.runtime.codec import unwrap
@@ -21,7 +22,7 @@ class FrameworkServicer(framework_service_pb2_grpc.FrameworkServiceServicer):
     async def Connect(self, requests: AsyncIterator[Any], context: Any) -> None:  # type: ignore[override]
         """One framework's stream."""
         hub = self._hub
-        connection = hub.connect()
+        connection, name = hub.connect(), principal()
 
         async def read() -> None:
             async for request in requests:
@@ -29,7 +30,7 @@ class FrameworkServicer(framework_service_pb2_grpc.FrameworkServiceServicer):
                 for message in request.calls:
                     call = unwrap("FrameworkCall", message)
                     if call is not None:
-                        hub.post(FrameworkCalled(connection.connection_id, call))
+                        hub.post(FrameworkCalled(connection.connection_id, call, name))
 
         def to_message(batch: list[Any]) -> Any:
             return framework_service_pb2.FrameworkServiceConnectResponse(events=batch)

@@ -7,12 +7,14 @@ from dataclasses import fields, replace
 from typing import Any
 
 from bursar.core.errors import ErrorDetail, ErrorReason
-from bursar.core.messages.operator import GetTaskRequest, Page
+from bursar.core.messages.operator import GetFrameworkRequest, GetTaskRequest, Page, TaskView
 from bursar.core.messages.sessions import SessionStart
+from bursar.master.server.guard import peer, principal
 from bursar.master.server.hub import Hub
 from bursar.master.server.logs import LogRelays
 from bursar.master.server.sessions import SessionRelays
 from bursar.master.server.streams import Refusal
+from bursar.master.server.tokens import OPERATOR
 from bursar.runtime.codec import decode, encode, operator_types
 from bursar.runtime.rpc import abort
 from bursar.v1 import operator_service_pb2 as pb
@@ -33,13 +35,20 @@ def _smaller_page(question: Any, answer: Any) -> Page | None:
     return replace(page, page_size=items // 2) if items > 1 else None
 
 
+def _framework_of(question: Any, answer: Any) -> str:
+    """Whose framework those questions are about that a framework may ask (`guard.OF_FRAMEWORKS`)."""
+    return str(getattr(question, "framework", "") or getattr(getattr(answer, "task", None), "framework_id", ""))
+
+
 def _unary(method: str) -> Callable[..., Awaitable[Any]]:
     request_type, _ = operator_types(method)
 
     async def handle(self: OperatorServicer, request: Any, context: Any) -> Any:
         question: Any = decode(request_type, request)
         while True:
-            answer = await self.hub.ask(question)
+            answer = await self.hub.ask(question, principal())
+            if not isinstance(answer, ErrorDetail):
+                answer = await self.unless_of_others(_framework_of(question, answer)) or answer
             if isinstance(answer, ErrorDetail):
                 await abort(context, answer)
             message = encode(answer)
@@ -61,15 +70,37 @@ class OperatorServicer:
         self._logs = logs
         self._sessions = sessions
 
+    async def unless_of_others(self, framework_id: str) -> ErrorDetail | None:
+        """Why somebody who is no operator may not have an answer: it is about somebody else's framework."""
+        known = peer()
+        if known is None or OPERATOR in known.kinds:
+            return None
+        about = await self.hub.ask(GetFrameworkRequest(framework_id))
+        if not isinstance(about, ErrorDetail) and about.framework.info.principal == known.principal:
+            return None
+        return ErrorDetail(
+            ErrorReason.PERMISSION_DENIED,
+            f"framework {framework_id} is not {known.principal}'s, or has ended",
+            "ask an operator",
+        )
+
+    async def _task(self, name: str) -> TaskView | ErrorDetail:
+        """A task that the caller may look into."""
+        answer = await self.hub.ask(GetTaskRequest(name))
+        if isinstance(answer, ErrorDetail):
+            return answer
+        view: TaskView = answer.task
+        return await self.unless_of_others(view.framework_id) or view
+
     async def ReadTaskLog(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """A task's outputs, from its agent."""
-        answer = await self.hub.ask(GetTaskRequest(request.task))
+        answer = await self._task(request.task)
         if isinstance(answer, ErrorDetail):
             await abort(context, answer)
             return
         tail = request.tail_bytes if request.HasField("tail_bytes") else None
         try:
-            async for chunk in self._logs.read(answer.task, request.follow, tail):
+            async for chunk in self._logs.read(answer, request.follow, tail):
                 yield pb.ReadTaskLogResponse(chunk=chunk)
         except Refusal as refusal:
             await abort(context, refusal.error)
@@ -79,8 +110,7 @@ class OperatorServicer:
         first = await anext(aiter(requests), None)
         if first is None:
             return
-        answer = await self.hub.ask(GetTaskRequest(first.task))
-        task = answer if isinstance(answer, ErrorDetail) else answer.task
+        task = await self._task(first.task)
         async for frame in self._sessions.open(task, decode(SessionStart, first.start), requests):
             yield sessions_pb2.OpenTaskSessionResponse(frame=frame)
 

@@ -1,0 +1,137 @@
+"""Certificates and keys in files: read and judged before anybody relies on them.
+
+A pair is judged by letting it talk to itself in memory, as server or as client: what OpenSSL would say to a peer is then said here, with
+the names of the files – that it has expired, that the key is another one's, that it may not be used so.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import stat
+from enum import Enum
+from pathlib import Path
+
+from bursar.core.errors import BursarError
+
+_CERTIFICATE, _KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"
+#: Exchanges that a handshake in memory takes, and some to spare.
+_ROUNDS = 6
+
+
+class Use(Enum):
+    """Which end of a connection shows a certificate."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
+def read_secret(path: str, what: str) -> bytes:
+    """A file that only its owner (and a group) may read, such as a key or a token. Raises BursarError."""
+    data = _read(path, what)
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & 0o027:
+        raise BursarError(f"{what} {path} may be read or written by others (mode {mode:04o})", f"chmod 600 {path}")
+    return data
+
+
+def read_certificates(path: str, what: str) -> bytes:
+    """One or more certificates in PEM. Raises BursarError."""
+    data = _read(path, what)
+    if _CERTIFICATE not in data:
+        raise BursarError(f"{what} {path} has no certificate in PEM", "it begins with -----BEGIN CERTIFICATE-----")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii", "replace"))
+    except ssl.SSLError as error:
+        raise BursarError(f"{what} {path} has a broken certificate: {_words(error)}", "copy it again") from error
+    return data
+
+
+def read_pair(cert: str, key: str, use: Use) -> tuple[bytes, bytes, int]:
+    """A certificate (with its chain), its key, and until when it holds, in seconds since 1970. Raises BursarError."""
+    chain = read_certificates(cert, "the certificate")
+    secret = read_secret(key, "the key")
+    if _KEY not in secret:
+        raise BursarError(f"the key {key} is not in PEM", "it begins with -----BEGIN PRIVATE KEY-----")
+    return chain, secret, _judge(cert, key, use)
+
+
+def stamp(*paths: str) -> tuple[tuple[int, int, int], ...]:
+    """Something that is another whenever one of the files was written or replaced; files that are not there count as empty."""
+    stamps = []
+    for path in paths:
+        try:
+            about = os.stat(path)
+        except OSError:
+            stamps.append((0, 0, 0))
+        else:
+            stamps.append((about.st_mtime_ns, about.st_size, about.st_ino))
+    return tuple(stamps)
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BursarError(
+            f"{what} {path} cannot be read: {error.strerror or error}", "check the path, and who may read it"
+        ) from error
+
+
+def _judge(cert: str, key: str, use: Use) -> int:
+    """Let a pair talk to itself; until when it holds."""
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    _load(server, cert, key)
+    if use is Use.CLIENT:
+        _load(client, cert, key)
+        client.verify_mode, server.verify_mode = ssl.CERT_NONE, ssl.CERT_REQUIRED
+    judging = client if use is Use.SERVER else server
+    # It vouches for itself: who signed it is the other end's question.
+    judging.load_verify_locations(cert)
+    judging.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)
+    try:
+        for _ in range(_ROUNDS):
+            for end in ends:
+                try:
+                    end.do_handshake()
+                except ssl.SSLWantReadError:
+                    pass
+    except ssl.SSLCertVerificationError as error:
+        raise BursarError(
+            f"the certificate {cert} cannot be used by a {use.value}: {error.verify_message}",
+            "renew it (`openssl x509 -noout -dates -purpose -in FILE` shows more)",
+        ) from error
+    except ssl.SSLError as error:
+        raise BursarError(f"the certificate {cert} cannot be used: {_words(error)}", "have it issued anew") from error
+    shown = ends[0 if use is Use.SERVER else 1].getpeercert() or {}
+    return int(ssl.cert_time_to_seconds(str(shown["notAfter"]))) if "notAfter" in shown else 0
+
+
+def _load(context: ssl.SSLContext, cert: str, key: str) -> None:
+    asked = False
+
+    def password() -> str:
+        nonlocal asked
+        asked = True
+        return ""
+
+    try:
+        context.load_cert_chain(cert, key, password)
+    except ssl.SSLError as error:
+        if asked:
+            raise BursarError(
+                f"the key {key} is encrypted", f"decrypt it once: openssl pkey -in {key} -out FILE, and chmod 600 FILE"
+            ) from error
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise BursarError(
+                f"the key {key} does not belong to the certificate {cert}", "name the two that were made together"
+            ) from error
+        raise BursarError(f"{cert} and {key} cannot be used: {_words(error)}", "have them issued anew") from error
+
+
+def _words(error: ssl.SSLError) -> str:
+    """What OpenSSL says, without its brackets and places."""
+    return (error.reason or str(error)).lower().replace("_", " ")
