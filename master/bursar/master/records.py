@@ -239,6 +239,14 @@ class RestartOrdered:
     order: RestartOrder
 
 
+@dataclass(frozen=True, slots=True)
+class AgentPrincipalRecorded:
+    """An agent was let in by what it showed for the first time; from now on its id is that principal's."""
+
+    agent_id: AgentId
+    principal: str
+
+
 Record = (
     TermRaised
     | AgentRecorded
@@ -264,6 +272,7 @@ Record = (
     | LendingRecorded
     | PreemptionRecorded
     | RestartOrdered
+    | AgentPrincipalRecorded
 )
 
 
@@ -278,6 +287,8 @@ class DurableAgent:
     reservations: tuple[ReservedResources, ...] = ()
     device_orders: tuple[DeviceOrder, ...] = ()
     lent: tuple[Stack, ...] = ()
+    #: Whose its id is; empty where nobody was ever asked.
+    principal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +374,10 @@ class Durable:
                 reservations = known.reservations if known else ()
                 orders = known.device_orders if known else ()
                 lent = known.lent if known else ()
-                self.agents[info.agent_id] = DurableAgent(info, version, at, False, reservations, orders, lent)
+                principal = known.principal if known else ""
+                self.agents[info.agent_id] = DurableAgent(
+                    info, version, at, False, reservations, orders, lent, principal
+                )
             case AgentReachabilityRecorded(agent_id, unreachable):
                 self.agents[agent_id] = replace(self.agents[agent_id], unreachable=unreachable)
             case FrameworkRecorded(info, at):
@@ -402,6 +416,8 @@ class Durable:
                 self.agents[agent_id] = replace(self.agents[agent_id], device_orders=device_orders)
             case LendingRecorded(agent_id, lent):
                 self.agents[agent_id] = replace(self.agents[agent_id], lent=lent)
+            case AgentPrincipalRecorded(agent_id, principal):
+                self.agents[agent_id] = replace(self.agents[agent_id], principal=principal)
             case PreemptionRecorded(framework_id, task_id, at):
                 key = (framework_id, task_id)
                 self.tasks[key] = replace(self.tasks[key], preempt_at_ms=at)

@@ -46,7 +46,14 @@ from bursar.master.events import AgentRegistering
 from bursar.master.images import greet
 from bursar.master.ledger import TaskKey
 from bursar.master.offers import offers_on, rescind
-from bursar.master.records import AgentReachabilityRecorded, AgentRecorded, KillRecorded, TaskRecorded, TermRaised
+from bursar.master.records import (
+    AgentPrincipalRecorded,
+    AgentReachabilityRecorded,
+    AgentRecorded,
+    KillRecorded,
+    TaskRecorded,
+    TermRaised,
+)
 from bursar.master.state import Agent, Asked, Cluster, Comparing, Task, Turn, buckets_of
 from bursar.master.tasks import add_task, enter_ended, master_status, on_update, tell_restart
 from bursar.master.vacant import vacancies_of, with_vacancies
@@ -79,6 +86,8 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     vacant = vacancies_of(known)
     before = known.devices if known is not None else None
     agent = _take_in(cluster, turn, event, known)
+    if event.principal and cluster.durable.agents[info.agent_id].principal != event.principal:
+        turn.persist(AgentPrincipalRecorded(info.agent_id, event.principal))
     if info is not said:
         agent.comparing.untaken = DevicesChanged(said.devices, said.resources)
     tell_of_vacancies(turn, agent, vacant)
@@ -158,6 +167,14 @@ def refusal_of(cluster: Cluster, event: AgentRegistering, known: Agent | None) -
             ErrorReason.CLUSTER_MISMATCH,
             f"the agent's work directory belongs to cluster {register.cluster_id}, this is cluster {cluster.cluster_id}",
             "give the agent another --work-dir, or the right --master",
+        )
+    owner = "" if known is None else cluster.durable.agents[info.agent_id].principal
+    if owner and event.principal and event.principal != owner:
+        return ErrorDetail(
+            ErrorReason.PERMISSION_DENIED,
+            f"agent {info.agent_id} ({info.hostname}) belongs to the principal {owner}, and this is {event.principal}",
+            "show what it was first let in with, or give the agent another --work-dir",
+            "info.agent_id",
         )
     if known is not None and known.connection is not None and info.incarnation < known.info.incarnation:
         return ErrorDetail(ErrorReason.SUPERSEDED, "a newer life of this agent is registered", "stop one of the two")

@@ -107,6 +107,10 @@ class History:
             )
             self.add(r.LendingRecorded(agent_id, lent))
 
+    def do_agent_principal(self) -> None:
+        if agent_id := self.pick(self.durable.agents):
+            self.add(r.AgentPrincipalRecorded(agent_id, self.text()))
+
     def do_preemption(self) -> None:
         if key := self.pick(key for key, task in self.durable.tasks.items() if task.end is None):
             self.add(r.PreemptionRecorded(*key, self.number()))

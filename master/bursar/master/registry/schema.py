@@ -25,6 +25,8 @@ agents = sa.Table(
     sa.Column("device_orders", sa.Text, nullable=False, server_default="[]"),
     #: The stacks that are lent while they are idle, as JSON.
     sa.Column("lent", sa.Text, nullable=False, server_default="[]"),
+    #: Whose its id is, as authenticated.
+    sa.Column("principal", sa.Text, nullable=False, server_default=""),
 )
 
 frameworks = sa.Table(

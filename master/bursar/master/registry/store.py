@@ -115,6 +115,7 @@ class Registry:
                     from_json(tuple[ReservedResources, ...], row.reservations),
                     from_json(tuple[DeviceOrder, ...], row.device_orders),
                     from_json(tuple[Stack, ...], row.lent),
+                    row.principal,
                 )
             for row in connection.execute(sa.select(schema.frameworks)):
                 info = from_json(FrameworkInfo, row.info)
@@ -367,6 +368,12 @@ def _write_device_orders(connection: Connection, batch: list[r.DeviceOrdersRecor
     connection.execute(new, [{"key": k.agent_id, "new": write_json(k.orders)} for k in batch])
 
 
+def _write_agent_principals(connection: Connection, batch: list[r.AgentPrincipalRecorded]) -> None:
+    table = schema.agents
+    statement = sa.update(table).where(table.c.agent_id == sa.bindparam("key")).values(principal=sa.bindparam("new"))
+    connection.execute(statement, [{"key": record.agent_id, "new": record.principal} for record in batch])
+
+
 def _write_lending(connection: Connection, batch: list[r.LendingRecorded]) -> None:
     table = schema.agents
     statement = sa.update(table).where(table.c.agent_id == sa.bindparam("key")).values(lent=sa.bindparam("new"))
@@ -469,6 +476,7 @@ _WRITERS: dict[type, Callable[[Connection, list[Any]], None]] = {
     r.RulesRecorded: _write_rules,
     r.RequestDone: _write_requests,
     r.LendingRecorded: _write_lending,
+    r.AgentPrincipalRecorded: _write_agent_principals,
     r.PreemptionRecorded: _write_preemptions,
     r.Audited: _write_audit,
     r.WeightsRecorded: _write_weights,
