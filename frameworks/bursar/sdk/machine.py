@@ -48,7 +48,7 @@ from bursar.core.tasks import TaskSpec, TaskStatus
 from bursar.sdk import effects, events
 from bursar.sdk.effects import Effect
 from bursar.sdk.gangs import OpenGangs
-from bursar.sdk.profile import Profile
+from bursar.sdk.statement import Statement
 from bursar.sdk.tracking import NEVER_SENT, TrackedTasks
 
 #: Between two attempts, and per attempt.
@@ -120,7 +120,7 @@ class SessionMachine:
         first_subscribe_ms: int | None = None,
     ) -> None:
         """`resume`: the framework may have tasks of an earlier life. `first_subscribe_ms`: give up if no master is found."""
-        self.profile = Profile(info, self._send, self._deliver, self._fresh_call_id)
+        self.statement = Statement(info, self._send, self._deliver, self._fresh_call_id)
         self._gangs = OpenGangs(self._send, self._deliver)
         self.addresses = addresses
         self.phase = Phase.WAITING
@@ -172,7 +172,7 @@ class SessionMachine:
             case Stalled(by_ms):
                 self._timers.shift(by_ms)
             case events.DemandStated(shapes):
-                self.profile.state_demand(shapes)
+                self.statement.state_demand(shapes)
             case events.KillRequested(task_id, grace_ms):
                 if task_id in self.tasks.by_id:
                     self.tasks.kills[task_id] = grace_ms
@@ -190,11 +190,11 @@ class SessionMachine:
             case events.CallNotSent(call_id, error):
                 self._on_result(CallResult(call_id, error=error))
             case events.SuppressRequested(roles):
-                self.profile.suppress(roles)
+                self.statement.suppress(roles)
             case events.ReviveRequested(roles):
-                self.profile.revive(roles)
+                self.statement.revive(roles)
             case events.UpdateRequested(changes, shapes):
-                self.profile.change(dict(changes), shapes)
+                self.statement.change(dict(changes), shapes)
             case events.GangRequested(request):
                 self._gangs.request(request, ms)
             case events.GangCancelled(gang_id):
@@ -205,7 +205,7 @@ class SessionMachine:
                 self._stop(ms)
             case events.SessionStarted(shapes):
                 if shapes is not None:
-                    self.profile.demand.begin(shapes)
+                    self.statement.demand.begin(shapes)
                 if self._first_subscribe_ms is not None:
                     self._timers.set(Timer.FIRST_SUBSCRIBE, ms + self._first_subscribe_ms)
                 self._open(ms)
@@ -215,7 +215,7 @@ class SessionMachine:
     @property
     def demand_is_used(self) -> bool:
         """Whether the same demand would mean more now, and must be said again."""
-        return self.profile.demand.is_used
+        return self.statement.demand.is_used
 
     def next_deadline_ms(self) -> int | None:
         """When TimePassed is due."""
@@ -226,7 +226,7 @@ class SessionMachine:
         assert self.phase is Phase.SUBSCRIBED or not self._offers, "offers without a subscription"
         assert self.phase is Phase.SUBSCRIBED or not self._gangs.has_bundles, "bundles without a subscription"
         self.tasks.check()
-        assert self.phase is Phase.SUBSCRIBED or not self.profile.is_waiting, "an update waits without a subscription"
+        assert self.phase is Phase.SUBSCRIBED or not self.statement.is_waiting, "an update waits without a subscription"
 
     # --- connecting ------------------------------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class SessionMachine:
         self._torn_down = False
         address = self.addresses[self._address % len(self.addresses)]
         self._out.append(effects.OpenStream(self._connection, address))
-        self._out.append(effects.SendCalls(self._connection, (self.profile.subscribe(self.cluster_id),)))
+        self._out.append(effects.SendCalls(self._connection, (self.statement.subscribe(self.cluster_id),)))
         self._timers.set(Timer.ATTEMPT, ms + ATTEMPT_MS)
 
     def _reconnect(self, error: ErrorDetail, ms: int) -> None:
@@ -245,7 +245,7 @@ class SessionMachine:
         self._last_error = error
         self._out.append(effects.CloseStream(self._connection))
         self.phase = Phase.WAITING
-        self.profile.lost()
+        self.statement.lost()
         self._gangs.lost()
         self._offers.clear()
         self._descriptions.clear()
@@ -281,7 +281,7 @@ class SessionMachine:
     def _end(self, error: ErrorDetail | None, unreachable: bool = False) -> None:
         self._out.append(effects.CloseStream(self._connection))
         self.phase = Phase.ENDED
-        self.profile.lost()
+        self.statement.lost()
         self._gangs.lost()
         self._offers.clear()
         for timer in Timer:
@@ -315,7 +315,7 @@ class SessionMachine:
             case Timer.ATTEMPT:
                 self._reconnect(ErrorDetail(ErrorReason.SILENT, "the master does not answer Subscribe"), ms)
             case Timer.HEARTBEAT:
-                self._send(self.profile.heartbeat())
+                self._send(self.statement.heartbeat())
                 self._timers.set(Timer.HEARTBEAT, ms + self._heartbeat_ms)
             case Timer.SILENCE:
                 self._reconnect(ErrorDetail(ErrorReason.SILENT, "the master is silent"), ms)
@@ -395,7 +395,7 @@ class SessionMachine:
         if self._stopping:
             self._tear_down(ms)
             return
-        self.profile.heard()
+        self.statement.heard()
         self._gangs.ask_again(ms)
         self._look_up(ms)
         for task_id, grace_ms in self.tasks.kills.items():
@@ -439,7 +439,7 @@ class SessionMachine:
                 for spec in answer.tasks:
                     self._out.append(effects.DeliverRefusal(spec.task_id, NEVER_SENT))
             elif answer.tasks:
-                self.profile.demand.note_launched(offer.role, (spec.resources for spec in answer.tasks))
+                self.statement.demand.note_launched(offer.role, (spec.resources for spec in answer.tasks))
                 self._accept((offer,), answer.tasks, answer.refuse_ms)
             else:
                 declined.setdefault(answer.refuse_ms, []).append(answer.offer_id)
@@ -465,7 +465,7 @@ class SessionMachine:
         self._send(Accept(call_id, tuple(offer.offer_id for offer in offers), operations, Filters(refuse_ms)))
 
     def _on_result(self, result: CallResult) -> None:
-        if self.profile.answered(result):
+        if self.statement.answered(result):
             return
         launched, refused = self.tasks.answer(result)
         self._out += [effects.DeliverRefusal(task_id, error) for task_id, error in refused]
@@ -502,7 +502,7 @@ class SessionMachine:
 
     def _fresh_call_id(self) -> str:
         self._calls += 1
-        return f"{self.profile.info.incarnation}-{self._calls}"
+        return f"{self.statement.info.incarnation}-{self._calls}"
 
     def _deliver(self, effect: Effect) -> None:
         self._out.append(effect)

@@ -321,7 +321,7 @@ class FrameworkSession:
                 for offer_id in offer_ids:
                     framework.on_rescinded(offer_id, reason)
             case effects.DeliverUpdated(info, error):
-                self.roles = self._machine.profile.wanted_info.roles
+                self.roles = self._machine.statement.wanted_info.roles
                 if error is not None:
                     log.warning("the master refused an update: %s", error)
                     self._constraints, self._minima = framework.constraints, framework.min_allocatable

@@ -69,7 +69,7 @@ def test_an_update_says_everything_at_once_and_is_reported_when_it_is_answered()
     out = world.hear(CallResult(call.call_id))
     assert of(out, effects.DeliverUpdated) == [effects.DeliverUpdated(call.info, None)]
     assert not calls(out), "nothing else has to be said"
-    assert world.machine.profile.info == call.info
+    assert world.machine.statement.info == call.info
 
 
 def test_a_refused_update_leaves_everything_as_it_was() -> None:
@@ -80,7 +80,7 @@ def test_a_refused_update_leaves_everything_as_it_was() -> None:
     assert of(out, effects.DeliverUpdated) == [effects.DeliverUpdated(INFO, TOO_MANY)]
     (demand,) = calls(out, UpdateDemand)
     assert demand.demand.shapes == (SHAPE,) and demand.demand.version > call.demand.version
-    assert world.machine.profile.info == INFO and world.machine.phase is Phase.SUBSCRIBED
+    assert world.machine.statement.info == INFO and world.machine.phase is Phase.SUBSCRIBED
     beat = calls(world.wait(1000), FrameworkHeartbeat)[0]
     assert {shape.role for shape in beat.demand.shapes} == {"*"}
 

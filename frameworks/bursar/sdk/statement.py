@@ -27,7 +27,7 @@ from bursar.sdk.demand import StatedDemand
 from bursar.sdk.effects import Effect
 
 
-class Profile:
+class Statement:
     """`send` takes calls, and drops them while there is no subscription; `deliver` takes effects."""
 
     def __init__(
