@@ -129,6 +129,16 @@ def test_a_card_without_instances_is_offered_to_nobody_and_is_cut_or_made_whole(
     assert order(book, layout=layout).layout == layout and told(agent).layout == layout
 
 
+def test_an_agent_that_comes_back_with_such_a_card_is_told_of(book: Any) -> None:
+    agent = cutter(book)
+    agent.info = replace(agent.info, devices=(unconfigured(book.devices("a", 2)[0]), book.devices("a", 2)[1]))
+    agent.connect()
+    (event,) = [event for event in book.published if event.kind == "device_health_changed"]
+    assert event.message == f"a-gpu0 of a.host was healthy and is unconfigured: {NO_INSTANCE}"
+    agent.connect()
+    assert sum(event.kind == "device_health_changed" for event in book.published) == 1, "once"
+
+
 def test_other_ills_of_such_a_card_are_no_reason_to_cut_it(book: Any) -> None:
     lost = replace(book.devices("a", 2)[0], health=DeviceHealth.UNHEALTHY, health_reason="GPU is lost")
     agent = bare(book)

@@ -141,7 +141,7 @@ def _condition(device: Device) -> str:
     return device.condition.name.lower()
 
 
-def _tell_of_health(turn: Turn, agent: Agent, before: Mapping[DeviceUuid, Device]) -> None:
+def tell_of_health(turn: Turn, agent: Agent, before: Mapping[DeviceUuid, Device]) -> None:
     """Those who watch learn of each device that is in another condition now."""
     for uuid, device in sorted(agent.devices.items()):
         old = _condition(before[uuid]) if uuid in before else "healthy"
@@ -210,7 +210,7 @@ def change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: DevicesC
     cluster.touch(agent.agent_id)
     words = f"not taken over: {problem}" if problem else f"devices of {info.hostname} changed"
     turn.publish("devices_changed", words, agent_id=agent.agent_id)
-    _tell_of_health(turn, agent, before)
+    tell_of_health(turn, agent, before)
     tell_of_vacancies(turn, agent, vacant)
     tell_of_arrivals(turn, agent, before)
 

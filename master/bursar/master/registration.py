@@ -37,6 +37,7 @@ from bursar.master.agents import (
     registered,
     tell_device_orders,
     tell_of_arrivals,
+    tell_of_health,
     tell_of_vacancies,
     withhold_unhealthy,
 )
@@ -90,6 +91,8 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
         turn.persist(AgentPrincipalRecorded(info.agent_id, event.principal))
     if info is not said:
         agent.comparing.untaken = DevicesChanged(said.devices, said.resources)
+    if before is not None:
+        tell_of_health(turn, agent, before)
     tell_of_vacancies(turn, agent, vacant)
     if before is not None:
         tell_of_arrivals(turn, agent, before)
