@@ -5,13 +5,20 @@ import urllib.request
 
 
 def grpc_serves(address: str) -> bool:
-    """Ask the standard gRPC health service."""
-    import grpc
+    """Ask the standard gRPC health service; over TLS where BURSAR_TLS_CA (and BURSAR_TLS_CERT, BURSAR_TLS_KEY) say so."""
+    import asyncio
+
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=3)
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    from bursar.runtime.client import connect
+    from bursar.runtime.credentials import Credentials
+
+    async def ask() -> bool:
+        async with connect(address, Credentials.from_environment()) as channel:
+            answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=3)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    return asyncio.run(ask())
 
 
 def http_serves(address: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,16 @@ def test_a_master_that_cannot_start(secured: Secured, tmp_path: Path) -> None:
         done = secured.cluster.programs.run(master, *flags, "--metrics", "", "--work-dir", str(tmp_path))
         assert done.code == code and all(word in done.stderr for word in words), done
         assert len(done.stderr.strip().splitlines()) <= 6
+
+
+def test_the_health_check_of_the_image(secured: Secured) -> None:
+    """Any certificate of the CA will do; without one the master is not seen to serve."""
+    script = str(Path(__file__).resolve().parents[2] / "deploy" / "health.py")
+    command = (sys.executable, script, "grpc", secured.cluster.address)
+    anybody = secured.ca.client("probe")
+    variables = {"BURSAR_TLS_CA": secured.ca.ca, "BURSAR_TLS_CERT": anybody.cert, "BURSAR_TLS_KEY": anybody.key}
+    assert secured.cluster.programs.run(*command, **variables).code == 0
+    assert secured.cluster.programs.run(*command).code == 1
 
 
 def test_off_loopback_with_both(secured: Secured, tmp_path: Path) -> None:

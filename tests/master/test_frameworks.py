@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from bursar.core.messages.framework import (
     Subscribe,
     Subscribed,
     Teardown,
+    UpdateFramework,
 )
-from bursar.core.messages.offers import Demand, Operation, Reserve
+from bursar.core.messages.offers import CallResult, Demand, Operation, Reserve
 from bursar.core.messages.operator import FrameworkState, GetTaskRequest, TeardownFrameworkRequest
 from bursar.core.tasks import StatusReason, TaskState
 
@@ -272,3 +274,32 @@ def test_an_id_is_not_taken_over_by_another_principal(book: Any) -> None:
     assert "another principal" in framework.closed.message
     framework.connect(principal="ann")
     assert framework.closed is None and framework.connection is not None
+
+
+def test_a_framework_is_who_it_shows(book: Any) -> None:
+    """What it says of itself must match; its id stays that principal's, and changes need not repeat the name (B-11)."""
+    framework = book.framework(connect=False)
+    framework.shown = "ann"
+    framework.connect(principal="bob")
+    assert framework.closed is not None and framework.closed.field == "info.principal"
+    assert "'bob'" in framework.closed.message and "'ann'" in framework.closed.message
+    framework.connect(principal="")
+    assert book.machine.cluster.frameworks[framework.info.framework_id].info.principal == "ann"
+    framework.call(UpdateFramework("u", replace(framework.info, name="other"), (), Demand()))
+    (result,) = framework.heard(CallResult)
+    assert result.error is None
+    known = book.machine.cluster.frameworks[framework.info.framework_id].info
+    assert (known.name, known.principal) == ("other", "ann")
+    framework.disconnect()
+    framework.shown = "eve"
+    framework.connect()
+    assert framework.closed is not None and "another principal" in framework.closed.message
+
+
+def test_a_framework_from_before_anybody_was_asked_is_taken_in(book: Any) -> None:
+    framework = book.framework()
+    framework.disconnect()
+    framework.shown = "ann"
+    framework.connect()
+    assert framework.closed is None
+    assert book.machine.cluster.frameworks[framework.info.framework_id].info.principal == "ann"

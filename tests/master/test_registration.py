@@ -98,6 +98,28 @@ def test_one_stream_is_one_agent(book: Any) -> None:
     assert set(book.machine.cluster.agents) == {"a"}
 
 
+def test_an_agents_id_stays_the_principals_that_it_was_first_let_in_with(book: Any) -> None:
+    """Also over a restart of the master; one from before anybody was asked becomes the first's (B-11)."""
+    agent = book.agent("a")
+    agent.disconnect()
+    agent.shown = "gpu-1"
+    agent.connect()
+    assert not agent.heard(Refused)
+    agent.disconnect()
+    for again in (False, True):
+        if again:
+            book.restart()
+        agent.shown = "gpu-2"
+        agent.connect()
+        (refused,) = agent.heard(Refused)
+        assert refused.error.reason is ErrorReason.PERMISSION_DENIED
+        assert "gpu-1" in refused.error.message and "gpu-2" in refused.error.message
+    agent.shown = "gpu-1"
+    agent.connect()
+    assert not agent.heard(Refused)
+    assert book.machine.cluster.durable.agents["a"].principal == "gpu-1"
+
+
 # --- with other resources ---
 
 

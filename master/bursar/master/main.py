@@ -147,7 +147,7 @@ async def _run(settings: Settings, version: str) -> None:
 
 
 def _server(
-    hub: Hub, logs: LogRelays, sessions: SessionRelays, calls: RpcMetrics, guard: Guard | None
+    hub: Hub, logs: LogRelays, sessions: SessionRelays, calls: RpcMetrics, guard: Guard | None = None
 ) -> grpc.aio.Server:
     server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[calls] if guard is None else [calls, guard])
     framework_service_pb2_grpc.add_FrameworkServiceServicer_to_server(FrameworkServicer(hub), server)

@@ -135,7 +135,9 @@ class MasterNode:
             reports.extend(message.tasks)
             if message.complete:
                 del self._registering[connection]
-                self.process.post(AgentRegistering(connection, register, tuple(reports)))
+                # As if its certificate named it.
+                shown = str(register.info.agent_id)
+                self.process.post(AgentRegistering(connection, register, tuple(reports), shown))
         else:
             self.process.post(AgentSpoke(connection, message))
 

@@ -49,6 +49,8 @@ class AgentPeer:
         self.answers_for_lost = True
         #: The highest that it has seen; it refuses lower ones.
         self.generation = Generation()
+        #: Who it is by what it shows; empty where nobody is asked.
+        self.shown = ""
         self._updates = 0
 
     def connect(
@@ -63,7 +65,8 @@ class AgentPeer:
         self.connection = self.book.new_connection(self)
         if old is not None and old in self.book.peers:
             self.book.peers.pop(old)
-        self.book.step(AgentRegistering(self.connection, Register(self.info, cluster_id, self.generation), said))
+        register = Register(self.info, cluster_id, self.generation)
+        self.book.step(AgentRegistering(self.connection, register, said, self.shown))
         return self
 
     def disconnect(self) -> None:

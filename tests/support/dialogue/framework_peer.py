@@ -71,6 +71,8 @@ class FrameworkPeer:
         self.closed: ErrorDetail | None = None
         self.sends_heartbeats = True
         self.demand = NO_DEMAND
+        #: Who it is by what it shows; empty where nobody is asked.
+        self.shown = ""
         self._calls = 0
 
     def connect(
@@ -93,7 +95,7 @@ class FrameworkPeer:
 
     def call(self, call: Any) -> None:
         assert self.connection is not None, "not connected"
-        self.book.step(FrameworkCalled(self.connection, call))
+        self.book.step(FrameworkCalled(self.connection, call, self.shown))
 
     def hear(self, event: Any) -> None:
         self.inbox.append(event)
