@@ -59,15 +59,17 @@ def test_a_cluster_in_the_foreground(programs: Any, temporary: Path, number: int
     dev = start_dev(programs, temporary)
     found = READY.fullmatch(dev.until_stdout("\n").strip())
     assert found, dev
-    begin = time.monotonic()
-    first = programs.start("sh", "-c", found[2].replace("bursar", programs.program("bursar"), 1))
-    assert first.until_stdout("\n").startswith("GPU-")
-    took = time.monotonic() - begin
-    assert first.finish().code == 0
+    command = found[2].replace("bursar", programs.program("bursar"), 1)
+    took = []
+    for _ in range(2):
+        begin = time.monotonic()
+        running = programs.start("sh", "-c", command)
+        assert running.until_stdout("\n").startswith("GPU-")
+        took.append(time.monotonic() - begin)
+        assert running.finish().code == 0
+    assert took[0] < 3 + 4 * took[1], "the second, of a cluster that has been up, says how fast this machine is now"
     bursar = (programs.program("bursar"), "--master", found[1])
-    begin = time.monotonic()
     assert len(programs.run(*bursar, "agent", "ls", "-o", "name").names) == 3
-    assert took < 3 + 4 * (time.monotonic() - begin), "a look at the agents says how fast this machine is now"
     stubborn = programs.start(
         *bursar, "run", "--", "sh", "-c", "trap '' TERM; echo up; sleep 1000 & while :; do sleep 1; done"
     )
