@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from agent_dialogue import GPUS, Agent, R, S, container, of, said, states, statuses, task
+from agent_dialogue import GPUS, Agent, R, S, container, key, of, said, states, statuses, task
 
 from bursar.agent.containers.runtime import RecoveredContainer
 from bursar.agent.devices.health import DeviceSignal, Remedy, Severity
@@ -47,6 +47,23 @@ def shown(effects: Any) -> list[DeviceCondition]:
     """Conditions in the last DevicesChanged."""
     (*_, changed) = [message for message in said(effects) if isinstance(message, DevicesChanged)]
     return [device.condition for device in changed.devices]
+
+
+def test_who_has_a_device_that_vanished_while_the_agent_was_down_is_told() -> None:
+    """This life of the agent never saw the device; its task has it all the same."""
+    agent = Ill().ready()
+    agent.run(task("t", 0))
+    agent.ack_all("t")
+    again = agent.reborn(GPUS[1:])
+    effects = again.step(ContainersRecovered((RecoveredContainer(container("t"), None),)))
+    again.connect()
+    effects += again.register()
+    record = again.durable.tasks[key("t")]
+    (told,) = record.unacknowledged
+    assert (told.state, told.reason) == (S.RUNNING, R.DEVICE_FAILED) and "not there any more" in told.message
+    again.step(DevicesDiscovered(GPUS[1:], ()))
+    assert again.durable.tasks[key("t")].unacknowledged == (told,), "once"
+    assert shown(again.step(DevicesDiscovered(GPUS, ())))[0] is not C.HEALTHY, "it has to be probed first"
 
 
 def test_a_device_that_fails_is_told_of_and_comes_back_after_its_probe() -> None:

@@ -9,7 +9,7 @@ import pytest
 from bursar.core.errors import ErrorReason
 from bursar.core.ids import TaskId
 from bursar.core.lives import RestartMode, RestartPolicy
-from bursar.core.messages.agent import DesiredState
+from bursar.core.messages.agent import DesiredState, DevicesChanged
 from bursar.core.messages.framework import Rescind
 from bursar.core.messages.offers import Accept, CallResult, Launch, Operation, OperationResult, Reserve, Unreserve
 from bursar.core.resources import (
@@ -598,3 +598,24 @@ def test_an_older_agent_gets_no_group(book: Any) -> None:
     framework = book.framework()
     result = framework.accept(framework.offer, book.launch(member(book, "a")))
     assert result.error is not None and "knows no task groups" in result.error.message
+
+
+@pytest.mark.parametrize(("launched", "is_taken"), [(1, True), (2, False)])
+def test_what_is_unreserved_pays_first_for_what_is_held_beyond_a_total_that_shrank(
+    book: Any, launched: int, is_taken: bool
+) -> None:
+    """Of the two CPUs that are unreserved one is owed: a task of two is refused, and nothing breaks."""
+    agent = book.agent(cpus=8)
+    book.reserve("a", "ml", book.request(cpus=2))
+    other = book.framework("other", roles=["eng"])
+    other.accept(other.offer, book.launch(book.spec("big", cpus=6)))
+    agent.say(DevicesChanged(agent.info.devices, (ReservedResources((), book.resources(7, 16)),)))
+    assert agent.view.total.scalars["cpus"] == 7000
+    framework = book.framework(roles=["ml"])
+    (stack,) = [part.stack for part in agent.view.buckets if part.stack]
+    unreserve = Operation("u", Unreserve("a", ReservedResources(stack, book.resources(2))))
+    result = framework.accept(framework.offer, unreserve, book.launch(book.spec("t", cpus=launched)))
+    assert (result.error is None) == is_taken, result.error
+    book.machine.check()
+    if is_taken:
+        assert agent.view.allocated.scalars["cpus"] == 7000

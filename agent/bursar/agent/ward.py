@@ -163,7 +163,12 @@ class Ward:
             ill = device.health is DeviceHealth.UNHEALTHY and uuid not in unusable
             complaint = (device.health_reason or "its driver says that it is unhealthy") if ill else ""
             self._happened(uuid, Seen(complaint, remedies.get(uuid)))
-        known = self._there | {uuid for uuid, record in self._books.state.health.items() if record.has_failed}
+        # What a task has was there, whether or not this life of the agent has seen it.
+        known = (
+            self._there
+            | self._books.held.keys()
+            | {uuid for uuid, record in self._books.state.health.items() if record.has_failed}
+        )
         for uuid in sorted(known - found.keys()):
             why = f": {switched[uuid]}" if uuid in switched else ""
             self._happened(uuid, Seen(f"it is not there any more{why}"))

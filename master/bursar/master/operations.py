@@ -86,6 +86,8 @@ class _Plan:
     #: The offers are of what is lent; and all of it was held for a gang.
     revocable: bool = False
     of_hold: bool = False
+    #: The amounts that were moved into a bucket of an agent.
+    paid: dict[tuple[AgentId, Stack], Resources] = field(default_factory=dict)
 
     @property
     def failed(self) -> bool:
@@ -225,7 +227,7 @@ def _plan(cluster: Cluster, framework: Framework, call: Accept) -> _Plan:
             case Reserve() as reserve:
                 error = _plan_reserve(cluster, framework, plan, reserve, path)
             case Unreserve() as unreserve:
-                error = _plan_unreserve(plan, unreserve, path)
+                error = _plan_unreserve(cluster, plan, unreserve, path)
             case _:
                 error = ErrorDetail(
                     ErrorReason.UNSUPPORTED,
@@ -391,12 +393,12 @@ def _plan_reserve(
         )
     resources = part[source]
     moved = without_views(subtract_holdings(remaining, {source: resources}), {source: resources})
-    plan.remaining[reserve.agent_id] = add_holdings(moved, {target: resources})
+    plan.remaining[reserve.agent_id] = _arrived(cluster, plan, reserve.agent_id, moved, target, resources)
     plan.steps.append(_Restack(reserve.agent_id, source, target, resources, reserve.lend))
     return None
 
 
-def _plan_unreserve(plan: _Plan, unreserve: Unreserve, path: str) -> ErrorDetail | None:
+def _plan_unreserve(cluster: Cluster, plan: _Plan, unreserve: Unreserve, path: str) -> ErrorDetail | None:
     stack, resources = unreserve.resources.stack, unreserve.resources.resources
     remaining = plan.remaining.get(unreserve.agent_id, {})
     if not stack or stack[-1].type is not ReservationType.DYNAMIC:
@@ -406,6 +408,7 @@ def _plan_unreserve(plan: _Plan, unreserve: Unreserve, path: str) -> ErrorDetail
             "static ones are changed with the agent's --resources",
             f"{path}.unreserve.resources",
         )
+    target = stack[:-1]
     if not remaining.get(stack, EMPTY).contains(resources) or not resources:
         return ErrorDetail(
             ErrorReason.INSUFFICIENT_RESOURCES,
@@ -414,9 +417,19 @@ def _plan_unreserve(plan: _Plan, unreserve: Unreserve, path: str) -> ErrorDetail
             f"{path}.unreserve.resources",
         )
     moved = subtract_holdings(remaining, {stack: resources})
-    plan.remaining[unreserve.agent_id] = add_holdings(moved, {stack[:-1]: resources})
-    plan.steps.append(_Restack(unreserve.agent_id, stack, stack[:-1], resources))
+    plan.remaining[unreserve.agent_id] = _arrived(cluster, plan, unreserve.agent_id, moved, target, resources)
+    plan.steps.append(_Restack(unreserve.agent_id, stack, target, resources))
     return None
+
+
+def _arrived(
+    cluster: Cluster, plan: _Plan, agent_id: AgentId, moved: dict[Stack, Resources], target: Stack, resources: Resources
+) -> dict[Stack, Resources]:
+    """What is left of the offered once something of it is in another bucket: there it pays first for what tasks hold beyond the total."""
+    owed = cluster.ledger.books[agent_id].excess().get(target, EMPTY)
+    usable = resources.minus_saturating(owed.minus_saturating(plan.paid.get((agent_id, target), EMPTY)))
+    plan.paid[agent_id, target] = plan.paid.get((agent_id, target), EMPTY) + Resources(resources.scalars)
+    return add_holdings(moved, {target: usable}) if usable else moved
 
 
 def _carry_out(
