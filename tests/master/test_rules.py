@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from bursar.core.clock import Instant
+from bursar.core.device_names import device_name
+from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.ids import DeviceUuid
 from bursar.core.messages import operator as op
 from bursar.core.messages.framework import GPU_RESOURCES, Rescind
 from bursar.core.messages.operator import RefusalReason
@@ -224,6 +227,18 @@ def test_the_toggle_rescinds_what_each_mode_forbids(new_book: Any, value: str, r
     assert answer.rescinded_offers == rescinded
     assert user.agents >= {"plain"}
     assert book.full_cycle_offers() == 0
+
+
+def test_a_toggle_to_strip_takes_back_slices_of_gpus(new_book: Any) -> None:
+    book = new_book(filter_gpu_resources="false", gpu_headroom="0%")
+    name = device_name("mig-1g.10gb", "M1", parent="GPU-1", weight_milli=142)
+    book.agent("a", devices=[Device(name, "mig-1g.10gb", parent_uuid=DeviceUuid("GPU-1"))])
+    legacy = book.framework(gpu=False)
+    assert legacy.offered().devices == {name}
+    with book.batch():
+        answer = book.set_flag(GPU_FILTER, "strip")
+    assert answer.rescinded_offers == 1
+    assert not legacy.offered().devices
 
 
 def test_a_toggle_to_strip_takes_back_what_gpus_need(new_book: Any) -> None:

@@ -12,14 +12,14 @@ from bursar.core.messages.framework import RESERVATION_REFINEMENT, REVOCABLE_RES
 from bursar.core.messages.gangs import GangState
 from bursar.core.messages.offers import DEFAULT_REFUSE_MS, MAX_REFUSE_MS, AgentDescription, Decline, Filters, Offer
 from bursar.core.messages.rules import RuleAction
-from bursar.core.resources import Holding, Resources, holding_total
+from bursar.core.resources import Holding, holding_total
 from bursar.master import hoarding
 from bursar.master.allocator.constraints import is_foreign
 from bursar.master.allocator.cycle import Made, run_cycle
 from bursar.master.allocator.lend_cycle import run_lend_cycle
 from bursar.master.allocator.rules import CompiledRule
 from bursar.master.allocator.shares import Client
-from bursar.master.allocator.visibility import Visibility
+from bursar.master.allocator.visibility import Visibility, strip
 from bursar.master.bundles import bundles_among, end_bundles, held_while_filling, whole_bundles
 from bursar.master.starvation import fed
 from bursar.master.state import Agent, Cluster, Framework, OutstandingOffer, Turn
@@ -237,18 +237,14 @@ def forbidden_offers(cluster: Cluster, visibility: Visibility, only: Framework |
         rule = judgement.winner
         if rule is None or rule.action is RuleAction.ALLOW:
             continue
-        stripped = any(_contains_kind(part.resources, rule.stripped) for part in offer.resources)
-        if rule.action is RuleAction.HIDE_AGENT or stripped:
+        offered = {part.stack: part.resources for part in offer.resources}
+        if rule.action is RuleAction.HIDE_AGENT or strip(offered, rule.stripped) != offered:
             forbidden.append(offer_id)
         else:
             restricted.setdefault(offer.agent_id, []).append((offer_id, rule))
     for agent_id, candidates in restricted.items():
         forbidden += _offers_in_headroom(cluster, visibility, cluster.agents[agent_id], candidates)
     return forbidden
-
-
-def _contains_kind(resources: Resources, kinds: frozenset[str]) -> bool:
-    return any(resources.amount(kind) for kind in kinds)
 
 
 def _offers_in_headroom(
