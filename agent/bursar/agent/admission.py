@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from bursar.agent.books import Books
 from bursar.agent.task_groups import incomplete
-from bursar.agent.tasks import TaskKey, Verdict, container_of, launch_problem, ports_problem
+from bursar.agent.tasks import TaskKey, Verdict, container_of, launch_problem, ports_problem, volumes_problem
 from bursar.core.service_ports import ServicePort
 from bursar.core.tasks import AssignedTask
 
@@ -21,6 +21,8 @@ def admission_problem(books: Books, task: AssignedTask, fresh: Sequence[Assigned
         held=books.held,
         max_ulimits=books.config.max_ulimits,
     )
+    if problem is None and task.volume_names:
+        problem = volumes_problem(task, books.state.tasks.values())
     if problem is None and task.spec.service_ports:
         problem = ports_problem(task, _ports_in_use(books))
     if problem is None and task.spec.task_group is not None:

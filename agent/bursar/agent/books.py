@@ -57,6 +57,8 @@ class AgentConfig:
     max_ulimits: tuple[Ulimit, ...] = ()
     #: A task that uses more of a card's memory than its soft share is ended after so long; None: no driver can say what it uses.
     share_grace_ms: int | None = None
+    #: The persistent volumes whose data was there when it began.
+    volumes: frozenset[DeviceUuid] = frozenset()
 
 
 class Books:

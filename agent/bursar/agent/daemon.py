@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from bursar.agent.books import DEFAULT_RELEASE_TIMEOUT_MS, DEFAULT_SHARE_GRACE_MS
@@ -47,6 +47,7 @@ from bursar.agent.effects import (
     CloseConnection,
     CutCard,
     EndStray,
+    KeepVolumes,
     KillContainer,
     LaunchOnExecutor,
     Log,
@@ -85,8 +86,10 @@ from bursar.agent.events import (
     PrefetchProgressed,
     SandboxOverfilled,
     SharesMeasured,
+    VolumesKept,
 )
 from bursar.agent.executors_service import ExecutorSockets
+from bursar.agent.kept_volumes import KeptVolumes
 from bursar.agent.launch import Launcher, owner_of
 from bursar.agent.logs_service import LogSender
 from bursar.agent.machine import AgentConfig, AgentMachine
@@ -167,6 +170,8 @@ class AgentDaemon:
         self._ballast = Ballast(work_dir.path)
         self._bindings = bindings or DeviceBindings(info.agent_id, ())
         rules = volumes or VolumeRules(work_dir.volumes)
+        self._kept = rules.kept or KeptVolumes(work_dir.kept_volumes)
+        rules = replace(rules, kept=self._kept)
         fetcher = Fetcher(work_dir.fetched, rules.roots, fetch_cache_bytes)
         self._executors = ExecutorSockets(work_dir.executors, lambda event: self.driver.post(event))
         self._launcher = Launcher(
@@ -182,6 +187,7 @@ class AgentDaemon:
             release_timeout_ms=release_timeout_ms,
             max_ulimits=tuple(max_ulimits),
             share_grace_ms=share_grace_ms if devices.measures_shares else None,
+            volumes=self._kept.list(),
         )
         self.machine = AgentMachine(config, checkpoint.load())
         self.driver = Driver(self.machine, commit=self._commit, perform=self._perform)
@@ -215,6 +221,7 @@ class AgentDaemon:
             await self._find_executors()
             notify("READY=1")
             await asyncio.to_thread(self._work_dir.sweep, self._wanted_sandboxes())
+            self._spawn(asyncio.to_thread(self._kept.empty_trash), self._others)
             others += [asyncio.create_task(self.client.run()), asyncio.create_task(self._watch_devices())]
             others.append(asyncio.create_task(self._watch_images()))
             others.append(asyncio.create_task(self._comparison.run()))
@@ -428,6 +435,8 @@ class AgentDaemon:
                 self._executors.tell(container_id, event)
             case LaunchOnExecutor():
                 self._launcher.hand_over(effect)
+            case KeepVolumes(asked, make, remove):
+                self._keep_volumes(asked, make, remove)
             case PullImage():
                 self._spawn(self._pull(effect), self._others)
             case PrefetchImage(pull_id, image):
@@ -479,6 +488,13 @@ class AgentDaemon:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         return task
+
+    def _keep_volumes(self, asked: int, make: Sequence[DeviceUuid], remove: Sequence[DeviceUuid]) -> None:
+        """Here and now: a task that mounts a new volume may be next."""
+        troubles = (*self._kept.make(make), *self._kept.set_aside(remove))
+        self.driver.post(VolumesKept(asked, tuple(sorted(self._kept.list())), troubles))
+        if remove:
+            self._spawn(asyncio.to_thread(self._kept.empty_trash), self._others)
 
     async def _start_all(self) -> None:
         """Begin one start per turn of the loop: a start may block for milliseconds, and a thousand must not delay a pong."""

@@ -52,6 +52,16 @@ class StartContainer:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepVolumes:
+    """Make and remove persistent volumes, before anything that is asked later; VolumesKept follows."""
+
+    #: Which question it is.
+    asked: int
+    make: tuple[DeviceUuid, ...]
+    remove: tuple[DeviceUuid, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PullImage:
     """Fetch an image for a task that holds no device meanwhile; ImagePulled or ContainerLaunchFailed follows."""
 
@@ -238,6 +248,7 @@ AgentEffect = (
     | TellExecutor
     | LaunchOnExecutor
     | MeasureShares
+    | KeepVolumes
 )
 
 __all__ = [
@@ -248,6 +259,7 @@ __all__ = [
     "CloseConnection",
     "CutCard",
     "EndStray",
+    "KeepVolumes",
     "KillContainer",
     "LaunchOnExecutor",
     "Log",

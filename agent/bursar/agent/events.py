@@ -14,7 +14,7 @@ from bursar.core.ids import ConnectionId, DeviceUuid
 from bursar.core.images import Image, PullFailure, PullProgress
 from bursar.core.lives import CheckStatus
 from bursar.core.machine import Stalled, TimePassed
-from bursar.core.messages.agent import MasterMessage
+from bursar.core.messages.agent import MasterMessage, VolumeTrouble
 from bursar.core.messages.executor import ExecutorCall
 from bursar.core.resources import ReservedResources
 from bursar.core.tasks import StatusReason
@@ -225,6 +225,15 @@ class ImagesListed:
     images: tuple[Image, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class VolumesKept:
+    """What a `KeepVolumes` asked for is done as far as it can be; and whose data is there now, in all."""
+
+    asked: int
+    held: tuple[DeviceUuid, ...]
+    troubles: tuple[VolumeTrouble, ...] = ()
+
+
 AgentEvent = (
     ContainersRecovered
     | MasterConnected
@@ -251,6 +260,7 @@ AgentEvent = (
     | ImagesListed
     | SharesMeasured
     | NodesOutOfReach
+    | VolumesKept
     | TimePassed
     | Stalled
 )
@@ -284,4 +294,5 @@ __all__ = [
     "SharesMeasured",
     "Stalled",
     "TimePassed",
+    "VolumesKept",
 ]

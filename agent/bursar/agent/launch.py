@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from bursar.agent.pinning import (
     visible_id,
 )
 from bursar.agent.service_ports import check_free, port_variables
+from bursar.agent.volume_variables import volume_variables
 from bursar.agent.work_dir import WorkDir
 from bursar.core.devices import Device
 from bursar.core.messages.executor import ExecutorLaunch
@@ -65,6 +66,20 @@ class Draft:
 def owner_of(task: AssignedTask) -> tuple[int, int] | None:
     """User and group of its processes, where that is not the agent's."""
     return task.spec.container.owner if task.spec.container else None
+
+
+def link_volumes(sandbox: Path, volumes: Sequence[Mount]) -> None:
+    """A plain process finds volumes in its sandbox, under the path that a container would have them at. Raises LaunchFailed."""
+    for volume in volumes:
+        link = sandbox / volume.target.lstrip("/")
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if link.is_symlink():
+                link.unlink()
+            link.symlink_to(volume.source)
+        except OSError as error:
+            why = f"volume at {volume.target}: it cannot be linked into the sandbox: {error.strerror or error}"
+            raise LaunchFailed(StatusReason.VOLUME_REFUSED, why) from error
 
 
 class Step(NamedTuple):
@@ -141,7 +156,9 @@ class Launcher:
         task = draft.effect.task
         if task.spec.volumes:
             owner = task.spec.container.owner if task.spec.container else None
-            draft.volumes = await asyncio.to_thread(self._volumes.mounts, task.spec.volumes, task.role, owner)
+            draft.volumes = await asyncio.to_thread(
+                self._volumes.mounts, task.spec.volumes, task.role, owner, task.volume_names
+            )
 
     async def _make_sandbox(self, draft: Draft) -> None:
         draft.sandbox = self._work_dir.make_sandbox(draft.effect.container_id)
@@ -149,6 +166,8 @@ class Launcher:
             file.begin_run()
         content = devices_file_content(draft.effect.devices)
         (draft.sandbox / DEVICES_FILE).write_text(content, encoding="utf-8")
+        if self._runtime.name == "process":
+            link_volumes(draft.sandbox, draft.volumes)
 
     async def _remove_sandbox(self, draft: Draft) -> None:
         if any(file.run_began_at() for file in log_files(draft.sandbox)):
@@ -256,6 +275,7 @@ class Launcher:
                 ports=port_variables(task.spec.service_ports, self._runtime.own_network),
             )
             | planned
+            | volume_variables(task.spec.volumes, draft.volumes, runtime)
             | socket,
             sandbox=draft.sandbox,
             cpus_milli=amounts.get(CPUS, 0),

@@ -48,12 +48,14 @@ from bursar.agent.events import (
     PrefetchProgressed,
     SandboxOverfilled,
     SharesMeasured,
+    VolumesKept,
 )
 from bursar.agent.images import ImageRoom
 from bursar.agent.leaving import Leaving
 from bursar.agent.lives import Lives
 from bursar.agent.reporting import Reporting
 from bursar.agent.state import AgentState
+from bursar.agent.volume_room import VolumeRoom
 from bursar.agent.ward import Ward
 from bursar.core.clock import Instant
 from bursar.core.ids import ConnectionId, DeviceUuid
@@ -73,6 +75,7 @@ from bursar.core.messages.agent import (
     Registered,
     RestartTask,
     StartImagePull,
+    VolumeOrders,
 )
 from bursar.core.messages.executor import ExecutorMessage
 
@@ -93,6 +96,7 @@ class AgentMachine:
         self.overuse = self.lives.overuse
         self.cuts = Cuts(self.books)
         self.images = ImageRoom(self.books)
+        self.volumes = VolumeRoom(self.books)
 
     # --- the protocol of machines -----------------------------------------------------------------------------------
 
@@ -160,6 +164,8 @@ class AgentMachine:
                     self.lives.reach.out_of_reach(container_id, nodes)
             case SharesMeasured(users):
                 self.overuse.measured(users)
+            case VolumesKept(asked, held, troubles):
+                self.volumes.kept(asked, held, troubles)
             case ContainersRecovered(containers):
                 self.lives.recovered(containers)
                 self.leaving.begin()
@@ -176,6 +182,7 @@ class AgentMachine:
                 assert_never(event)
         self.lives.groups.settle()
         self.lives.alone.settle()
+        self.volumes.settle()
         self.ward.settle()
         self.conversation.show_devices()
         self.cuts.report()
@@ -244,6 +251,7 @@ class AgentMachine:
                 self.conversation.let_in(connection, message)
                 if self.registered and not was_in:
                     self.images.begin()
+                    self.volumes.begin()
             case Refused(error):
                 self.conversation.close(connection, str(error), refused=True)
             case DesiredState():
@@ -266,6 +274,9 @@ class AgentMachine:
             case CancelImagePull(pull_id):
                 if self.registered:
                     self.images.cancel(pull_id)
+            case VolumeOrders():
+                if self.registered:
+                    self.volumes.ordered(message)
             case OpenLog():
                 self.conversation.open_log(connection, message)
             case OpenSession():

@@ -45,6 +45,7 @@ from bursar.core.task_groups import TASK_GROUPS
 from bursar.core.tasks import EXECUTORS
 from bursar.core.text import parse_amount, parse_attributes
 from bursar.core.ulimits import ULIMITS, parse_ulimits
+from bursar.core.volumes import PERSISTENT_VOLUMES
 from bursar.runtime.settings import Settings, fail
 from bursar.runtime.telemetry import configure_logging, logger, reachable_at, serve_metrics
 
@@ -146,7 +147,7 @@ async def _build(settings: Settings, metrics: AgentMetrics) -> AgentDaemon:
         runtime=runtime.name,
         runs_without_image=runtime.name != "docker" or bool(image),
         version=program_version(),
-        capabilities=(TASK_GROUPS, EXECUTORS, ULIMITS, *((PARTITION,) if source.can_cut else ())),
+        capabilities=(TASK_GROUPS, EXECUTORS, ULIMITS, PERSISTENT_VOLUMES, *((PARTITION,) if source.can_cut else ())),
         metrics_address=metrics.address,
     )
     daemon = AgentDaemon(

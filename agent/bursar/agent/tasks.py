@@ -27,6 +27,7 @@ from bursar.core.tasks import (
 )
 from bursar.core.text import format_duration
 from bursar.core.ulimits import Ulimit, beyond
+from bursar.core.volumes import read_volume
 
 #: A runtime's words about a failure are cut to this many characters.
 MAX_MESSAGE_LENGTH = 2000
@@ -187,6 +188,19 @@ def ports_problem(task: AssignedTask, others: Iterable[tuple[TaskKey, Sequence[S
                     f"port {one.host_port} ({wanted[one.host_port].name}) is still {one.name!r} of task {key.task_id};"
                     " launch the task again",
                 )
+    return None
+
+
+def volumes_problem(task: AssignedTask, others: Iterable[TaskRecord]) -> Verdict | None:
+    """Say which other task has a persistent volume of this one, or nothing: the master's books and ours may differ."""
+    for other in others:
+        both = set(other.task.volume_names).intersection(task.volume_names)
+        if both and other.key != TaskKey(task.framework_id, task.spec.task_id) and not other.state.is_terminal:
+            return Verdict(
+                TaskState.DROPPED,
+                StatusReason.AGENT_REFUSED,
+                f"volume {read_volume(min(both))} is still task {other.key.task_id}'s; launch the task again",
+            )
     return None
 
 

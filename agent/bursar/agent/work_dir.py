@@ -39,6 +39,11 @@ class WorkDir:
         return self.path / "volumes"
 
     @property
+    def kept_volumes(self) -> Path:
+        """Persistent volumes: their data, and nothing else."""
+        return self.path / "persistent"
+
+    @property
     def fetched(self) -> Path:
         """Files that tasks have fetched, by their checksums."""
         return self.path / "fetched"

@@ -27,6 +27,7 @@ from bursar.cli.options import (
 from bursar.cli.problems import REFUSED, exit_code, say, say_error
 from bursar.cli.progress import Progress, progress_of
 from bursar.core.errors import BursarError, InvalidText
+from bursar.core.surroundings import parse_volume, volumes_named
 from bursar.core.text import format_duration
 from bursar.frameworks.batch import MAX_LOSSES, Batch, Ended, Job, from_lines, from_template
 from bursar.frameworks.gang_batch import WAIT_S, GangBatch
@@ -133,6 +134,10 @@ def batch(
                 raise click.UsageError(f"{option} is about gangs; say --gang, too, or leave it out")
     elif parallel is not None:
         raise click.UsageError("a gang starts all its jobs at once: leave out --parallel, or --gang")
+    if volumes_named(tuple(map(parse_volume, asked.get("volumes", ())))):
+        raise click.UsageError(
+            "a persistent volume is one task's at a time: mount it with `bursar run`, or by a framework"
+        )
     title = name or (PurePosixPath(command[0]).name if command else PurePosixPath(image).name or "batch")
     try:
         options: dict[str, Any] = {

@@ -116,6 +116,7 @@ def _read_constraint(text: str) -> str:
 #: Kept as exact texts: they go to `Task`, which reads the same grammar.
 CPUS_TEXT = TextType("cpus", lambda text: format_milli(parse_amount(CPUS, text)))
 MEM_TEXT = TextType("mem", lambda text: text and (parse_amount(MEM, text), text.strip())[1])
+DISK_BYTES = TextType("size", lambda text: parse_amount(DISK, text))
 GPU_COUNT = TextType("count", lambda text: parse_amount(GPUS, text) // MILLI)
 DURATION_MS = TextType("duration", parse_duration)
 ROLE = TextType("role", _read_role)

@@ -25,7 +25,9 @@ from bursar.cli.options import (
 )
 from bursar.cli.problems import BROKEN_PIPE, NOT_RUN, WAIT_PASSED, say
 from bursar.cli.streams import OutputClosed, StandardStreams
+from bursar.cli.volumes import devices_for
 from bursar.core.errors import BursarError, ErrorReason, InvalidText
+from bursar.core.surroundings import parse_volume, volumes_named
 from bursar.core.text import format_duration
 from bursar.frameworks.run import RunOnce, describe_end, exit_code
 from bursar.sdk import (
@@ -86,6 +88,8 @@ def run(
     if not command and not image:
         raise click.UsageError("no command was given; write it after --, as in: bursar run --gpus 1 -- nvidia-smi")
     title = name or (PurePosixPath(command[0]).name if command else image)
+    mounted = volumes_named(tuple(map(parse_volume, asked.get("volumes", ()))))
+    devices = devices_for(mounted, role)
     try:
         task = Task(
             command,
@@ -96,6 +100,7 @@ def run(
             mem,
             gpus,
             memory=memory,
+            devices=devices,
             **asked,
         )
     except InvalidText as error:

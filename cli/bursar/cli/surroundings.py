@@ -126,7 +126,7 @@ def surroundings_options(command: F) -> F:
             type=_VOLUME,
             multiple=True,
             metavar="SOURCE:TARGET[:MODE]",
-            help="/host/path:/data, name:/data or folder/name; ro unless rw or rw-delete is said; repeatable.",
+            help="/host/path:/data, name:/data, folder/name or volume/id:/data; ro unless rw or rw-delete is said; repeatable.",
         ),
         click.option(
             "--secret",

@@ -11,6 +11,9 @@ from collections.abc import Collection, Iterable
 from bursar.core.ids import DeviceUuid
 
 _GPUS = "gpus"
+#: The kind of persistent volumes: `volumes/BYTES/ROLE/ID` (see `volumes`).
+VOLUMES = "volumes"
+_VOLUME_PREFIX = f"{VOLUMES}/"
 
 
 def device_kind(uuid: DeviceUuid) -> str:
@@ -105,3 +108,13 @@ def views_hidden_by(taken: Collection[DeviceUuid], there: Collection[DeviceUuid]
 def _of_one_cut(left: str, right: str) -> bool:
     """Slices of different profiles lie side by side on one card; shares are of the whole of it."""
     return left.startswith("mig-") and right.startswith("mig-")
+
+
+def is_volume(uuid: str) -> bool:
+    """Whether it is a persistent volume, and no device of the machine."""
+    return uuid.startswith(_VOLUME_PREFIX)
+
+
+def volume_bytes(uuid: str) -> int:
+    """The bytes of disk that a volume takes."""
+    return int(uuid.split("/", 2)[1])

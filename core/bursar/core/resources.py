@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
 
-from bursar.core.device_names import device_kind, devices_of_kind, gpus_among, parent_of, weight_milli
+from bursar.core.device_names import (
+    device_kind,
+    devices_of_kind,
+    gpus_among,
+    is_volume,
+    parent_of,
+    volume_bytes,
+    weight_milli,
+)
 from bursar.core.errors import InvalidText
 from bursar.core.ids import DeviceUuid
 from bursar.core.role_expressions import RoleExpression, read_holder
@@ -195,19 +203,25 @@ class Resources:
         """All scalar kinds, devices among them: what fair share and quota see. Ports are not in it.
 
         Slices and shares count as themselves and as their thousandths of `gpus`, except where their card is there too: as views of one
-        thing they count once.
+        thing they count once. A persistent volume counts as the disk that it takes, and as nothing else.
         """
         if not self.devices:
             return self.scalars
         for uuid in self.devices:
             if "/" in uuid:
-                return {**self.scalars, **_device_amounts(self.devices)}
+                amounts = _device_amounts(self.devices)
+                if DISK in amounts and DISK in self.scalars:
+                    amounts[DISK] += self.scalars[DISK]
+                return {**self.scalars, **amounts}
         return {**self.scalars, GPUS: MILLI * len(self.devices)}
 
 
 def _device_amounts(devices: frozenset[DeviceUuid]) -> dict[str, int]:
     amounts: dict[str, int] = {}
     for uuid in devices:
+        if is_volume(uuid):
+            amounts[DISK] = amounts.get(DISK, 0) + volume_bytes(uuid)
+            continue
         kind = device_kind(uuid)
         amounts[kind] = amounts.get(kind, 0) + MILLI
         if (weight := weight_milli(uuid)) and parent_of(uuid) not in devices:

@@ -59,6 +59,7 @@ class VolumeKind(IntEnum):
     HOST_PATH = 1
     NAMED = 2
     SHARED_FOLDER = 3
+    PERSISTENT = 4
 
 
 class VolumeMode(IntEnum):
@@ -100,7 +101,10 @@ def parse_mode(text: str) -> VolumeMode:
 
 
 def parse_volume(text: str) -> Volume:
-    """Read `/HOST/PATH:/TARGET[:MODE]`, `NAME:/TARGET[:MODE]` or `folder/NAME[:/TARGET][:MODE]`. Raises InvalidText."""
+    """Read `/HOST/PATH:/TARGET[:MODE]`, `NAME:/TARGET[:MODE]`, `folder/NAME[:/TARGET][:MODE]` or `volume/ID:/TARGET[:MODE]`.
+
+    Raises InvalidText.
+    """
     parts = text.split(":")
     mode = VolumeMode.UNSPECIFIED
     if len(parts) > 1 and not parts[-1].startswith("/"):
@@ -110,12 +114,14 @@ def parse_volume(text: str) -> Volume:
         volume = Volume(VolumeKind.HOST_PATH, source, target, mode)
     elif source.startswith("folder/"):
         volume = Volume(VolumeKind.SHARED_FOLDER, source.removeprefix("folder/"), target, mode)
+    elif source.startswith("volume/"):
+        volume = Volume(VolumeKind.PERSISTENT, source.removeprefix("volume/"), target, mode)
     else:
         volume = Volume(VolumeKind.NAMED, source, target, mode)
     if problem := volume_problem(volume):
         raise InvalidText(
             f"volume {text!r}: {problem}",
-            "write /host/path:/target, name:/target or folder/name, each with :ro, :rw or :rw-delete after it",
+            "write /host/path:/target, name:/target, folder/name or volume/id:/target, each with :ro, :rw or :rw-delete after it",
         )
     return volume
 
@@ -166,13 +172,21 @@ def volumes_problem(volumes: Sequence[Volume]) -> tuple[str, str] | None:
     if len(volumes) > MAX_VOLUMES:
         return "volumes", f"{len(volumes)} are more than {MAX_VOLUMES}"
     targets: set[str] = set()
+    persistent = volumes_named(volumes)
     for number, volume in enumerate(volumes):
+        if volume.kind is VolumeKind.PERSISTENT and persistent.count(volume.source) > 1:
+            return f"volumes[{number}]", f"volume {volume.source!r} is mounted twice: mount it once"
         if problem := volume_problem(volume):
             return f"volumes[{number}]", problem
         if volume.mounted_at in targets:
             return f"volumes[{number}]", f"another one is mounted at {volume.mounted_at!r} already"
         targets.add(volume.mounted_at)
     return None
+
+
+def volumes_named(volumes: Sequence[Volume]) -> tuple[str, ...]:
+    """The ids of the persistent volumes among what a task mounts."""
+    return tuple(volume.source for volume in volumes if volume.kind is VolumeKind.PERSISTENT)
 
 
 def _path_problem(path: str) -> str:
@@ -196,9 +210,21 @@ def process_problem(settings: ContainerSettings | None, volumes: Sequence[Volume
             f"container.{field}",
             "plain processes cannot be held to it: leave it out, or use an agent that runs containers",
         )
-    if volumes:
-        return (
-            "volumes",
-            "plain processes see the machine as it is: leave them out, or use an agent that runs containers",
-        )
+    targets = [volume.mounted_at for volume in volumes]
+    for number, volume in enumerate(volumes):
+        if any(volume.mounted_at.startswith(f"{target}/") for target in targets):
+            return (
+                f"volumes[{number}].target",
+                "plain processes find volumes by links, so that none can be inside another: choose a path beside the others",
+            )
+        if volume.kind is not VolumeKind.PERSISTENT:
+            return (
+                "volumes",
+                "plain processes see the machine as it is: leave them out, or use an agent that runs containers",
+            )
+        if volume.mode is VolumeMode.UNSPECIFIED:
+            return (
+                f"volumes[{number}]",
+                "plain processes cannot be kept from writing: mount the volume rw, or use an agent that runs containers",
+            )
     return None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from bursar.core.device_names import device_kind
+from bursar.core.device_names import VOLUMES, device_kind, is_volume
 from bursar.core.errors import InvalidText
 from bursar.core.fetching import Fetch, fetches_problem
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, Generation, TaskId, id_problem
@@ -222,8 +222,13 @@ class AssignedTask:
 
     @property
     def device_uuids(self) -> tuple[DeviceUuid, ...]:
-        """All devices, sorted."""
-        return tuple(sorted(uuid for part in self.resources for uuid in part.resources.devices))
+        """All devices of the machine, sorted; persistent volumes are none."""
+        return tuple(sorted(uuid for part in self.resources for uuid in part.resources.devices if not is_volume(uuid)))
+
+    @property
+    def volume_names(self) -> tuple[DeviceUuid, ...]:
+        """All persistent volumes, sorted."""
+        return tuple(sorted(uuid for part in self.resources for uuid in part.resources.devices if is_volume(uuid)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,10 +296,13 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
     request = spec.resources
     if len(set(request.devices)) != len(request.devices):
         return "resources.device_uuids", "a device is named twice"
-    if request.gpus and request.devices and request.gpus != len(request.devices):
-        return "resources.gpus", f"{request.gpus} GPUs are asked for, but {len(request.devices)} are named"
+    named = [uuid for uuid in request.devices if not is_volume(uuid)]
+    if request.gpus and named and request.gpus != len(named):
+        return "resources.gpus", f"{request.gpus} GPUs are asked for, but {len(named)} are named"
     if twice := {device_kind(uuid) for uuid in request.devices} & request.scalars.keys():
         return f"resources.{min(twice)}", f"{min(twice)} are asked for by number and by name: name them all, or none"
+    if VOLUMES in request.scalars:
+        return f"resources.{VOLUMES}", "a volume is named, in the task's volumes, not counted"
     for kind, amount in request.scalars.items():
         if amount < 0:
             return f"resources.{kind}", "an amount must not be negative"

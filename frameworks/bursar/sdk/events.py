@@ -11,7 +11,7 @@ from bursar.core.ids import ConnectionId, OfferId, TaskId
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages.framework import FrameworkEvent, UpdateRef
 from bursar.core.messages.gangs import RequestGang
-from bursar.core.messages.offers import Shape
+from bursar.core.messages.offers import CreateVolume, DestroyVolume, Shape
 from bursar.core.tasks import TaskSpec
 
 
@@ -54,6 +54,8 @@ class OfferAnswer:
     tasks: tuple[TaskSpec, ...] = ()
     #: None: the default of 5 s.
     refuse_ms: int | None = None
+    #: Before the tasks are launched.
+    volumes: tuple[CreateVolume | DestroyVolume, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

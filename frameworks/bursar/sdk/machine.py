@@ -40,9 +40,12 @@ from bursar.core.messages.offers import (
     Accept,
     AgentDescription,
     CallResult,
+    CreateVolume,
     Decline,
+    DestroyVolume,
     Filters,
     Offer,
+    Operation,
 )
 from bursar.core.tasks import TaskSpec, TaskStatus
 from bursar.sdk import effects, events
@@ -438,9 +441,9 @@ class SessionMachine:
             if offer is None:
                 for spec in answer.tasks:
                     self._out.append(effects.DeliverRefusal(spec.task_id, NEVER_SENT))
-            elif answer.tasks:
+            elif answer.tasks or answer.volumes:
                 self.statement.demand.note_launched(offer.role, (spec.resources for spec in answer.tasks))
-                self._accept((offer,), answer.tasks, answer.refuse_ms)
+                self._accept((offer,), answer.tasks, answer.refuse_ms, answer.volumes)
             else:
                 declined.setdefault(answer.refuse_ms, []).append(answer.offer_id)
         for refuse_ms, offer_ids in declined.items():
@@ -459,9 +462,16 @@ class SessionMachine:
             if Timer.LOOKUP not in self._timers:
                 self._timers.set(Timer.LOOKUP, ms + LOOKUP_MS)
 
-    def _accept(self, offers: tuple[Offer, ...], tasks: tuple[TaskSpec, ...], refuse_ms: int | None) -> None:
+    def _accept(
+        self,
+        offers: tuple[Offer, ...],
+        tasks: tuple[TaskSpec, ...],
+        refuse_ms: int | None,
+        volumes: tuple[CreateVolume | DestroyVolume, ...] = (),
+    ) -> None:
         call_id = self._fresh_call_id()
-        operations = self.tasks.launch(call_id, tasks)
+        about_volumes = tuple(Operation(f"{call_id}-v{index}", item) for index, item in enumerate(volumes))
+        operations = (*about_volumes, *self.tasks.launch(call_id, tasks))
         self._send(Accept(call_id, tuple(offer.offer_id for offer in offers), operations, Filters(refuse_ms)))
 
     def _on_result(self, result: CallResult) -> None:

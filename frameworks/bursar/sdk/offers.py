@@ -6,15 +6,18 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from bursar.core.device_names import device_kind, devices_of_kind, gpus_among
+from bursar.core.device_names import device_kind, devices_of_kind, gpus_among, is_volume
 from bursar.core.devices import Device
 from bursar.core.errors import BursarError, ErrorDetail, ErrorReason
+from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages import offers as messages
 from bursar.core.messages.gangs import BundleMember
-from bursar.core.resources import CPUS, MEM, MILLI, ResourceRequest, Resources, sum_resources
-from bursar.core.surroundings import process_problem
-from bursar.core.text import format_resources, format_shortfall
-from bursar.sdk.amounts import Amount, request
+from bursar.core.resources import CPUS, DISK, MEM, MILLI, ResourceRequest, Resources, sum_resources
+from bursar.core.role_expressions import plain_holder
+from bursar.core.surroundings import process_problem, volumes_named
+from bursar.core.text import format_amount, format_resources, format_shortfall
+from bursar.core.volumes import read_volume, volume_device, volume_problem, volumes_in
+from bursar.sdk.amounts import Amount, exact, request
 from bursar.sdk.tasks import Task, TaskGroup
 
 
@@ -66,7 +69,17 @@ class Offer:
         self.devices: tuple[Device, ...] = tuple(
             by_uuid.get(uuid) or Device(uuid, device_kind(uuid))
             for uuid in sorted(offered, key=lambda u: (by_uuid[u].index if u in by_uuid else 1 << 30, u))
+            if not is_volume(uuid)
         )
+        self._volumes = {read_volume(uuid).volume_id: uuid for uuid in volumes_in(offered)}
+        #: Disk by the role that it is reserved to: what volumes can be made of.
+        self._reserved_disk: dict[str, int] = {}
+        for part in offer.resources:
+            if part.stack and (holder := plain_holder(part.stack[-1].holder)) is not None:
+                amount = part.resources.scalars.get(DISK, 0)
+                self._reserved_disk[holder] = max(amount, self._reserved_disk.get(holder, 0))
+        #: What the author has asked for by `create_volume` and `destroy_volume`, in order; for the session.
+        self.volume_operations: list[messages.CreateVolume | messages.DestroyVolume] = []
         #: GPUs taken by number: they are any of those left.
         self._counted_gpus = 0
 
@@ -96,6 +109,47 @@ class Offer:
         parts = [text] if text else []
         return ";".join([*parts, f"gpus:{self.gpus}"] if self.gpus else parts) or "nothing"
 
+    @property
+    def volumes(self) -> Mapping[str, int]:
+        """The persistent volumes that no task has taken yet: id → bytes. A task mounts one as `volume/ID:/target:rw`."""
+        return {
+            volume_id: read_volume(uuid).size_bytes
+            for volume_id, uuid in self._volumes.items()
+            if uuid in self._left.devices
+        }
+
+    def create_volume(self, volume_id: str, size: Amount) -> None:
+        """Make a persistent volume of offered disk that is reserved to one role; a task that is yielded after may mount it.
+
+        Raises BursarError where the offer has no such disk, or a volume of that id.
+        """
+        size_bytes = exact(DISK, size)
+        problem = volume_problem(volume_id, size_bytes)
+        role = next((role for role, there in self._reserved_disk.items() if there >= size_bytes), None)
+        if volume_id in self._volumes:
+            problem = f"offer {self.id} holds a volume {volume_id!r} already"
+        elif not problem and role is None:
+            problem = (
+                f"offer {self.id} has less than {format_amount(DISK, size_bytes)} of disk that is reserved to a role"
+            )
+        if problem or role is None:
+            hint = "volumes are made of reserved disk: `bursar reserve`, then offers of that role hold some"
+            raise BursarError(ErrorDetail(ErrorReason.INVALID_ARGUMENT, problem, hint))
+        self._reserved_disk[role] -= size_bytes
+        uuid = self._volumes[volume_id] = volume_device(role, volume_id, size_bytes)
+        taken = Resources({DISK: size_bytes})
+        self._left = self._left - taken + Resources(devices=frozenset({uuid}))
+        self.volume_operations.append(messages.CreateVolume(AgentId(self.agent_id), volume_id, size_bytes))
+
+    def destroy_volume(self, volume_id: str) -> None:
+        """End a persistent volume of this offer that no task has taken, and remove its data. Raises BursarError where there is none."""
+        if volume_id not in self.volumes:
+            problem = f"offer {self.id} holds no volume {volume_id!r} that is not taken"
+            raise BursarError(ErrorDetail(ErrorReason.INVALID_ARGUMENT, problem, "see offer.volumes"))
+        uuid = self._volumes.pop(volume_id)
+        self._left = self._left - Resources(devices=frozenset({uuid}))
+        self.volume_operations.append(messages.DestroyVolume(AgentId(self.agent_id), uuid))
+
     def amount(self, kind: str) -> float:
         """What is left of any other kind."""
         return self._left.amount(kind) / MILLI
@@ -123,7 +177,8 @@ class Offer:
                 rest.take(member)
             return True
         if isinstance(task, Task):
-            return self.image_problem(task) == "" and self._fits(task.request)
+            mounted = self._mounted(task)
+            return mounted is not None and self.image_problem(task) == "" and self._fits(task.request)
         return self._fits(task if task is not None else wanted)
 
     def image_problem(self, task: Task) -> str:
@@ -139,6 +194,16 @@ class Offer:
 
     def take(self, task: Task) -> None:
         """For the session: subtract a task. Raises BursarError where it does not fit, by the author's mistake."""
+        mounted = self._mounted(task)
+        if mounted is None:
+            lacking = ", ".join(sorted(set(volumes_named(task.parsed_volumes)) - self.volumes.keys()))
+            raise BursarError(
+                ErrorDetail(
+                    ErrorReason.TASK_INVALID,
+                    f"task {task.name or task.command!r} mounts volumes that offer {self.id} does not hold (any more): {lacking}",
+                    "ask offer.fits(...) before yielding a task, or offer.create_volume(...)",
+                )
+            )
         if not self._fits(task.request):
             lacking = (
                 format_shortfall(task.request, self._left) or f"gpus: {task.request.gpu_count} wanted, {self.gpus} left"
@@ -151,7 +216,7 @@ class Offer:
                 )
             )
         wanted = task.request
-        scalars, devices = dict(wanted.scalars), frozenset(wanted.devices)
+        scalars, devices = dict(wanted.scalars), frozenset(wanted.devices) | mounted
         for kind, amount in wanted.scalars.items():
             if self._left.scalars.get(kind, 0) < amount:
                 # A kind of devices: any of them, the master chooses.
@@ -161,6 +226,12 @@ class Offer:
         ports = wanted.pick_ports(self._left.ports) or ()
         self._left = self._left - Resources(scalars, ports, devices)
         self._counted_gpus += wanted.gpu_count - len(gpus_among(frozenset(wanted.devices)))
+
+    def _mounted(self, task: Task) -> frozenset[DeviceUuid] | None:
+        """The volumes that a task mounts; None where one is not there, or is taken."""
+        names = volumes_named(task.parsed_volumes)
+        found = [self._volumes[name] for name in names if name in self.volumes]
+        return frozenset(found) if len(found) == len(names) else None
 
     def _fits(self, wanted: ResourceRequest) -> bool:
         return wanted.gpu_count <= self.gpus and wanted.fits_in(self._left)

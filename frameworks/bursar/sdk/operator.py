@@ -364,6 +364,31 @@ class OperatorClient:
         )
         return await self._call("RebindReservation", request)  # type: ignore[no-any-return]
 
+    async def volumes(self) -> list[operator_service_pb2.VolumeView]:
+        """All persistent volumes, and data of some on agents of which there is no record."""
+        return await self._all("Volumes", "volumes")
+
+    async def create_volume(
+        self, role: str, volume_id: str, size_bytes: int, agent: str, *, labels: Mapping[str, str] | None = None
+    ) -> operator_service_pb2.CreateVolumeResponse:
+        """Make a persistent volume of disk that an agent keeps for a role; offers in the way are rescinded."""
+        request = operator_service_pb2.CreateVolumeRequest(
+            request_id=_fresh_id(),
+            agent=agent,
+            role=role,
+            volume_id=volume_id,
+            size_bytes=size_bytes,
+            labels=labels or {},
+        )
+        return await self._call("CreateVolume", request)  # type: ignore[no-any-return]
+
+    async def destroy_volume(self, role: str, volume_id: str, agent: str) -> operator_service_pb2.DestroyVolumeResponse:
+        """End a persistent volume and have its data removed; refused while a task has it."""
+        request = operator_service_pb2.DestroyVolumeRequest(
+            request_id=_fresh_id(), agent=agent, role=role, volume_id=volume_id
+        )
+        return await self._call("DestroyVolume", request)  # type: ignore[no-any-return]
+
     async def images(self, agent: str = "") -> list[operator_service_pb2.ImageView]:
         """Which agents have which images; of one agent or of all."""
         return await self._all("Images", "images", agent=agent)

@@ -358,7 +358,7 @@ class FrameworkSession:
                     specs += self._take_group(offer, item)
                 else:
                     specs.append(self._take(offer, item))
-        return events.OfferAnswer(OfferId(offer.id), tuple(specs))
+        return events.OfferAnswer(OfferId(offer.id), tuple(specs), volumes=tuple(offer.volume_operations))
 
     def _answer_bundle(self, bundle: Bundle) -> tuple[TaskSpec, ...]:
         """Ask the author for a task for each place."""

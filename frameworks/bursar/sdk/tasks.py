@@ -146,7 +146,7 @@ class Task:
     labels: Mapping[str, str] = field(default_factory=dict)
     #: Limits and rights of its container; agents that run plain processes refuse them.
     container: ContainerSettings | None = None
-    #: `/host/path:/target:rw`, `name:/target:rw` or `folder/name`; read only unless `rw` or `rw-delete` is said.
+    #: `/host/path:/target:rw`, `name:/target:rw`, `folder/name` or `volume/id:/target:rw` (`Offer.volumes`); read only unless `rw` or `rw-delete` is said.
     volumes: Sequence[str] = ()
     #: As `env`, but shown to nobody.
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)

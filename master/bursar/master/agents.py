@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from bursar.core.device_names import parent_of
+from bursar.core.device_names import VOLUMES, parent_of
 from bursar.core.devices import Device, DeviceCondition, DeviceHealth
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import DeviceUuid, Generation
@@ -22,6 +22,7 @@ from bursar.core.messages.agent import (
     ResyncRequest,
     TaskRef,
     TaskUpdates,
+    VolumeOrders,
 )
 from bursar.core.messages.framework import AgentFailure
 from bursar.core.messages.operator import AgentState
@@ -35,6 +36,7 @@ from bursar.core.resources import (
 )
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState
 from bursar.core.text import format_ports
+from bursar.core.volumes import volumes_in
 from bursar.master.offers import offers_on, rescind
 from bursar.master.records import AgentReachabilityRecorded, AgentRecorded
 from bursar.master.state import Agent, Cluster, Turn, buckets_of
@@ -78,6 +80,10 @@ def info_problem(info: AgentInfo) -> str | None:
         twice = part.resources.devices & seen
         if twice:
             return f"devices are named twice: {', '.join(sorted(twice))}"
+        if volumes := volumes_in(part.resources.devices):
+            return f"{VOLUMES} is the kind of persistent volumes, and of no device: {', '.join(volumes)}"
+        if VOLUMES in part.resources.scalars:
+            return f"{VOLUMES} is the kind of persistent volumes, which are made of reserved disk, not declared"
         seen |= part.resources.devices
         if ports and (common := intersect_ports(ports, part.resources.ports)):
             return f"ports are named twice: {format_ports(common)}"
@@ -90,14 +96,14 @@ def enter_agent(cluster: Cluster, agent: Agent, *, counted: bool) -> None:
     agent.devices = {device.uuid: device for device in agent.info.devices}
     cluster.add_agent(agent)
     present = agent.state is AgentState.ACTIVE
-    cluster.ledger.add_agent(agent.agent_id, buckets_of(agent.info.resources, agent.reservations), counted, present)
+    cluster.ledger.add_agent(agent.agent_id, agent.buckets(), counted, present)
     withhold_unhealthy(cluster, agent)
 
 
 def withhold_unhealthy(cluster: Cluster, agent: Agent) -> None:
     """Exactly the devices that are not healthy are withheld, each for its reason."""
     withheld = {device.uuid: why for device in agent.devices.values() if (why := _unhealthy(device))}
-    cluster.ledger.set_withheld(agent.agent_id, withheld | cordoned(cluster, agent))
+    cluster.ledger.set_withheld(agent.agent_id, withheld | cordoned(cluster, agent) | agent.volumes.troubles)
 
 
 def cordoned(cluster: Cluster, agent: Agent) -> dict[DeviceUuid, str]:
@@ -125,6 +131,18 @@ def tell_device_orders(cluster: Cluster, turn: Turn, agent: Agent) -> None:
     """Say what operators ordered, if anything."""
     if orders := cluster.durable.agents[agent.agent_id].device_orders:
         turn.to_agent(agent, DeviceOrders(orders))
+
+
+def tell_volumes(turn: Turn, agent: Agent) -> None:
+    """Say which volumes there are to be, if any; the agent answers with `VolumesHeld`."""
+    volumes = agent.volumes
+    if volumes.kept or volumes.leaving or volumes.order:
+        volumes.order += 1
+        make = [volume.uuid for volume in volumes.kept.values() if not volume.made]
+        keep = [volume.uuid for volume in volumes.kept.values() if volume.made]
+        turn.to_agent(
+            agent, VolumeOrders(volumes.order, tuple(sorted(make)), tuple(sorted(keep)), tuple(sorted(volumes.leaving)))
+        )
 
 
 def _unhealthy(device: Device) -> str:
@@ -193,7 +211,7 @@ def change_devices(cluster: Cluster, turn: Turn, agent: Agent, message: DevicesC
     vacant = vacancies_of(agent)
     info = said if problem else with_vacancies(said, agent.devices, agent.reservations)
     try:
-        total = buckets_of(info.resources, agent.reservations)
+        total = buckets_of(info.resources, agent.reservations, agent.volumes.kept.values())
     except InsufficientResources as error:
         total, problem = {}, problem or str(error)
     if problem:

@@ -15,7 +15,7 @@ from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, ConnectionId, FrameworkId
 from bursar.core.machine import Stalled, TimePassed
 from bursar.core.messages import framework as calls
-from bursar.core.messages.agent import BooksDigest, BooksReport, CutReport, ImagePulls, Images
+from bursar.core.messages.agent import BooksDigest, BooksReport, CutReport, ImagePulls, Images, VolumesHeld
 from bursar.core.messages.executor import ExecutorMessage
 from bursar.core.messages.framework import FrameworkCall, LookupResults, StatusUpdates
 from bursar.core.messages.gangs import CancelGang, RequestGang
@@ -40,6 +40,7 @@ from bursar.master import (
     rules,
     starvation,
     tasks,
+    volumes,
 )
 from bursar.master.allocator.constraints import settings_by_role
 from bursar.master.bundles import held_while_filling
@@ -102,6 +103,8 @@ class MasterMachine:
                     comparing.hear(cluster, turn, agent, message)
                 elif isinstance(message, ExecutorMessage):
                     executors.message_of_executor(cluster, turn, agent, message)
+                elif isinstance(message, VolumesHeld):
+                    volumes.hear(cluster, turn, agent, message)
                 elif isinstance(message, (ImagePulls, Images)):
                     images.hear(cluster, turn, agent, message)
                 else:
@@ -156,6 +159,7 @@ class MasterMachine:
             assert recorded.info == agent.info
             assert recorded.reservations == to_reserved(agent.reservations), agent.agent_id
             assert recorded.lent == tuple(sorted(agent.lent)), agent.agent_id
+            volumes.check(cluster, agent)
             assert recorded.unreachable == (agent.state is AgentState.UNREACHABLE), agent.agent_id
             assert cluster.ledger.books[agent.agent_id].counted == (agent.state is not AgentState.UNREACHABLE)
             assert cluster.ledger.books[agent.agent_id].present == (agent.state is AgentState.ACTIVE)
@@ -219,6 +223,8 @@ class MasterMachine:
             state = AgentState.UNREACHABLE if known.unreachable else AgentState.RECOVERING
             agent = Agent(known.info, state, known.registered_at_ms, known.description_version)
             agent.reservations = to_holding(known.reservations)
+            agent.volumes.kept = {volume.uuid: volume for volume in known.volumes}
+            agent.volumes.leaving = frozenset(known.leaving_volumes)
             agents.enter_agent(cluster, agent, counted=not known.unreachable)
             if state is AgentState.RECOVERING:
                 patience_ms = cluster.flags.duration_ms("agent-reregister-timeout")

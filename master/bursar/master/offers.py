@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
+from bursar.core.device_names import is_volume
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.framework import RESERVATION_REFINEMENT, REVOCABLE_RESOURCES, Offers, Rescind
@@ -257,7 +258,7 @@ def _offers_in_headroom(
     for offer_id, rule in sorted(candidates, key=lambda item: (len(item[0]), item[0]), reverse=True):
         lacking = visibility.kept_for_gpus(rule, agent.info, books, books.free, frozenset()).lacking
         holding = holding_total(cluster.ledger.offer_holding(agent.agent_id, offer_id))
-        if not holding.devices and any(
+        if all(map(is_volume, holding.devices)) and any(
             amount > returned.get(kind, 0) and holding.scalars.get(kind, 0) for kind, amount in lacking.items()
         ):
             chosen.append(offer_id)

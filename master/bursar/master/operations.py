@@ -10,15 +10,25 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from bursar.core.errors import ErrorDetail, ErrorReason
-from bursar.core.ids import AgentId, FrameworkId, Generation, OfferId
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, Generation, OfferId
 from bursar.core.messages.framework import RESERVATION_REFINEMENT
 from bursar.core.messages.gangs import GangState
-from bursar.core.messages.offers import Accept, CallResult, Launch, OperationResult, Reserve, Unreserve
+from bursar.core.messages.offers import (
+    Accept,
+    CallResult,
+    CreateVolume,
+    DestroyVolume,
+    Launch,
+    OperationResult,
+    Reserve,
+    Unreserve,
+)
 from bursar.core.resources import (
     EMPTY,
     Holding,
     Reservation,
     ReservationType,
+    ResourceRequest,
     Resources,
     Stack,
     add_holdings,
@@ -29,10 +39,11 @@ from bursar.core.resources import (
     to_reserved,
 )
 from bursar.core.service_ports import unasked_port, with_host_ports
-from bursar.core.surroundings import process_problem
+from bursar.core.surroundings import process_problem, volumes_named
 from bursar.core.tasks import AssignedTask, TaskSpec, spec_problem
 from bursar.core.text import format_shortfall
-from bursar.master import gangs, hoarding, lending, reservations
+from bursar.core.volumes import read_volume, volumes_in
+from bursar.master import gangs, hoarding, lending, reservations, volumes
 from bursar.master.allocator.carve import carve
 from bursar.master.allocator.demand import shape_of_task
 from bursar.master.allocator.held_back import is_loose, loose_amounts
@@ -43,11 +54,12 @@ from bursar.master.ledger import TaskKey, without_views
 from bursar.master.offers import damp, damp_all, end_offers, refuse_until_ms
 from bursar.master.ports import kept_by_groups, whose_port, without_ports
 from bursar.master.quotas import accept_problem
-from bursar.master.records import CallDone, TaskRecorded
+from bursar.master.records import CallDone, KeptVolume, TaskRecorded
 from bursar.master.state import Cluster, Framework, OutstandingOffer, Task, Turn
 from bursar.master.task_groups import completed, group_refusal
 from bursar.master.tasks import add_task, next_generation, send_launches
 from bursar.master.versions import version_refusal
+from bursar.master.volumes import picked as picked_volumes
 
 
 @dataclass(slots=True)
@@ -72,13 +84,29 @@ class _Start:
 
 
 @dataclass(slots=True)
+class _Create:
+    """Make a volume."""
+
+    agent_id: AgentId
+    volume: KeptVolume
+
+
+@dataclass(slots=True)
+class _Destroy:
+    """End a volume."""
+
+    agent_id: AgentId
+    uuid: DeviceUuid
+
+
+@dataclass(slots=True)
 class _Plan:
     """What an accept comes to; `remaining` is what is left of the offered, by agent."""
 
     role: str
     offered: dict[AgentId, dict[Stack, Resources]]
     remaining: dict[AgentId, dict[Stack, Resources]]
-    steps: list[_Restack | _Start] = field(default_factory=list)
+    steps: list[_Restack | _Start | _Create | _Destroy] = field(default_factory=list)
     results: list[OperationResult] = field(default_factory=list)
     task_ids: set[str] = field(default_factory=set)
     #: Names of task groups.
@@ -111,7 +139,7 @@ def accept(cluster: Cluster, turn: Turn, framework: Framework, call: Accept) -> 
     if gang := gangs.gang_of(cluster, call.offer_ids):
         # Whoever names one of them means all.
         call = replace(call, offer_ids=gang.offer_ids)
-    plan = _plan(cluster, framework, call)
+    plan = _plan(cluster, framework, call, turn.now.wall_ms)
     if plan.failed and not call.partial:
         _give_back(cluster, turn, framework, call.offer_ids, until_ms)
         first = next(result.error for result in plan.results if result.error)
@@ -204,7 +232,7 @@ def _counted(plan: _Plan, holding: Holding) -> dict[str, int]:
     return loose_amounts(holding)
 
 
-def _plan(cluster: Cluster, framework: Framework, call: Accept) -> _Plan:
+def _plan(cluster: Cluster, framework: Framework, call: Accept, at_ms: int) -> _Plan:
     offers = [cluster.offers[offer_id].offer for offer_id in call.offer_ids]
     offered: dict[AgentId, dict[Stack, Resources]] = {}
     for offer in offers:
@@ -215,10 +243,10 @@ def _plan(cluster: Cluster, framework: Framework, call: Accept) -> _Plan:
         path = f"operations[{index}]"
         error: ErrorDetail | None
         match operation.operation:
-            case Reserve() | Unreserve() if plan.revocable:
+            case Reserve() | Unreserve() | CreateVolume() | DestroyVolume() if plan.revocable:
                 error = ErrorDetail(
                     ErrorReason.INVALID_ARGUMENT,
-                    "what is lent can be neither reserved nor unreserved",
+                    "what is lent can be neither reserved nor unreserved, and no volume made of it",
                     "launch tasks on it, or use offers that are not revocable",
                     path,
                 )
@@ -228,11 +256,15 @@ def _plan(cluster: Cluster, framework: Framework, call: Accept) -> _Plan:
                 error = _plan_reserve(cluster, framework, plan, reserve, path)
             case Unreserve() as unreserve:
                 error = _plan_unreserve(cluster, plan, unreserve, path)
+            case CreateVolume() as create:
+                error = _plan_create(cluster, framework, plan, create, at_ms, f"{path}.create_volume")
+            case DestroyVolume() as destroy:
+                error = _plan_destroy(plan, destroy, f"{path}.destroy_volume")
             case _:
                 error = ErrorDetail(
                     ErrorReason.UNSUPPORTED,
                     "this master does not know the operation",
-                    "use launch, reserve or unreserve",
+                    "use launch, reserve, unreserve, create_volume or destroy_volume",
                     path,
                 )
         plan.results.append(OperationResult(operation.operation_id, error))
@@ -253,9 +285,19 @@ def _plan_launch(
         error = _task_problem(cluster, framework, plan, spec, agent_id, remaining, ids, field_path)
         if error is not None:
             return error
+        disks = picked_volumes(remaining[agent_id], volumes_named(spec.volumes))
+        if isinstance(disks, str):
+            return ErrorDetail(
+                ErrorReason.TASK_INVALID,
+                f"task {spec.task_id!r} mounts volume {disks!r}, which the offers do not hold (any more)",
+                "create it, or wait for an offer that holds it; a volume is one task's at a time",
+                f"{field_path}.volumes",
+            )
+        remaining[agent_id] = subtract_holdings(remaining[agent_id], disks)
+        wanted = beside_volumes(spec.resources, disks)
         wants_ports = spec.resources.ports or spec.resources.port_count
         kept = kept_by_groups(cluster, agent_id) if wants_ports else {}
-        part = carve(without_ports(remaining[agent_id], kept), spec.resources, cluster.agents[agent_id].devices)
+        part = carve(without_ports(remaining[agent_id], kept), wanted, cluster.agents[agent_id].devices)
         if part is None:
             launched = [step for step in (*plan.steps, *steps) if isinstance(step, _Start)]
             here = {step.spec.task_id: step.holding for step in launched if step.agent_id == agent_id}
@@ -267,7 +309,7 @@ def _plan_launch(
                     f"{field_path}.service_ports",
                 )
             there = holding_total(remaining[agent_id])
-            missing = format_shortfall(spec.resources, there) or "the devices asked for"
+            missing = format_shortfall(wanted, there) or "the devices asked for"
             return ErrorDetail(
                 ErrorReason.TASK_INVALID,
                 f"task {spec.task_id!r} asks for more than the offers have left: {missing}",
@@ -275,6 +317,8 @@ def _plan_launch(
                 f"{field_path}.resources",
             )
         remaining[agent_id] = without_views(subtract_holdings(remaining[agent_id], part), part)
+        if disks:
+            part = add_holdings(part, disks)
         if spec.service_ports:
             granted = holding_total(part).ports
             services = with_host_ports(spec.service_ports, spec.resources.ports, granted)
@@ -288,6 +332,14 @@ def _plan_launch(
     plan.task_ids |= ids
     plan.groups |= {spec.task_group.name for spec in specs if spec.task_group is not None}
     return None
+
+
+def beside_volumes(request: ResourceRequest, disks: Holding) -> ResourceRequest:
+    """What a task asks for beside the volumes that it mounts, which it may have named, too."""
+    if not disks:
+        return request
+    given = holding_total(disks).devices
+    return replace(request, devices=tuple(uuid for uuid in request.devices if uuid not in given))
 
 
 def _task_problem(
@@ -398,6 +450,42 @@ def _plan_reserve(
     return None
 
 
+def _plan_create(
+    cluster: Cluster, framework: Framework, plan: _Plan, create: CreateVolume, at_ms: int, path: str
+) -> ErrorDetail | None:
+    volume = volumes.planned(cluster, framework.info.principal, at_ms, plan.remaining, create, path)
+    if isinstance(volume, ErrorDetail):
+        return volume
+    key, agent_id = read_volume(volume.uuid).key, create.agent_id
+    for step in plan.steps:
+        if isinstance(step, _Create) and step.agent_id == agent_id and read_volume(step.volume.uuid).key == key:
+            return ErrorDetail(
+                ErrorReason.INVALID_ARGUMENT,
+                f"volume {create.volume_id!r} is to be made twice",
+                "choose another id",
+                f"{path}.volume_id",
+            )
+    plan.remaining[agent_id] = volumes.replaced(plan.remaining[agent_id], volume)
+    plan.steps.append(_Create(agent_id, volume))
+    return None
+
+
+def _plan_destroy(plan: _Plan, destroy: DestroyVolume, path: str) -> ErrorDetail | None:
+    if any(isinstance(step, _Create) and step.volume.uuid == destroy.uuid for step in plan.steps):
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            "a volume is to be made and destroyed at once",
+            "leave both out",
+            f"{path}.uuid",
+        )
+    left = volumes.given_back(plan.remaining.get(destroy.agent_id, {}), destroy, path)
+    if isinstance(left, ErrorDetail):
+        return left
+    plan.remaining[destroy.agent_id] = left
+    plan.steps.append(_Destroy(destroy.agent_id, destroy.uuid))
+    return None
+
+
 def _plan_unreserve(cluster: Cluster, plan: _Plan, unreserve: Unreserve, path: str) -> ErrorDetail | None:
     stack, resources = unreserve.resources.stack, unreserve.resources.resources
     remaining = plan.remaining.get(unreserve.agent_id, {})
@@ -409,6 +497,13 @@ def _plan_unreserve(cluster: Cluster, plan: _Plan, unreserve: Unreserve, path: s
             f"{path}.unreserve.resources",
         )
     target = stack[:-1]
+    if named := volumes_in(resources.devices):
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            f"a volume cannot be unreserved: {', '.join(str(read_volume(uuid)) for uuid in named)}",
+            "destroy it first: then it is disk again",
+            f"{path}.unreserve.resources",
+        )
     if not remaining.get(stack, EMPTY).contains(resources) or not resources:
         return ErrorDetail(
             ErrorReason.INSUFFICIENT_RESOURCES,
@@ -448,6 +543,10 @@ def _carry_out(
                 if step.lend:
                     agent = cluster.agents[agent_id]
                     lending.set_lent(cluster, turn, agent, agent.lent | {target})
+            case _Create(agent_id, volume):
+                volumes.keep(cluster, turn, cluster.agents[agent_id], volume)
+            case _Destroy(agent_id, uuid):
+                volumes.give_up(cluster, turn, cluster.agents[agent_id], uuid)
             case _Start(agent_id, spec, holding, operation_id):
                 # Whoever uses nothing of what is lent has nothing to give back.
                 revocable = plan.revocable and (plan.of_hold or not is_of_hold(holding))

@@ -22,6 +22,7 @@ from bursar.master import (
     rules,
     vacancies,
     views,
+    volumes,
     weights,
 )
 from bursar.master.agents import tell_ping_settings
@@ -58,6 +59,8 @@ MUTATING = (
     op.PullImageRequest,
     op.CancelImagePullRequest,
     op.RebindReservationRequest,
+    op.CreateVolumeRequest,
+    op.DestroyVolumeRequest,
 )
 
 
@@ -142,6 +145,11 @@ def answer(
             return images.list_images(cluster, request)
         case op.ListGangsRequest():
             return list_gangs(cluster, turn.now, request)
+        case op.ListVolumesRequest(page):
+            disks, token = views.page_of(
+                list(volumes.views(cluster)), lambda view: f"{view.agent_id}/{view.uuid}", page
+            )
+            return op.ListVolumesResponse(disks, token)
         case (
             op.TeardownFrameworkRequest()
             | op.KillTaskRequest()
@@ -163,6 +171,8 @@ def answer(
             | op.PullImageRequest()
             | op.CancelImagePullRequest()
             | op.RebindReservationRequest()
+            | op.CreateVolumeRequest()
+            | op.DestroyVolumeRequest()
         ):
             result = _change(cluster, turn, request, principal)
             if not isinstance(result, ErrorDetail) and not getattr(request, "dry_run", False):
@@ -195,7 +205,9 @@ def _change(
     | op.PartitionDeviceRequest
     | op.PullImageRequest
     | op.CancelImagePullRequest
-    | op.RebindReservationRequest,
+    | op.RebindReservationRequest
+    | op.CreateVolumeRequest
+    | op.DestroyVolumeRequest,
     principal: str,
 ) -> Answer:
     match request:
@@ -248,6 +260,10 @@ def _change(
             return images.cancel(cluster, turn, request)
         case op.RebindReservationRequest():
             return vacancies.rebind(cluster, turn, request)
+        case op.CreateVolumeRequest():
+            return volumes.create(cluster, turn, request, principal)
+        case op.DestroyVolumeRequest():
+            return volumes.destroy(cluster, turn, request)
         case _:
             assert_never(request)
 

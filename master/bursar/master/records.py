@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from bursar.core.ids import AgentId, FrameworkId, TaskId
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
 from bursar.core.messages.agent import AgentInfo, DeviceOrder
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult
@@ -247,6 +247,30 @@ class AgentPrincipalRecorded:
     principal: str
 
 
+@dataclass(frozen=True, slots=True)
+class KeptVolume:
+    """A persistent volume of an agent."""
+
+    #: Its name, as `core.volumes` makes it.
+    uuid: DeviceUuid
+    #: The reservation of which it takes disk.
+    stack: Stack
+    principal: str = ""
+    created_at_ms: int = 0
+    #: The agent has told that its data is there.
+    made: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VolumesRecorded:
+    """All persistent volumes of an agent, after a change."""
+
+    agent_id: AgentId
+    volumes: tuple[KeptVolume, ...]
+    #: Those that were destroyed, and of which the agent has not told yet that their data is gone.
+    leaving: tuple[DeviceUuid, ...] = ()
+
+
 Record = (
     TermRaised
     | AgentRecorded
@@ -273,6 +297,7 @@ Record = (
     | PreemptionRecorded
     | RestartOrdered
     | AgentPrincipalRecorded
+    | VolumesRecorded
 )
 
 
@@ -289,6 +314,8 @@ class DurableAgent:
     lent: tuple[Stack, ...] = ()
     #: Whose its id is; empty where nobody was ever asked.
     principal: str = ""
+    volumes: tuple[KeptVolume, ...] = ()
+    leaving_volumes: tuple[DeviceUuid, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,12 +398,10 @@ class Durable:
                 self.term = term
             case AgentRecorded(info, version, at):
                 known = self.agents.get(info.agent_id)
-                reservations = known.reservations if known else ()
-                orders = known.device_orders if known else ()
-                lent = known.lent if known else ()
-                principal = known.principal if known else ""
-                self.agents[info.agent_id] = DurableAgent(
-                    info, version, at, False, reservations, orders, lent, principal
+                self.agents[info.agent_id] = (
+                    replace(known, info=info, description_version=version, registered_at_ms=at, unreachable=False)
+                    if known
+                    else DurableAgent(info, version, at)
                 )
             case AgentReachabilityRecorded(agent_id, unreachable):
                 self.agents[agent_id] = replace(self.agents[agent_id], unreachable=unreachable)
@@ -418,6 +443,8 @@ class Durable:
                 self.agents[agent_id] = replace(self.agents[agent_id], lent=lent)
             case AgentPrincipalRecorded(agent_id, principal):
                 self.agents[agent_id] = replace(self.agents[agent_id], principal=principal)
+            case VolumesRecorded(agent_id, volumes, leaving):
+                self.agents[agent_id] = replace(self.agents[agent_id], volumes=volumes, leaving_volumes=leaving)
             case PreemptionRecorded(framework_id, task_id, at):
                 key = (framework_id, task_id)
                 self.tasks[key] = replace(self.tasks[key], preempt_at_ms=at)

@@ -30,6 +30,7 @@ from bursar.core.resources import (
 )
 from bursar.core.tasks import TRANSITIONS, AssignedTask, StatusReason, TaskState, may_follow
 from bursar.core.text import format_resources
+from bursar.core.volumes import read_volume
 from bursar.master.agents import (
     LAUNCH_TIMEOUT_MS,
     enter_agent,
@@ -39,6 +40,7 @@ from bursar.master.agents import (
     tell_of_arrivals,
     tell_of_health,
     tell_of_vacancies,
+    tell_volumes,
     withhold_unhealthy,
 )
 from bursar.master.differences import NEVER_NORMAL, differences, is_news, is_to_end, report_repairs
@@ -112,6 +114,8 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     agent.generation = generation_above(cluster, turn, agent, event.register.generation)
     turn.to_agent(agent, registered(cluster))
     tell_device_orders(cluster, turn, agent)
+    agent.volumes.order = 0
+    tell_volumes(turn, agent)
     greet(cluster, turn, agent)
     turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
     repeat_restarts(cluster, turn, agent, event.tasks)
@@ -186,18 +190,23 @@ def refusal_of(cluster: Cluster, event: AgentRegistering, known: Agent | None) -
             ErrorReason.INVALID_ARGUMENT, problem, "see `bursar-agent --help` for --resources", "info.resources"
         )
     reservations = {} if known is None else known.reservations
-    if not reservations and not event.tasks:
+    volumes = () if known is None else known.volumes.kept.values()
+    if not reservations and not volumes and not event.tasks:
         return None
     try:
-        total = buckets_of(info.resources, reservations)
+        total = buckets_of(info.resources, reservations, volumes)
     except InsufficientResources as error:
         kept = "; ".join(
-            f"{format_resources(part, stack[-1].holder)}{_uuids(part)}" for stack, part in reservations.items()
+            [
+                *(f"{format_resources(part, stack[-1].holder)}{_uuids(part)}" for stack, part in reservations.items()),
+                *(f"volume {read_volume(volume.uuid)}" for volume in volumes),
+            ]
         )
         return ErrorDetail(
             ErrorReason.INCOMPATIBLE_RESOURCES,
             f"the agent came back with less than is reserved on it ({kept}): {error}",
-            "start it with its former --resources and --devices, or unreserve first (`bursar unreserve`)",
+            "start it with its former --resources and --devices, or unreserve first (`bursar unreserve`)"
+            + ("; volumes are in `bursar volume ls`" if volumes else ""),
             "info.resources",
         )
     needed: dict[Stack, Resources] = {}
@@ -312,7 +321,7 @@ def judge_tasks(
             words = "its agent came back without it, and another task has its devices or ports"
             master_status(cluster, turn, cluster.tasks[key], TaskState.GONE, StatusReason.CONTAINER_LOST, words)
             lost.remove(key)
-    total = buckets_of(agent.info.resources, agent.reservations)
+    total = agent.buckets()
     launches: list[AssignedTask] = []
     for task in (*staged, *on_their_way):
         holding = to_holding(task.assigned.resources)

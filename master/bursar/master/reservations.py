@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from bursar.core.device_names import VOLUMES
 from bursar.core.errors import ErrorDetail, ErrorReason, InvalidText
 from bursar.core.ids import AgentId
 from bursar.core.messages.operator import (
@@ -16,6 +17,7 @@ from bursar.core.messages.operator import (
     UnreserveResourcesResponse,
 )
 from bursar.core.resources import (
+    DISK,
     EMPTY,
     UNRESERVED,
     Reservation,
@@ -38,6 +40,7 @@ from bursar.core.role_expressions import (
 )
 from bursar.core.roles import DEFAULT_ROLE, is_strict_subrole, role_problem
 from bursar.core.text import format_resources
+from bursar.core.volumes import read_volume, volumes_in
 from bursar.master.allocator.carve import carve
 from bursar.master.bundles import let_go
 from bursar.master.groups import expander, unknown_groups_problem
@@ -195,11 +198,31 @@ def unreserve(
         return _nothing_kept(cluster, found, expression)
     picked = pick_sources(cluster, found, routes, request.resources)
     if isinstance(picked, ErrorDetail):
-        return picked
+        return _beside_volumes(cluster, picked, routes, request.resources)
     views, rescinded = _carry_out(
         cluster, turn, picked, routes, request.dry_run, f"given back by {expression}", "resources_unreserved"
     )
     return UnreserveResourcesResponse(views[0], views, rescinded)
+
+
+def _beside_volumes(
+    cluster: Cluster, problem: ErrorDetail, routes: Mapping[AgentId, Mapping[Stack, Stack]], request: ResourceRequest
+) -> ErrorDetail:
+    """What cannot be unreserved, and the volumes that take disk of it (RSV-13)."""
+    stacks = [(cluster.agents[agent_id], stack) for agent_id, route in routes.items() for stack in route]
+    names = [
+        str(read_volume(volume.uuid))
+        for agent, stack in stacks
+        for volume in agent.volumes.kept.values()
+        if volume.stack == stack
+    ]
+    if DISK not in request.scalars or not names:
+        return problem
+    return replace(
+        problem,
+        message=f"{problem.message}; volumes take disk of it: {', '.join(sorted(names))}",
+        hint="destroy them first, with their data (`bursar volume destroy`), or unreserve less",
+    )
 
 
 def _carry_out(
@@ -378,6 +401,13 @@ def request_problem(request: ResourceRequest, field: str = "resources") -> Error
     if wrong:
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT, f"amounts must be above zero: {', '.join(wrong)}", "GPUs are whole", field
+        )
+    if VOLUMES in request.scalars or volumes_in(request.devices):
+        return ErrorDetail(
+            ErrorReason.INVALID_ARGUMENT,
+            "a volume is made of reserved disk, and neither reserved nor unreserved itself",
+            "see `bursar volume create` and `bursar volume destroy`",
+            field,
         )
     if not request:
         return ErrorDetail(ErrorReason.INVALID_ARGUMENT, "no resources are named", "name some, such as gpus:2", field)

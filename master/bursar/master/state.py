@@ -13,6 +13,7 @@ from operator import attrgetter
 from zlib import crc32
 
 from bursar.core.clock import Deadlines, Instant
+from bursar.core.device_names import volume_bytes
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId, Generation, OfferId
@@ -23,7 +24,16 @@ from bursar.core.messages.framework import FrameworkEvent, FrameworkInfo
 from bursar.core.messages.offers import AgentDescription, Demand, Offer
 from bursar.core.messages.operator import AgentState, ClusterEvent, FrameworkState
 from bursar.core.predicates import AgentFacts
-from bursar.core.resources import Holding, ReservedResources, Resources, Stack, subtract_holdings, to_holding
+from bursar.core.resources import (
+    DISK,
+    EMPTY,
+    Holding,
+    ReservedResources,
+    Resources,
+    Stack,
+    subtract_holdings,
+    to_holding,
+)
 from bursar.core.tasks import AssignedTask, StatusReason, TaskState, TaskStatus
 from bursar.core.text import Minimum, parse_minimum
 from bursar.master.allocator.backoff import OfferCounts
@@ -40,7 +50,7 @@ from bursar.master.effects import CloseStream, MasterEffect, Publish, SendToAgen
 from bursar.master.flags import FlagValues
 from bursar.master.image_books import ImageBooks
 from bursar.master.ledger import Ledger, TaskKey
-from bursar.master.records import Durable, Record, RestartOrder
+from bursar.master.records import Durable, KeptVolume, Record, RestartOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,21 @@ class Comparing:
     problem: str = ""
 
 
+@dataclass(slots=True)
+class AgentVolumes:
+    """The persistent volumes of an agent: what is recorded, and what the agent said of its data."""
+
+    kept: dict[DeviceUuid, KeptVolume] = field(default_factory=dict)
+    #: Destroyed; their data is not known to be gone.
+    leaving: frozenset[DeviceUuid] = frozenset()
+    #: Soft. The newest order on this connection; 0: none.
+    order: int = 0
+    #: Soft. Why a volume cannot be had now: its data is not there.
+    troubles: dict[DeviceUuid, str] = field(default_factory=dict)
+    #: Soft. Data on the agent of which there is no record.
+    strays: frozenset[DeviceUuid] = frozenset()
+
+
 @dataclass(slots=True, eq=False)
 class Agent:
     """One agent. Invariant: `connection` is set iff `state` is ACTIVE; its books are open for as long as it is known."""
@@ -84,6 +109,7 @@ class Agent:
     reservations: dict[Stack, Resources] = field(default_factory=dict)
     #: The reservations, static and dynamic, that are lent while they are idle.
     lent: frozenset[Stack] = frozenset()
+    volumes: AgentVolumes = field(default_factory=AgentVolumes)
     devices: dict[DeviceUuid, Device] = field(default_factory=dict)
     #: What the agent was told last; only meaningful while connected.
     generation: Generation = Generation()
@@ -105,6 +131,10 @@ class Agent:
 
     def __post_init__(self) -> None:
         self.agent_id = self.info.agent_id
+
+    def buckets(self) -> dict[Stack, Resources]:
+        """All that it has, by bucket. Raises InsufficientResources."""
+        return buckets_of(self.info.resources, self.reservations, self.volumes.kept.values())
 
     @property
     def has_gpus(self) -> bool:
@@ -137,8 +167,10 @@ class Agent:
         return self.description
 
 
-def buckets_of(resources: Iterable[ReservedResources], reservations: Holding) -> dict[Stack, Resources]:
-    """What an agent declares, with its dynamic reservations moved to their own buckets.
+def buckets_of(
+    resources: Iterable[ReservedResources], reservations: Holding, volumes: Iterable[KeptVolume] = ()
+) -> dict[Stack, Resources]:
+    """What an agent declares, with its dynamic reservations moved to their own buckets, and volumes in place of disk of theirs.
 
     A dynamic reservation comes out of the bucket below its top level. Raises InsufficientResources where it does not fit.
     """
@@ -147,6 +179,9 @@ def buckets_of(resources: Iterable[ReservedResources], reservations: Holding) ->
         # A refinement is cut from the level below, which must have been made first.
         total = subtract_holdings(total, {stack[:-1]: reservations[stack]})
         total[stack] = total[stack] + reservations[stack] if stack in total else reservations[stack]
+    for volume in volumes:
+        there = total.get(volume.stack, EMPTY) - Resources({DISK: volume_bytes(volume.uuid)})
+        total[volume.stack] = there + Resources(devices=frozenset({volume.uuid}))
     return {stack: part for stack, part in total.items() if part}
 
 

@@ -97,7 +97,7 @@ def _carry_out(
         turn.persist(AgentRecorded(info, agent.description_version, agent.registered_at_ms))
     if not any(map(is_vacancy, info.devices)):
         agent.comparing.untaken = None
-    cluster.ledger.set_total(agent.agent_id, buckets_of(info.resources, reservations))
+    cluster.ledger.set_total(agent.agent_id, buckets_of(info.resources, reservations, agent.volumes.kept.values()))
     withhold_unhealthy(cluster, agent)
     record(cluster, turn, agent.agent_id)
     cluster.touch(agent.agent_id)

@@ -252,7 +252,13 @@ def reservation_views(
                 if entry.revocable and stack in entry.holding
             ),
             loan_views(cluster, agent.agent_id, stack),
-            tuple(sorted(uuid for uuid in books.total[stack].devices if is_vacancy(agent.devices[uuid]))),
+            tuple(
+                sorted(
+                    uuid
+                    for uuid in books.total[stack].devices & agent.devices.keys()
+                    if is_vacancy(agent.devices[uuid])
+                )
+            ),
         )
         for stack in sorted(books.total)
         if stack

@@ -16,6 +16,7 @@ from bursar.agent.effects import (
     CloseConnection,
     CutCard,
     EndStray,
+    KeepVolumes,
     KillContainer,
     LaunchOnExecutor,
     Log,
@@ -35,6 +36,7 @@ from bursar.agent.effects import (
     TellExecutor,
 )
 from bursar.agent.events import (
+    ContainerLaunchFailed,
     ContainersRecovered,
     DeviceProbed,
     DevicesDiscovered,
@@ -55,8 +57,9 @@ from bursar.core.ids import AgentId, ConnectionId, DeviceUuid
 from bursar.core.layouts import PARTITION
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.task_groups import TASK_GROUPS
-from bursar.core.tasks import EXECUTORS
+from bursar.core.tasks import EXECUTORS, StatusReason
 from bursar.core.ulimits import ULIMITS
+from bursar.core.volumes import PERSISTENT_VOLUMES
 from bursar.simulation.containers import SimulatedContainer, SimulatedContainers
 from bursar.simulation.cutting import Post, SimulatedCutter
 from bursar.simulation.devices import SimulatedGpus
@@ -64,6 +67,7 @@ from bursar.simulation.executors import SimulatedExecutors
 from bursar.simulation.network import CLIENT, Stream
 from bursar.simulation.overuse import SHARE_GRACE_MS, SimulatedShares
 from bursar.simulation.process import Mortality, Process
+from bursar.simulation.volumes import SimulatedVolumes
 
 if TYPE_CHECKING:
     from bursar.simulation.world import World
@@ -134,6 +138,7 @@ class AgentNode:
         self.cutter = SimulatedCutter(
             world.timeline, world.stream_of(f"{name}/cutter"), gpus, lambda: world.faults, self.holds, self._die_of
         )
+        self.volumes = SimulatedVolumes(world.stream_of(f"{name}/volumes"), self.note)
         self._stream: Stream | None = None
         self._connection = ConnectionId(0)
 
@@ -162,7 +167,7 @@ class AgentNode:
             devices=devices,
             runtime=self._runtime,
             runs_without_image=True,
-            capabilities=(TASK_GROUPS, EXECUTORS, ULIMITS, *((PARTITION,) if self.can_cut else ())),
+            capabilities=(TASK_GROUPS, EXECUTORS, ULIMITS, PERSISTENT_VOLUMES, *((PARTITION,) if self.can_cut else ())),
         )
         config = AgentConfig(
             info,
@@ -173,6 +178,7 @@ class AgentNode:
             users=self.gpus.users(self.gpus.there) if self.tells_users else {},
             release_timeout_ms=RELEASE_TIMEOUT_MS,
             share_grace_ms=SHARE_GRACE_MS if self.tells_users else None,
+            volumes=frozenset(self.volumes.data),
         )
         if self.twin is not None:
             assert self.twin.load() == self.checkpoint, "the checkpoint and its copy mean different things"
@@ -253,6 +259,15 @@ class AgentNode:
     def _began(self, container: SimulatedContainer) -> None:
         judge = self._world.checkers.agents
         judge.container_began(self.agent_id, container)
+        if container.volumes:
+            self._world.checkers.volumes.began(
+                self.agent_id,
+                container,
+                self.volumes.data | self.volumes.lost,
+                self._world.master.registry.durable,
+                self.containers.live,
+                self.containers.forgotten,
+            )
         self._world.checkers.cuts.began(self.agent_id, container, self.gpus)
         self._world.checkers.groups.began(self.agent_id, container)
         if self.tells_users:
@@ -388,7 +403,24 @@ class AgentNode:
                     self._retry()
             case StartContainer():
                 self._world.checkers.agents.starts(self.agent_id, effect, self.checkpoint)
-                self.containers.start(effect)
+                if missing := set(effect.task.volume_names) - self.volumes.data:
+                    assert self.process is not None
+                    why = f"the data of {sorted(missing)} is gone"
+                    failed = ContainerLaunchFailed(effect.container_id, StatusReason.VOLUME_REFUSED, why)
+                    self.process.post(failed)
+                else:
+                    self.containers.start(effect)
+            case KeepVolumes():
+                assert self.process is not None
+                self._world.checkers.volumes.carries_out(
+                    self.agent_id,
+                    effect,
+                    self.volumes.data,
+                    self._world.master.registry.durable,
+                    self.containers.live,
+                    self._world.now_ms,
+                )
+                self.process.post(self.volumes.carry_out(effect))
             case PullImage():
                 self.containers.pull(effect)
             case PrefetchImage():

@@ -63,6 +63,7 @@ class SimulatedContainer:
     grace_ms: int = DEFAULT_KILL_GRACE_MS
     host_ports: tuple[int, ...] = ()
     is_executor: bool = False
+    volumes: tuple[DeviceUuid, ...] = ()
     exit: ContainerExit | None = None
     dying: bool = False
     #: Removed by somebody, and nobody was told.
@@ -136,6 +137,7 @@ class SimulatedContainers:
             DEFAULT_KILL_GRACE_MS if task.spec.kill_grace_ms is None else task.spec.kill_grace_ms,
             tuple(one.host_port for one in task.spec.service_ports),
             is_executor=task.spec.is_executor,
+            volumes=task.volume_names,
         )
         self._starting[effect.container_id] = container
         self._timeline.after(self._random.randint(0, self.faults.start_ms), self._begin, container)

@@ -21,7 +21,15 @@ PORTS = (PortRange(31000, 31003),)
 class SimulatedGpus:
     """What a machine declares: CPUs and memory, its GPUs, and a static reservation of some of each."""
 
-    def __init__(self, agent_id: AgentId, gpus: int, cpus: int, mem_bytes: int, static: tuple[str, int] | None) -> None:
+    def __init__(
+        self,
+        agent_id: AgentId,
+        gpus: int,
+        cpus: int,
+        mem_bytes: int,
+        static: tuple[str, int] | None,
+        disk_bytes: int = 0,
+    ) -> None:
         """`static`: a role, and how many GPUs are reserved to it with a quarter of CPUs and memory."""
         uuids = [DeviceUuid(f"GPU-{agent_id}-{index}") for index in range(gpus)]
         self.cards = {
@@ -38,7 +46,7 @@ class SimulatedGpus:
             )
             for index, uuid in enumerate(uuids)
         }
-        self._scalars = {"cpus": cpus, "mem": mem_bytes}
+        self._scalars = {"cpus": cpus, "mem": mem_bytes} | ({"disk": disk_bytes} if disk_bytes else {})
         self._static = static
         self._ill: set[DeviceUuid] = set()
         self._away: set[DeviceUuid] = set()

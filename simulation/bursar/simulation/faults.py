@@ -82,6 +82,9 @@ class Faults:
     agent_death_in_cut_chance: float = 0.0
     #: Of each cut: an instance is taken away by other means before the agent has looked at what came of it.
     cut_meddling_chance: float = 0.0
+    #: Operators make and destroy volumes; somebody removes the data of one by hand.
+    volume_acts_per_minute: float = 0.0
+    volume_losses_per_minute: float = 0.0
 
     @classmethod
     def draw(cls, random: Random) -> Faults:
@@ -100,6 +103,7 @@ class Faults:
         # Somebody should always look and turn knobs a little.
         values["operator_acts_per_minute"] = max(values["operator_acts_per_minute"], 2.0)
         values["cuts_per_minute"] = max(values["cuts_per_minute"], 12.0)
+        values["volume_acts_per_minute"] = max(values["volume_acts_per_minute"], 6.0)
         return cls(**values)  # type: ignore[arg-type]
 
     def shown(self) -> str:

@@ -78,6 +78,24 @@ class Operator:
         self._world.note(self.name, request)
         self._send(request, 0)
 
+    def about_volumes(self) -> None:
+        """Reserve disk, make a volume of it, destroy one, or look."""
+        random = self._random
+        agent, role = random.choice(self._world.agents).name, random.choice(self._roles)
+        volume_id, size = random.choice(("a", "b", "c", "no/name")), random.choice((1, 2, 8)) << 30
+        request: op.OperatorRequest
+        match random.randrange(5):
+            case 0:
+                request = op.ReserveResourcesRequest(self._id(), agent, role, ResourceRequest({"disk": size}))
+            case 1 | 2:
+                request = op.CreateVolumeRequest(self._id(), agent, role, volume_id, size)
+            case 3:
+                request = op.DestroyVolumeRequest(self._id(), agent, role, volume_id)
+            case _:
+                request = op.ListVolumesRequest(op.Page(random.choice((0, 1))))
+        self._world.note(self.name, request)
+        self._send(request, 0)
+
     # --- inside ---
 
     def _send(self, request: op.OperatorRequest, tries: int) -> None:

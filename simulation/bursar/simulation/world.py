@@ -15,6 +15,7 @@ from bursar.simulation.agents import AgentNode
 from bursar.simulation.checkers import Checkers, Violation
 from bursar.simulation.checkers.cuts import uncut
 from bursar.simulation.checkers.rest import has_room, unsettled
+from bursar.simulation.checkers.volumes import unsettled_volumes
 from bursar.simulation.devices import SimulatedGpus
 from bursar.simulation.draws import draw_flags, patience_ms
 from bursar.simulation.faults import Faults
@@ -25,6 +26,7 @@ from bursar.simulation.frameworks import (
     Flapping,
     Greedy,
     Hog,
+    Keeping,
     Liar,
     RawFramework,
     Reserving,
@@ -183,10 +185,11 @@ class World:
         static: tuple[str, int] | None = None,
         runtime: str = "process",
         finished_limit: int = 10_000,
+        disk_bytes: int = 0,
     ) -> AgentNode:
         """A machine."""
         name = f"agent-{len(self.agents) + 1}"
-        devices = SimulatedGpus(AgentId(name), gpus, cpus, mem_bytes, static)
+        devices = SimulatedGpus(AgentId(name), gpus, cpus, mem_bytes, static, disk_bytes)
         agent = AgentNode(self, name, devices, runtime, finished_limit)
         self.agents.append(agent)
         return agent
@@ -224,6 +227,7 @@ class World:
                 static=static,
                 runtime=random.choice(("process", "docker")),
                 finished_limit=random.choice((20, 10_000)),
+                disk_bytes=64 * GIB,
             )
             for card in agent.gpus.uuids if random.random() < 0.3 else ():
                 if random.random() < 0.5:
@@ -256,6 +260,8 @@ class World:
         for _ in range(random.choice((0, 1, 1, 2))):
             role, gpus = random.choice(ROLES), random.random() < 0.8
             self.add_framework(Feeding, role, gpus=gpus, failover_timeout_ms=patience_ms(random))
+        if random.random() < 0.6:
+            self.add_framework(Keeping, random.choice(ROLES[1:]), failover_timeout_ms=patience_ms(random))
 
     # --- running ---
 
@@ -278,6 +284,8 @@ class World:
         self._plague(faults.cuts_per_minute, self.operator.cut_a_card)
         self._plague(faults.losses_per_minute, self.losses.strike)
         self._plague(faults.access_losses_per_minute, lambda: self._some_agent().lose_access())
+        self._plague(faults.volume_acts_per_minute, self.operator.about_volumes)
+        self._plague(faults.volume_losses_per_minute, lambda: self._some_agent().volumes.lose_one())
         self._plague(faults.overuses_per_minute, lambda: self._some_agent().shares.strike(self.faults.linger_ms))
 
     def run(self, steps: int, *, converge: bool = True) -> Summary:
@@ -357,6 +365,8 @@ class World:
             if known is None or known.state is not AgentState.ACTIVE:
                 wrong.append(f"{agent.name} is not active")
             wrong += agent.shares.unsettled()
+            if known is not None:
+                wrong += unsettled_volumes(known, agent.volumes.data)
         for framework in self.frameworks:
             entry = machine.cluster.frameworks.get(framework.framework_id)
             if entry is None or entry.state is not FrameworkState.ACTIVE:

@@ -18,6 +18,8 @@ from bursar.core.messages.agent import (
     ResyncRequest,
     TaskReport,
     TaskUpdates,
+    VolumeOrders,
+    VolumesHeld,
 )
 from bursar.core.tasks import StatusReason, StatusSource, TaskState, TaskStatus
 from bursar.master.events import (
@@ -47,6 +49,9 @@ class AgentPeer:
         self.reported: set[tuple[str, str]] = set()
         #: Whether nothing runs of what it has lost, so that it says so.
         self.answers_for_lost = True
+        #: Persistent volumes whose data it has.
+        self.volumes: set[DeviceUuid] = set()
+        self.answers_volume_orders = True
         #: The highest that it has seen; it refuses lower ones.
         self.generation = Generation()
         #: Who it is by what it shows; empty where nobody is asked.
@@ -76,7 +81,7 @@ class AgentPeer:
         self.book.peers.pop(connection, None)
         self.book.step(AgentStreamEnded(connection))
 
-    def say(self, message: TaskUpdates | Pong | ResyncRequest | DevicesChanged) -> None:
+    def say(self, message: TaskUpdates | Pong | ResyncRequest | DevicesChanged | VolumesHeld) -> None:
         assert self.connection is not None, "not connected"
         self.book.step(AgentSpoke(self.connection, message))
 
@@ -99,6 +104,9 @@ class AgentPeer:
                             reason=StatusReason.CONTAINER_LOST,
                             update_id="0",
                         )
+            case VolumeOrders(order, make, _, remove) if self.answers_volume_orders:
+                self.volumes = (self.volumes | set(make)) - set(remove)
+                self.say(VolumesHeld(order, tuple(sorted(self.volumes))))
             case AcknowledgeUpdates(updates):
                 for update in updates:
                     key = (update.framework_id, update.task_id)

@@ -42,6 +42,7 @@ from bursar.core.roles import ancestors
 from bursar.core.task_groups import TASK_GROUPS
 from bursar.core.tasks import EXECUTORS, AssignedTask, TaskState
 from bursar.core.text import parse_amounts
+from bursar.core.volumes import PERSISTENT_VOLUMES
 from bursar.master.effects import CloseStream, Publish, Reply, SendToAgent, SendToFramework
 from bursar.master.events import (
     AgentStreamEnded,
@@ -130,7 +131,7 @@ class Playbook:
         if parts is None:
             parts = (ReservedResources((), resources(cpus, mem, [device.uuid for device in found], ports)),)
         fields: dict[str, Any] = {"boot_id": "boot-1", "hostname": f"{agent_id}.host", "incarnation": 1} | info
-        fields.setdefault("capabilities", (TASK_GROUPS, EXECUTORS))
+        fields.setdefault("capabilities", (TASK_GROUPS, EXECUTORS, PERSISTENT_VOLUMES))
         peer = AgentPeer(self, agent_id, AgentInfo(AgentId(agent_id), resources=tuple(parts), devices=found, **fields))
         self.agents[agent_id] = peer
         return peer.connect(cluster_id="") if connect else peer

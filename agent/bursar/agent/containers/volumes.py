@@ -14,9 +14,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bursar.agent.containers.runtime import LaunchFailed, Mount
+from bursar.agent.kept_volumes import KeptVolumes
 from bursar.core.errors import InvalidText
+from bursar.core.ids import DeviceUuid
 from bursar.core.surroundings import Volume, VolumeKind, VolumeMode, mode_text, parse_mode
 from bursar.core.tasks import StatusReason
+from bursar.core.volumes import read_volume
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +53,26 @@ class VolumeRules:
     roots: tuple[VolumeRoot, ...] = ()
     #: The one directory under which shared folders lie; None: there are none.
     folders: VolumeRoot | None = None
+    #: The persistent volumes; None: there are none.
+    kept: KeptVolumes | None = None
 
-    def mounts(self, volumes: Sequence[Volume], role: str, owner: tuple[int, int] | None = None) -> tuple[Mount, ...]:
-        """What to mount for a task; a new named volume belongs to `owner`. Blocks. Raises LaunchFailed (VOLUME_REFUSED)."""
-        return tuple(self._mount(volume, role, owner) for volume in volumes)
+    def mounts(
+        self,
+        volumes: Sequence[Volume],
+        role: str,
+        owner: tuple[int, int] | None = None,
+        granted: Sequence[DeviceUuid] = (),
+    ) -> tuple[Mount, ...]:
+        """What to mount for a task that was `granted` persistent volumes; a new named or empty persistent one belongs to `owner`.
 
-    def _mount(self, volume: Volume, role: str, owner: tuple[int, int] | None) -> Mount:
-        if volume.kind is VolumeKind.NAMED:
+        Blocks. Raises LaunchFailed (VOLUME_REFUSED).
+        """
+        return tuple(self._mount(volume, role, owner, granted) for volume in volumes)
+
+    def _mount(self, volume: Volume, role: str, owner: tuple[int, int] | None, granted: Sequence[DeviceUuid]) -> Mount:
+        if volume.kind is VolumeKind.PERSISTENT:
+            source = self._persistent(volume, owner, granted)
+        elif volume.kind is VolumeKind.NAMED:
             source = self._named(volume, role, owner)
         elif volume.kind is VolumeKind.SHARED_FOLDER:
             if self.folders is None:
@@ -69,6 +85,20 @@ class VolumeRules:
             source = _resolve(volume, Path(volume.source))
             _permit(volume, source, self.roots, "the roots that this agent allows (--volume-roots)")
         return Mount(os.fspath(source), volume.mounted_at, read_only=volume.mode is VolumeMode.UNSPECIFIED)
+
+    def _persistent(self, volume: Volume, owner: tuple[int, int] | None, granted: Sequence[DeviceUuid]) -> Path:
+        uuid = next((uuid for uuid in granted if read_volume(uuid).volume_id == volume.source), None)
+        if uuid is None or self.kept is None:
+            raise _refused(volume, "the task was not given it")
+        path = self.kept.path_of(uuid)
+        if not path.is_dir() or path.is_symlink():
+            raise _refused(volume, f"its data is gone: {path} is not there; `bursar volume ls` says more")
+        if owner is not None:
+            try:
+                self.kept.own(uuid, owner)
+            except OSError as error:
+                raise _refused(volume, f"it cannot be given to user {owner[0]}: {error.strerror or error}") from error
+        return path
 
     def _named(self, volume: Volume, role: str, owner: tuple[int, int] | None) -> Path:
         # A role is a path of names; `%` keeps two roles from ever meeting in one directory.

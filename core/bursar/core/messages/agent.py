@@ -145,6 +145,23 @@ class Images:
     images: tuple[Image, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class VolumeTrouble:
+    """Why a volume could not be made, or its data not removed."""
+
+    uuid: DeviceUuid
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class VolumesHeld:
+    """The persistent volumes whose data the agent has; answers VolumeOrders."""
+
+    order: int = 0
+    held: tuple[DeviceUuid, ...] = ()
+    troubles: tuple[VolumeTrouble, ...] = ()
+
+
 AgentMessage = (
     Register
     | TaskReports
@@ -158,6 +175,7 @@ AgentMessage = (
     | Images
     | CutReport
     | ExecutorMessage
+    | VolumesHeld
 )
 
 
@@ -305,6 +323,16 @@ class CancelImagePull:
     pull_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class VolumeOrders:
+    """Which persistent volumes there are to be; the agent answers with VolumesHeld."""
+
+    order: int
+    make: tuple[DeviceUuid, ...] = ()
+    keep: tuple[DeviceUuid, ...] = ()
+    remove: tuple[DeviceUuid, ...] = ()
+
+
 MasterMessage = (
     Registered
     | Refused
@@ -319,4 +347,5 @@ MasterMessage = (
     | StartImagePull
     | CancelImagePull
     | ExecutorMessage
+    | VolumeOrders
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bursar.core.devices import Device
 from bursar.core.errors import ErrorDetail
-from bursar.core.ids import AgentId, FrameworkId, OfferId
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, OfferId
 from bursar.core.resources import Reservation, ReservedResources, ResourceRequest
 from bursar.core.tasks import TaskSpec
 
@@ -82,11 +82,28 @@ class Unreserve:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateVolume:
+    """Makes a persistent volume of reserved disk."""
+
+    agent_id: AgentId
+    volume_id: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DestroyVolume:
+    """Ends a persistent volume that was offered, and its data."""
+
+    agent_id: AgentId
+    uuid: DeviceUuid
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """One thing to do with what was offered; None is one that this version does not know."""
 
     operation_id: str
-    operation: Launch | Reserve | Unreserve | None
+    operation: Launch | Reserve | Unreserve | CreateVolume | DestroyVolume | None
 
 
 @dataclass(frozen=True, slots=True)

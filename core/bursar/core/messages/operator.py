@@ -1211,6 +1211,89 @@ class RebindReservationResponse:
     rescinded_offers: int = 0
 
 
+class VolumeState(IntEnum):
+    """How a persistent volume is; mirrors `bursar.v1.VolumeState`."""
+
+    UNSPECIFIED = 0
+    FREE = 1
+    OFFERED = 2
+    IN_USE = 3
+    AWAY = 4
+    MISSING = 5
+    LEAVING = 6
+    STRAY = 7
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeView:
+    """One persistent volume, or data of one of which there is no record (any more)."""
+
+    agent_id: AgentId
+    hostname: str
+    uuid: DeviceUuid
+    role: str
+    volume_id: str
+    size_bytes: int
+    stack: tuple[Reservation, ...] = ()
+    principal: str = ""
+    created_at_ms: int = 0
+    state: VolumeState = VolumeState.UNSPECIFIED
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ListVolumesRequest:
+    """All persistent volumes."""
+
+    page: Page = Page()
+
+
+@dataclass(frozen=True, slots=True)
+class ListVolumesResponse:
+    """A page of volumes."""
+
+    volumes: tuple[VolumeView, ...]
+    next_page_token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateVolumeRequest:
+    """Make a persistent volume of disk that is reserved to a role."""
+
+    request_id: str
+    agent: str
+    role: str
+    volume_id: str
+    size_bytes: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CreateVolumeResponse:
+    """The new volume."""
+
+    volume: VolumeView
+    rescinded_offers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DestroyVolumeRequest:
+    """End a persistent volume and its data."""
+
+    request_id: str
+    agent: str
+    role: str
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DestroyVolumeResponse:
+    """What the volume was."""
+
+    volume: VolumeView
+    rescinded_offers: int = 0
+
+
 OperatorRequest = (
     GetMasterRequest
     | ListAgentsRequest
@@ -1257,6 +1340,9 @@ OperatorRequest = (
     | ListImagesRequest
     | ListGangsRequest
     | RebindReservationRequest
+    | ListVolumesRequest
+    | CreateVolumeRequest
+    | DestroyVolumeRequest
 )
 OperatorResponse = (
     GetMasterResponse
@@ -1304,4 +1390,7 @@ OperatorResponse = (
     | ListImagesResponse
     | ListGangsResponse
     | RebindReservationResponse
+    | ListVolumesResponse
+    | CreateVolumeResponse
+    | DestroyVolumeResponse
 )

@@ -17,12 +17,15 @@ from bursar.core.resources import (
     ResourceRequest,
     Resources,
     Stack,
+    add_holdings,
     count_ports,
     first_ports,
     holding_total,
     intersect_ports,
+    subtract_holdings,
     subtract_ports,
 )
+from bursar.core.volumes import volumes_in
 
 
 def carve(
@@ -33,6 +36,8 @@ def carve(
     Reserved resources are used before unreserved ones, the most refined first. Devices that are named are taken; the others are
     the best-connected set, within one bucket where one suffices.
     """
+    if request.devices and (volumes := volumes_in(request.devices)):
+        return _carve_beside(available, request, volumes, devices, count)
     if len(available) == 1:
         ((only, part),) = available.items()
         cut = _carve_one(part, request, devices, count)
@@ -84,6 +89,23 @@ def carve(
         take(stack, Resources(devices=uuids))
     every = holding_total(result).devices
     return None if views_hidden_by(every, every) else result
+
+
+def _carve_beside(
+    available: Holding,
+    request: ResourceRequest,
+    volumes: list[DeviceUuid],
+    devices: Mapping[DeviceUuid, Device],
+    count: int,
+) -> dict[Stack, Resources] | None:
+    """The same where persistent volumes are named: they count as no GPUs that are."""
+    named = frozenset(volumes)
+    held = {stack: Resources(devices=common) for stack, part in available.items() if (common := named & part.devices)}
+    if count > 1 or sum(len(part.devices) for part in held.values()) != len(named):
+        return None
+    others = replace(request, devices=tuple(uuid for uuid in request.devices if uuid not in named))
+    rest = carve(subtract_holdings(available, held), others, devices)
+    return None if rest is None else add_holdings(rest, held)
 
 
 def _carve_one(

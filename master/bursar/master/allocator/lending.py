@@ -17,6 +17,7 @@ from bursar.core.resources import (
     Stack,
     add_holdings,
 )
+from bursar.core.volumes import volumes_in
 from bursar.master.allocator.decision import (
     Proposal,
     Question,
@@ -59,9 +60,9 @@ def may_borrow_buckets(question: Question) -> RefusalReason | None:
     """Which buckets are lent to the role? Not those that it may be offered for good."""
     covers, role, lent = question.cluster.holders.covers, question.client.role, question.agent.lent
     available = {
-        stack: part
+        stack: left
         for stack, part in question.free.items()
-        if stack in lent and stack != UNRESERVED and not covers(stack[-1].holder, role)
+        if stack in lent and stack != UNRESERVED and not covers(stack[-1].holder, role) and (left := _but_volumes(part))
     }
     if not available:
         return RefusalReason.RESERVED_FOR_OTHERS
@@ -69,6 +70,12 @@ def may_borrow_buckets(question: Question) -> RefusalReason | None:
         available[UNRESERVED] = question.free[UNRESERVED]
     question.available = question.everything = available
     return None
+
+
+def _but_volumes(part: Resources) -> Resources:
+    """What is on a volume is its role's, idle or not: it is never lent."""
+    volumes = volumes_in(part.devices) if part.devices else ()
+    return Resources(part.scalars, part.ports, part.devices.difference(volumes)) if volumes else part
 
 
 def is_within_quota_beside_loans(question: Question) -> RefusalReason | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from bursar.core.device_names import devices_of_kind, weight_milli
+from bursar.core.device_names import devices_of_kind, is_volume, weight_milli
 from bursar.core.ids import AgentId, DeviceUuid, FrameworkId
 from bursar.core.messages.agent import AgentInfo
 from bursar.core.messages.framework import FrameworkInfo
@@ -258,6 +258,8 @@ def keep_for_gpus(
     if not per_gpu:
         return Kept({}, {})
     broken = {uuid for uuid, why in books.withheld_devices.items() if why.startswith(("unhealthy", "vanished"))}
+    if not books.has_gpus_only:
+        broken |= {uuid for part in books.total.values() for uuid in part.devices if is_volume(uuid)}
     needs: dict[Stack, dict[str, int]] = {}
     held: set[DeviceUuid] = set()
     for entry in (*books.offered.values(), *books.allocated.values()):

@@ -27,6 +27,9 @@ agents = sa.Table(
     sa.Column("lent", sa.Text, nullable=False, server_default="[]"),
     #: Whose its id is, as authenticated.
     sa.Column("principal", sa.Text, nullable=False, server_default=""),
+    #: Its persistent volumes, and the names of those whose data is yet to be removed, as JSON.
+    sa.Column("volumes", sa.Text, nullable=False, server_default="[]"),
+    sa.Column("leaving_volumes", sa.Text, nullable=False, server_default="[]"),
 )
 
 frameworks = sa.Table(

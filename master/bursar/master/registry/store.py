@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from bursar.core.errors import BursarError
-from bursar.core.ids import AgentId, FrameworkId, TaskId
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, TaskId
 from bursar.core.messages.agent import AgentInfo, DeviceOrder
 from bursar.core.messages.framework import FrameworkInfo
 from bursar.core.messages.offers import CallResult
@@ -116,6 +116,8 @@ class Registry:
                     from_json(tuple[DeviceOrder, ...], row.device_orders),
                     from_json(tuple[Stack, ...], row.lent),
                     row.principal,
+                    from_json(tuple[r.KeptVolume, ...], row.volumes),
+                    from_json(tuple[DeviceUuid, ...], row.leaving_volumes),
                 )
             for row in connection.execute(sa.select(schema.frameworks)):
                 info = from_json(FrameworkInfo, row.info)
@@ -380,6 +382,17 @@ def _write_lending(connection: Connection, batch: list[r.LendingRecorded]) -> No
     connection.execute(statement, [{"key": k.agent_id, "new": write_json(k.lent)} for k in batch])
 
 
+def _write_volumes(connection: Connection, batch: list[r.VolumesRecorded]) -> None:
+    table = schema.agents
+    statement = (
+        sa.update(table)
+        .where(table.c.agent_id == sa.bindparam("key"))
+        .values(volumes=sa.bindparam("new"), leaving_volumes=sa.bindparam("going"))
+    )
+    rows = [{"key": k.agent_id, "new": write_json(k.volumes), "going": write_json(k.leaving)} for k in batch]
+    connection.execute(statement, rows)
+
+
 def _write_restarts(connection: Connection, batch: list[r.RestartOrdered]) -> None:
     statement = sa.update(schema.tasks).where(_THE_TASK).values(restart=sa.bindparam("order"))
     rows = [{"the_framework": k.framework_id, "the_task": k.task_id, "order": write_json(k.order)} for k in batch]
@@ -484,4 +497,5 @@ _WRITERS: dict[type, Callable[[Connection, list[Any]], None]] = {
     r.RoleGroupRecorded: _write_role_groups,
     r.DeviceOrdersRecorded: _write_device_orders,
     r.RestartOrdered: _write_restarts,
+    r.VolumesRecorded: _write_volumes,
 }

@@ -20,4 +20,16 @@ def is_slice(uuid: DeviceUuid) -> bool:
 
 def thousandths(uuids: Iterable[DeviceUuid]) -> int:
     """How much of GPUs these are: 1000 for a whole one, less for a slice."""
-    return sum(int(uuid.split("/")[0].split("@")[1]) if is_slice(uuid) else 1000 for uuid in uuids)
+    return sum(
+        int(uuid.split("/")[0].split("@")[1]) if is_slice(uuid) else 1000 for uuid in uuids if not is_on_disk(uuid)
+    )
+
+
+def is_on_disk(uuid: DeviceUuid) -> bool:
+    """Whether it is a persistent volume: no device at all."""
+    return uuid.startswith("volumes/")
+
+
+def disk_of(uuid: DeviceUuid) -> int:
+    """The bytes that a volume takes."""
+    return int(uuid.split("/")[1])

@@ -13,6 +13,7 @@ from bursar.simulation.checkers.groups import GroupJudge
 from bursar.simulation.checkers.master import MasterJudge
 from bursar.simulation.checkers.overuse import OveruseJudge
 from bursar.simulation.checkers.repairs import RepairJudge
+from bursar.simulation.checkers.volumes import VolumeJudge
 
 
 class Checkers:
@@ -30,3 +31,4 @@ class Checkers:
         self.executors = ExecutorJudge(self.verdicts)
         self.overuse = OveruseJudge(self.verdicts)
         self.cuts = CutJudge(self.verdicts)
+        self.volumes = VolumeJudge(self.verdicts)

@@ -15,7 +15,7 @@ from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages.agent import CutReport, DevicesChanged, Register
 from bursar.core.messages.operator import PartitionDeviceRequest
 from bursar.master.machine import MasterMachine
-from bursar.simulation.checkers.cards import card_of, is_slice, thousandths
+from bursar.simulation.checkers.cards import card_of, is_on_disk, is_slice, thousandths
 from bursar.simulation.checkers.verdicts import Judge, require
 from bursar.simulation.containers import SimulatedContainer
 from bursar.simulation.devices import SimulatedGpus
@@ -151,7 +151,7 @@ def uncut(machine: MasterMachine, agent: AgentMachine, there: Iterable[DeviceUui
         if order.layout:
             yield f"{order.uuid} of {agent_id} was to be cut into {order.layout}, and nobody has said how that ended"
     books = machine.cluster.ledger.books[agent_id]
-    offered = {uuid for part in books.total.values() for uuid in part.devices}
+    offered = {uuid for part in books.total.values() for uuid in part.devices if not is_on_disk(uuid)}
     # What a reservation keeps has a place, also where it is gone.
     kept = machine.cluster.durable.agents[agent_id].reservations
     expected = {*there, *(uuid for part in kept for uuid in part.resources.devices)}

@@ -20,6 +20,7 @@ from bursar.master.records import (
     FlagRecorded,
     FrameworkRecorded,
     FrameworkRemoved,
+    KeptVolume,
     KillRecorded,
     LendingRecorded,
     PreemptionRecorded,
@@ -29,7 +30,9 @@ from bursar.master.records import (
     TaskEnded,
     TaskForgotten,
     TaskRecorded,
+    VolumesRecorded,
 )
+from bursar.simulation.checkers.cards import disk_of, is_on_disk
 from bursar.simulation.checkers.rule_book import RULE_BOOK
 
 Key = tuple[FrameworkId, TaskId]
@@ -55,6 +58,7 @@ class Facts:
     noticed: dict[Key, int] = field(default_factory=dict)
     #: The filter of GPUs that the master was started with.
     filter_gpu_resources: str = "true"
+    volumes: dict[AgentId, tuple[KeptVolume, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, durable: Durable, filter_gpu_resources: str) -> Facts:
@@ -75,6 +79,7 @@ class Facts:
                 if task.preempt_at_ms and task.end is None and task.kill_reason is StatusReason.UNSPECIFIED
             },
             filter_gpu_resources,
+            {agent_id: agent.volumes for agent_id, agent in durable.agents.items()},
         )
 
     def apply(self, record: Any) -> None:
@@ -112,6 +117,8 @@ class Facts:
                 self.tasks.pop((framework_id, task_id), None)
             case LendingRecorded(agent_id, lent):
                 self.lent[agent_id] = frozenset(lent)
+            case VolumesRecorded(agent_id, volumes):
+                self.volumes[agent_id] = volumes
             case PreemptionRecorded(framework_id, task_id, at_ms):
                 self.noticed[framework_id, task_id] = at_ms
             case KillRecorded(framework_id, task_id):
@@ -130,6 +137,8 @@ class Facts:
 
     def owner_of(self, agent_id: AgentId, uuid: DeviceUuid) -> Stack | None:
         """The bucket of a device: of the most refined reservation that names it, else as declared; None: not there."""
+        if is_on_disk(uuid):
+            return next((one.stack for one in self.volumes.get(agent_id, ()) if one.uuid == uuid), None)
         stacks = [part.stack for part in self.reservations.get(agent_id, ()) if uuid in part.resources.devices]
         declared = [part.stack for part in self.agents[agent_id].resources if uuid in part.resources.devices]
         return max(stacks, key=len) if stacks else (declared[0] if declared else None)
@@ -145,6 +154,9 @@ class Facts:
                 add_amounts(amounts, kept.resources, 1)
             elif kept.stack[:-1] == stack:
                 add_amounts(amounts, kept.resources, -1)
+        for volume in self.volumes.get(agent_id, ()):
+            if volume.stack == stack:
+                amounts["disk"] = amounts.get("disk", 0) - disk_of(volume.uuid)
         return amounts
 
 

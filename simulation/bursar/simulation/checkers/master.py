@@ -251,5 +251,7 @@ def _picture(machine: MasterMachine) -> dict[str, Any]:
         "flags": dict(cluster.flags.at_run_time),
         "orders": {agent_id: known.device_orders for agent_id, known in cluster.durable.agents.items()},
         "lent": {agent.agent_id: agent.lent for agent in cluster.agents.values()},
+        "volumes": {agent.agent_id: dict(agent.volumes.kept) for agent in cluster.agents.values()},
+        "leaving volumes": {agent.agent_id: agent.volumes.leaving for agent in cluster.agents.values()},
         "notices": {key: task.preempt_at_ms for key, task in cluster.tasks.items()},
     }

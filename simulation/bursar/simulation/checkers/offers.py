@@ -14,7 +14,7 @@ from bursar.core.messages.gangs import RequestGang
 from bursar.core.messages.offers import Offer
 from bursar.core.resources import Resources, Stack
 from bursar.master.machine import MasterMachine
-from bursar.simulation.checkers.cards import card_of, thousandths
+from bursar.simulation.checkers.cards import card_of, is_on_disk, thousandths
 from bursar.simulation.checkers.facts import Facts, covers, is_kept, is_lent_while_filling
 from bursar.simulation.checkers.verdicts import Judge, require
 
@@ -43,7 +43,7 @@ class OfferJudge(Judge):
         require(
             view != "nothing", f"{what}{lacking}; by the rules {facts.rules} and the flag it must see nothing of it"
         )
-        gpus = any(part.resources.devices for part in offer.resources)
+        gpus = any(not is_on_disk(uuid) for part in offer.resources for uuid in part.resources.devices)
         require(
             view != "stripped" or not gpus,
             f"{what}{lacking}; by the rules {facts.rules} and the flag its GPUs are stripped",
@@ -142,7 +142,7 @@ class OfferJudge(Judge):
 
     def _judge_cards(self, offer: Offer, holders: Mapping[DeviceUuid, Any], machine: MasterMachine) -> None:
         """Nothing of a card that is being cut, and of no card more than there is."""
-        offered = [uuid for part in offer.resources for uuid in part.resources.devices]
+        offered = [uuid for part in offer.resources for uuid in part.resources.devices if not is_on_disk(uuid)]
         if not offered:
             return
         self._judged("no card is offered that is cut otherwise, or more of it than there is")
@@ -150,7 +150,7 @@ class OfferJudge(Judge):
         orders = machine.cluster.durable.agents[offer.agent_id].device_orders
         cuts = {order.uuid: order.layout for order in orders if order.layout}
         given: dict[str, set[DeviceUuid]] = {}
-        for uuid in (*offered, *holders):
+        for uuid in (*offered, *(uuid for uuid in holders if not is_on_disk(uuid))):
             given.setdefault(card_of(uuid), set()).add(uuid)
         for uuid in offered:
             card = card_of(uuid)

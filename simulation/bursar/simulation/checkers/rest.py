@@ -11,7 +11,7 @@ from bursar.core.ids import AgentId, FrameworkId
 from bursar.core.resources import ResourceRequest, sum_resources
 from bursar.core.tasks import StatusReason, TaskState
 from bursar.master.machine import MasterMachine
-from bursar.simulation.checkers.cards import is_slice
+from bursar.simulation.checkers.cards import is_on_disk, is_slice
 from bursar.simulation.checkers.facts import Facts, Key, add_amounts, covers
 from bursar.simulation.checkers.frameworks import FrameworkBook
 from bursar.simulation.containers import SimulatedContainer
@@ -114,6 +114,7 @@ def unsettled(
         devices = sum_resources(
             part for entry in ledger_books.allocated.values() for part in entry.holding.values()
         ).devices
+        devices = frozenset(uuid for uuid in devices if not is_on_disk(uuid))
         there = (
             {uuid for container in agents[agent_id][1] for uuid in container.devices} if agent_id in agents else set()
         )

@@ -7,6 +7,7 @@ from bursar.simulation.frameworks.feeding import Feeding
 from bursar.simulation.frameworks.flapping import Flapping
 from bursar.simulation.frameworks.ganging import Ganging
 from bursar.simulation.frameworks.greedy import Greedy, Hog, Reserving
+from bursar.simulation.frameworks.keeping import Keeping
 from bursar.simulation.frameworks.lying import Liar
 from bursar.simulation.frameworks.raw import GIB, ROLES, RawFramework
 from bursar.simulation.frameworks.silent import Silent
@@ -19,6 +20,7 @@ __all__ = [
     "Ganging",
     "Greedy",
     "Hog",
+    "Keeping",
     "Liar",
     "RawFramework",
     "Reserving",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bursar.core.device_names import device_kind
+from bursar.core.device_names import device_kind, is_volume
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import AgentId, FrameworkId, OfferId, TaskId
 from bursar.core.lives import Check, HealthCheck, RestartMode, RestartPolicy, TcpCheck
@@ -31,6 +31,7 @@ from bursar.core.messages.framework import (
 )
 from bursar.core.messages.offers import Accept, CallResult, Decline, Demand, Filters, Offer, Operation
 from bursar.core.resources import GPUS, ResourceRequest, Resources
+from bursar.core.surroundings import Volume
 from bursar.core.tasks import TaskSpec, TaskState, TaskStatus
 from bursar.simulation.containers import program
 from bursar.simulation.network import CLIENT, Stream
@@ -260,7 +261,13 @@ class RawFramework:
         self.call(Decline((offer.offer_id,), Filters(refuse_ms)))
 
     def task(
-        self, resources: ResourceRequest, agent_id: AgentId, *, run_ms: int | None = None, exit_code: int = 0
+        self,
+        resources: ResourceRequest,
+        agent_id: AgentId,
+        *,
+        run_ms: int | None = None,
+        exit_code: int = 0,
+        volumes: tuple[Volume, ...] = (),
     ) -> TaskSpec:
         """A new task."""
         self._sequence += 1
@@ -270,6 +277,7 @@ class RawFramework:
             agent_id=agent_id if random.random() < 0.7 else AgentId(""),
             command=program(run_ms, exit_code, deaf=random.random() < 0.2),
             resources=resources,
+            volumes=volumes,
             kill_grace_ms=random.choice((None, 0, 500)),
             restart=RestartPolicy(RestartMode.ON_FAILURE, 2, 500) if random.random() < 0.1 else None,
             check=Check(tcp=TcpCheck(80), delay_ms=0, interval_ms=1_000) if random.random() < 0.05 else None,
@@ -296,6 +304,6 @@ def slices_of(resources: Resources) -> dict[str, int]:
     """How many slices of each kind there are."""
     counts: dict[str, int] = {}
     for uuid in sorted(resources.devices):
-        if (kind := device_kind(uuid)) != GPUS:
+        if not is_volume(uuid) and (kind := device_kind(uuid)) != GPUS:
             counts[kind] = counts.get(kind, 0) + 1
     return counts

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from bursar.core.device_names import is_volume
 from bursar.core.errors import ErrorDetail
 from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.resources import ReservedResources, Stack
 from bursar.core.text import format_resources
+from bursar.core.volumes import read_volume
 
 
 class Kind(StrEnum):
@@ -123,7 +125,10 @@ def _holder(stack: Stack) -> str:
 
 def _amounts(agent_id: AgentId, part: ReservedResources) -> str:
     text = format_resources(part.resources)
-    names = [uuid.removeprefix(f"{agent_id}-") for uuid in _sorted(part)]
+    names = [
+        f"volume {read_volume(uuid).volume_id}" if is_volume(DeviceUuid(uuid)) else uuid.removeprefix(f"{agent_id}-")
+        for uuid in _sorted(part)
+    ]
     return f"{text} [{shorten(names)}]" if names else text
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bursar.core.ids import AgentId, ConnectionId, FrameworkId, Generation, OfferId, TaskId
+from bursar.core.ids import AgentId, ConnectionId, DeviceUuid, FrameworkId, Generation, OfferId, TaskId
 from bursar.core.messages.agent import (
     AcknowledgeUpdates,
     AgentInfo,
@@ -21,6 +21,8 @@ from bursar.core.messages.agent import (
     Register,
     TaskReport,
     TaskUpdates,
+    VolumeOrders,
+    VolumesHeld,
 )
 from bursar.core.messages.framework import (
     Acknowledge,
@@ -74,6 +76,8 @@ class AgentPeer:
         self.is_broken = False
         #: What it would report when it registers.
         self.tasks: dict[tuple[FrameworkId, TaskId], TaskReport] = {}
+        #: Persistent volumes whose data it has.
+        self.volumes: set[DeviceUuid] = set()
         self._generation = Generation()
         self._updates = 0
 
@@ -123,6 +127,9 @@ class AgentPeer:
                     self._start(assigned)
                 for kill in message.kill:
                     self._kill(kill)
+            case VolumeOrders(order, make, _, remove):
+                self.volumes = (self.volumes | set(make)) - set(remove)
+                self.say(VolumesHeld(order, tuple(sorted(self.volumes))))
             case AcknowledgeUpdates(updates):
                 for update in updates:
                     self._acknowledged((update.framework_id, update.task_id), update.update_id)

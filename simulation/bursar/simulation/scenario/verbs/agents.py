@@ -23,6 +23,7 @@ from bursar.core.resources import (
 )
 from bursar.core.task_groups import TASK_GROUPS
 from bursar.core.text import parse_amount, parse_attributes, parse_resources
+from bursar.core.volumes import PERSISTENT_VOLUMES
 from bursar.simulation.scenario.stage import Stage
 from bursar.simulation.scenario.verbs.grammar import Action, Names, verb
 from bursar.simulation.scenario.verbs.reading import numbers_in
@@ -132,7 +133,7 @@ def _agent_add(words: Words, names: Names) -> Action:
         attributes=machine.attributes,
         resources=resources,
         devices=devices,
-        capabilities=(TASK_GROUPS,),
+        capabilities=(TASK_GROUPS, PERSISTENT_VOLUMES),
     )
 
     def act(stage: Stage) -> None:

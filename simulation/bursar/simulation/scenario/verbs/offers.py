@@ -5,6 +5,7 @@ from __future__ import annotations
 from bursar.core.ids import AgentId, TaskId
 from bursar.core.messages.offers import Launch, Reserve, Unreserve
 from bursar.core.resources import ReservedResources, ResourceRequest, Resources
+from bursar.core.surroundings import Volume, parse_volume
 from bursar.core.tasks import TaskSpec, TaskState
 from bursar.core.text import parse_duration, parse_request
 from bursar.simulation.scenario.peers import FrameworkPeer, Standing
@@ -27,7 +28,7 @@ def offers_of(stage: Stage, framework: FrameworkPeer, agent: str | None, role: s
     return found
 
 
-@verb("use FRAMEWORK AGENT AMOUNTS as TASK[,TASK…] [role R] [for 60s] [refuse 5s]")
+@verb("use FRAMEWORK AGENT AMOUNTS as TASK[,TASK…] [role R] [for 60s] [refuse 5s] [mount VOLUME]")
 def _use(words: Words, names: Names) -> Action:
     name, agent = names.known("framework", words), names.known("agent", words)
     amounts = words.read("amounts", parse_request)
@@ -36,10 +37,14 @@ def _use(words: Words, names: Names) -> Action:
     tasks = [names.declare("task", Words([task], words.usage)) for task in texts_in(words.next("the name of the task"))]
     role: str | None = None
     for_ms = refuse_ms = None
-    while (keyword := words.keyword(("role", "for", "refuse"))) is not None:
+    volumes: tuple[Volume, ...] = ()
+    while (keyword := words.keyword(("role", "for", "refuse", "mount"))) is not None:
         match keyword:
             case "role":
                 role = words.read("the role", role_in)
+            case "mount":
+                mounted = words.read("the volume", lambda text: parse_volume(f"volume/{text}:/data:rw"))
+                volumes = (mounted,)
             case "for":
                 for_ms = words.read("a duration", time_above_zero)
             case "refuse":
@@ -52,7 +57,7 @@ def _use(words: Words, names: Names) -> Action:
             return
         # One accept speaks for one role.
         chosen = [standing for standing in found if standing.offer.role == found[0].offer.role]
-        specs = tuple(TaskSpec(TaskId(task), command=("true",), resources=amounts) for task in tasks)
+        specs = tuple(TaskSpec(TaskId(task), command=("true",), resources=amounts, volumes=volumes) for task in tasks)
         framework.accept(chosen, [Launch(specs)], refuse_ms)
         for task in tasks:
             stage.tasks[task] = name
