@@ -251,9 +251,18 @@ def test_data_without_a_record_is_told_and_stays_until_somebody_says_so(book: An
     assert "volume_stray" in {event.kind for event in book.published}
     refused = create(book, gib=5)
     assert refused.reason is ErrorReason.CALL_REFUSED and "there is data" in refused.message
+    assert "of this size" in create(book, gib=5, adopt=True).message
     assert destroy(book).volume.state is VolumeState.LEAVING
     assert agent.volumes == set() and volumes(book) == {}
     assert create(book, gib=5).volume.size_bytes == 5 * GIB
+
+
+def test_data_without_a_record_can_be_taken_over(book: Any, agent: Any) -> None:
+    agent.volumes.add(DB)
+    agent.say(VolumesHeld(0, (DB,)))
+    assert create(book).reason is ErrorReason.CALL_REFUSED
+    assert create(book, adopt=True).volume.state is VolumeState.FREE
+    assert agent.volumes == {DB} and book.framework(roles=["ml"]).offered().devices == {DB}
 
 
 def test_a_removal_is_ordered_until_it_is_done(book: Any, agent: Any) -> None:

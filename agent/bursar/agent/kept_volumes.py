@@ -60,7 +60,10 @@ class KeptVolumes:
 
     def empty_trash(self) -> None:
         """Remove what was set aside. Takes as long as there are files; what cannot be removed stays until the next time."""
-        shutil.rmtree(self._root / _TRASH, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            # Not itself: more may be set aside meanwhile.
+            for path in (self._root / _TRASH).iterdir():
+                shutil.rmtree(path, ignore_errors=True)
 
     def list(self) -> frozenset[DeviceUuid]:
         """The volumes whose data is there."""

@@ -84,15 +84,18 @@ def list_volumes(output: str) -> None:
 @_agent
 @click.option("--size", type=DISK_BYTES, required=True, help='For example "10GiB"; a bare number is MiB.')
 @labels_option("Repeatable; only of what is reserved under these.")
+@click.option("--adopt", is_flag=True, help="With data of that role, id and size that is `stray` there.")
 @output_option
 @master_option
-def create_volume(volume_id: str, role: str, agent: str, size: int, labels: dict[str, str], output: str) -> None:
+def create_volume(
+    volume_id: str, role: str, agent: str, size: int, labels: dict[str, str], adopt: bool, output: str
+) -> None:
     """Make volume ID of disk that an agent keeps for a role.
 
     It is offered to frameworks of the role in place of that disk, and a task that mounts it (`volume/ID:/target:rw`) has it alone
     until it ends. The disk must be free, or offered: such offers are rescinded.
     """
-    response = ask(lambda client: client.create_volume(role, volume_id, size, agent, labels=labels))
+    response = ask(lambda client: client.create_volume(role, volume_id, size, agent, labels=labels, adopt=adopt))
     out.print_one(response.volume, LISTING, output)
     say_rescinded(response.rescinded_offers)
 

@@ -369,9 +369,18 @@ class OperatorClient:
         return await self._all("Volumes", "volumes")
 
     async def create_volume(
-        self, role: str, volume_id: str, size_bytes: int, agent: str, *, labels: Mapping[str, str] | None = None
+        self,
+        role: str,
+        volume_id: str,
+        size_bytes: int,
+        agent: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        adopt: bool = False,
     ) -> operator_service_pb2.CreateVolumeResponse:
-        """Make a persistent volume of disk that an agent keeps for a role; offers in the way are rescinded."""
+        """Make a persistent volume of disk that an agent keeps for a role; offers in the way are rescinded. `adopt`: of data that the agent
+        has and of which there is no record.
+        """
         request = operator_service_pb2.CreateVolumeRequest(
             request_id=_fresh_id(),
             agent=agent,
@@ -379,6 +388,7 @@ class OperatorClient:
             volume_id=volume_id,
             size_bytes=size_bytes,
             labels=labels or {},
+            adopt=adopt,
         )
         return await self._call("CreateVolume", request)  # type: ignore[no-any-return]
 

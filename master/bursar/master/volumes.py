@@ -62,8 +62,10 @@ _SEE = "see `bursar volume ls`"
 # --- changing the books ---
 
 
-def problem_of_new(agent: Agent, role: str, volume_id: str, size_bytes: int, field: str) -> ErrorDetail | None:
-    """Say why there cannot be such a volume on an agent, whatever is free there."""
+def problem_of_new(
+    agent: Agent, role: str, volume_id: str, size_bytes: int, field: str, *, adopt: bool = False
+) -> ErrorDetail | None:
+    """Say why there cannot be such a volume on an agent, whatever is free there; `adopt`: with data that is there without a record."""
     if problem := volume_problem(volume_id, size_bytes) or role_problem_of(role):
         return ErrorDetail(ErrorReason.INVALID_ARGUMENT, problem, "choose another id, or another size", field)
     if PERSISTENT_VOLUMES not in agent.info.capabilities:
@@ -79,9 +81,13 @@ def problem_of_new(agent: Agent, role: str, volume_id: str, size_bytes: int, fie
         what, hint = "there is a volume", "choose another id, or destroy that one first (`bursar volume ls`)"
     elif any(read_volume(uuid).key == name.key for uuid in volumes.leaving):
         what, hint = "the data of a former volume is yet to be removed", "try again in a moment"
+    elif adopt:
+        if volume_device(*name) in volumes.strays:
+            return None
+        what, hint = "there is no data without a record, and of this size, of a volume", _SEE
     elif any(read_volume(uuid).key == name.key for uuid in volumes.strays):
-        what = "there is data of which the master has no record"
-        hint = "choose another id; or have the data removed: `bursar volume destroy`"
+        what = "there is data without a record of a volume"
+        hint = "take it over as it is (--adopt), or have it removed (`bursar volume destroy`); or choose another id"
     else:
         return None
     return ErrorDetail(
@@ -92,6 +98,7 @@ def problem_of_new(agent: Agent, role: str, volume_id: str, size_bytes: int, fie
 def keep(cluster: Cluster, turn: Turn, agent: Agent, volume: KeptVolume) -> None:
     """Put a volume in the place of disk, which is free by now."""
     agent.volumes.kept[volume.uuid] = volume
+    agent.volumes.strays -= {volume.uuid}
     _changed(cluster, turn, agent)
     turn.publish("volume_created", f"volume {_shown(agent, volume.uuid)} is created", agent_id=agent.agent_id)
 
@@ -269,7 +276,9 @@ def create(
             "try again when it is",
             "agent",
         )
-    if problem := problem_of_new(agent, request.role, request.volume_id, request.size_bytes, "volume_id"):
+    if problem := problem_of_new(
+        agent, request.role, request.volume_id, request.size_bytes, "volume_id", adopt=request.adopt
+    ):
         return problem
     wanted = ResourceRequest({DISK: request.size_bytes})
     labels = tuple(sorted(request.labels.items()))

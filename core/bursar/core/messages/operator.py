@@ -1266,6 +1266,7 @@ class CreateVolumeRequest:
     volume_id: str
     size_bytes: int
     labels: Mapping[str, str] = field(default_factory=dict)
+    adopt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
