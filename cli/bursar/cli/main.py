@@ -47,7 +47,7 @@ COMMANDS = {
     "memory": ("memory:memory", "Plans of memory."),
     "watch": ("watch:watch", "Print what happens in the cluster from now on."),
     "gang": ("gangs:gang", "Tasks that start together or not at all."),
-    "volume": ("volumes:volume", "Persistent volumes: data that outlives tasks, on disk that is reserved to a role."),
+    "volume": ("volumes:volume", "Persistent volumes: data that outlives tasks."),
 }
 
 

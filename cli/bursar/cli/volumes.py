@@ -67,7 +67,7 @@ _agent = click.option("--agent", required=True, help="An id, prefix or hostname.
 
 @click.group()
 def volume() -> None:
-    """Persistent volumes: data that outlives tasks, on disk that is reserved to a role."""
+    """Persistent volumes: data that outlives tasks."""
 
 
 @volume.command("ls")
