@@ -24,7 +24,7 @@ from bursar.core.messages.framework import StatusUpdates
 from bursar.core.resources import Ports
 from bursar.core.service_ports import ServicePort
 from bursar.core.tasks import TaskState
-from bursar.master import comparing, ledger, operations, registration, rules
+from bursar.master import accept_plans, comparing, ledger, registration, rules
 from bursar.master.allocator import cycle, decision
 from bursar.master.allocator.constraints import RoleSettings
 from bursar.master.allocator.visibility import Visibility
@@ -110,7 +110,7 @@ def test_ports_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     def always_the_first(services: Sequence[ServicePort], asked: Ports, granted: Ports) -> tuple[ServicePort, ...]:
         return tuple(replace(one, host_port=31000 + index) for index, one in enumerate(services))
 
-    monkeypatch.setattr(operations, "with_host_ports", always_the_first)
+    monkeypatch.setattr(accept_plans, "with_host_ports", always_the_first)
     assert fails(seeds=1) == "", "the agent refuses what another task has"
     monkeypatch.setattr(admission, "ports_problem", lambda task, others: None)
     assert "is in two live containers" in fails()
