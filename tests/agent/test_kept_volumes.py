@@ -69,6 +69,9 @@ def test_a_task_gets_the_volumes_that_it_was_given_and_no_others(kept: KeptVolum
         assert refused.value.reason is StatusReason.VOLUME_REFUSED and words in refused.value.message
     assert kept.list() == frozenset(), "what is lost is not made anew by a launch"
     kept.make([DB])
+    other = volume_device("ml", "db", 7)
+    with pytest.raises(LaunchFailed, match="several of that id, and which it means cannot be told: db of ml"):
+        rules.mounts([volume], "ml", None, (other, DB))
     path = os.fspath(kept.path_of(DB))
     assert rules.mounts([volume], "ml", (os.getuid(), os.getgid()), (DB, LOG)) == (Mount(path, "/data", False),)
     read_only = Volume(VolumeKind.PERSISTENT, "db", "/data")

@@ -323,3 +323,31 @@ def test_an_agent_cannot_declare_one(book: Any) -> None:
     agent = book.agent(parts=(ReservedResources((), declared),))
     (refused,) = agent.heard(Refused)
     assert "made of reserved disk, not declared" in refused.error.message
+
+
+def two_of_one_id(book: Any) -> tuple[DeviceUuid, Any]:
+    """`db` of ml, and one of ml/x, offered together to a framework of ml/x."""
+    book.reserve("a", "ml/x", disk(20), request_id="deeper")
+    create(book)
+    create(book, gib=5, role="ml/x")
+    framework = book.framework(roles=["ml/x"])
+    deeper = volume_device("ml/x", "db", 5 * GIB)
+    assert framework.offered().devices == {DB, deeper}
+    return deeper, framework
+
+
+def test_an_id_means_the_deepest_roles_volume_unless_one_is_named(book: Any, agent: Any) -> None:
+    deeper, framework = two_of_one_id(book)
+    framework.run(mounting(book, "t", "db"))
+    (launched,) = [task for state in agent.heard(DesiredState) for task in state.launch]
+    assert launched.volume_names == (deeper,)
+    agent.update("t", TaskState.FINISHED)
+    framework.run(mounting(book, "u", "db", devices=[DB]))
+    launched = [task for state in agent.heard(DesiredState) for task in state.launch][-1]
+    assert launched.volume_names == (DB,), "just the one that is named, and not the other beside it"
+
+
+def test_volumes_of_one_id_are_not_given_to_one_task(book: Any, agent: Any) -> None:
+    deeper, framework = two_of_one_id(book)
+    result = framework.accept(framework.offer, book.launch(mounting(book, "t", "db", devices=[DB, deeper])))
+    assert result.error is not None and "volumes of one id" in result.error.message

@@ -14,6 +14,7 @@ from bursar.cli.problems import Failure
 from bursar.core.resources import DISK
 from bursar.core.roles import is_strict_subrole
 from bursar.core.text import format_amount
+from bursar.core.volumes import volumes_by_id
 from bursar.v1.operator_service_pb2 import VOLUME_STATE_FREE, VOLUME_STATE_IN_USE, VOLUME_STATE_OFFERED
 
 _USABLE = (VOLUME_STATE_FREE, VOLUME_STATE_OFFERED, VOLUME_STATE_IN_USE)
@@ -58,7 +59,8 @@ def devices_for(volume_ids: Collection[str], role: str) -> tuple[str, ...]:
         )
     # Those that wait the least; the same ids on several agents may be of several sizes.
     found = min(there, key=lambda views: [view.state != VOLUME_STATE_FREE for view in views])
-    return tuple(sorted(view.uuid for view in found))
+    # Roles above may have some of the same ids: the master takes the deepest role's, too.
+    return tuple(sorted(volumes_by_id(view.uuid for view in found).values()))
 
 
 _role = click.option("--role", type=RESERVABLE_ROLE, required=True, help="The role that its disk is reserved to.")

@@ -297,6 +297,9 @@ def spec_problem(spec: TaskSpec) -> tuple[str, str] | None:
     if len(set(request.devices)) != len(request.devices):
         return "resources.device_uuids", "a device is named twice"
     named = [uuid for uuid in request.devices if not is_volume(uuid)]
+    volume_ids = [uuid.rpartition("/")[2] for uuid in request.devices if is_volume(uuid)]
+    if len(set(volume_ids)) != len(volume_ids):
+        return "resources.device_uuids", "volumes of one id are named: a task mounts one of them by it"
     if request.gpus and named and request.gpus != len(named):
         return "resources.gpus", f"{request.gpus} GPUs are asked for, but {len(named)} are named"
     if twice := {device_kind(uuid) for uuid in request.devices} & request.scalars.keys():

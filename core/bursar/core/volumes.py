@@ -61,6 +61,27 @@ def volumes_in(devices: Iterable[DeviceUuid]) -> list[DeviceUuid]:
     return sorted(uuid for uuid in devices if is_volume(uuid))
 
 
+def volumes_by_id(devices: Iterable[DeviceUuid]) -> dict[str, DeviceUuid]:
+    """What a task means by an id: of volumes of several roles the one of the deepest role. All are offered to one role, on the way to it."""
+    ranked = sorted(volumes_in(devices), key=lambda uuid: read_volume(uuid).role.count("/"))
+    return {read_volume(uuid).volume_id: uuid for uuid in ranked}
+
+
+def mounted_volumes(
+    devices: Iterable[DeviceUuid], volume_ids: Iterable[str], named: Iterable[DeviceUuid]
+) -> list[DeviceUuid] | str:
+    """The volumes that a task mounts among `devices`, or the first id that is not there; one that it `named` is meant, and no other."""
+    there = frozenset(devices)
+    by_id = volumes_by_id(there) | {uuid.rpartition("/")[2]: uuid for uuid in volumes_in(named)}
+    found = []
+    for volume_id in volume_ids:
+        uuid = by_id.get(volume_id)
+        if uuid is None or uuid not in there:
+            return volume_id
+        found.append(uuid)
+    return found
+
+
 def volume_problem(volume_id: str, size_bytes: int) -> str:
     """Say why there cannot be such a volume, or nothing."""
     if not _ID.fullmatch(volume_id):

@@ -186,7 +186,7 @@ def _plan_launch(
         error = _task_problem(cluster, framework, plan, spec, agent_id, remaining, ids, field_path)
         if error is not None:
             return error
-        disks = picked_volumes(remaining[agent_id], volumes_named(spec.volumes))
+        disks = picked_volumes(remaining[agent_id], volumes_named(spec.volumes), spec.resources.devices)
         if isinstance(disks, str):
             return ErrorDetail(
                 ErrorReason.TASK_INVALID,

@@ -40,6 +40,7 @@ from bursar.core.text import format_amount
 from bursar.core.volumes import (
     PERSISTENT_VOLUMES,
     VolumeName,
+    mounted_volumes,
     read_volume,
     role_problem_of,
     volume_device,
@@ -366,19 +367,17 @@ def in_use(agent: Agent, uuid: DeviceUuid, holder: TaskKey, field: str) -> Error
 # --- what launches ask ---
 
 
-def picked(available: Holding, names: tuple[str, ...]) -> dict[Stack, Resources] | str:
-    """The volumes of these ids among what is available, by bucket; or the first that is not there. The most refined where several are."""
+def picked(
+    available: Holding, volume_ids: tuple[str, ...], named: tuple[DeviceUuid, ...]
+) -> dict[Stack, Resources] | str:
+    """The volumes that a task mounts among what is available, by bucket; or the first that is not there."""
+    buckets = {uuid: stack for stack, part in available.items() for uuid in volumes_in(part.devices)}
+    found = mounted_volumes(buckets, volume_ids, named)
+    if isinstance(found, str):
+        return found
     result: dict[Stack, Resources] = {}
-    for volume_id in names:
-        found = [
-            (stack, uuid)
-            for stack in sorted(available, key=lambda stack: (-len(stack), stack))
-            for uuid in volumes_in(available[stack].devices)
-            if read_volume(uuid).volume_id == volume_id
-        ]
-        if not found:
-            return volume_id
-        stack, uuid = found[0]
+    for uuid in found:
+        stack = buckets[uuid]
         result[stack] = result.get(stack, EMPTY) + Resources(devices=frozenset({uuid}))
     return result
 

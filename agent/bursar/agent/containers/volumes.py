@@ -87,9 +87,13 @@ class VolumeRules:
         return Mount(os.fspath(source), volume.mounted_at, read_only=volume.mode is VolumeMode.UNSPECIFIED)
 
     def _persistent(self, volume: Volume, owner: tuple[int, int] | None, granted: Sequence[DeviceUuid]) -> Path:
-        uuid = next((uuid for uuid in granted if read_volume(uuid).volume_id == volume.source), None)
-        if uuid is None or self.kept is None:
+        meant = [uuid for uuid in granted if read_volume(uuid).volume_id == volume.source]
+        if not meant or self.kept is None:
             raise _refused(volume, "the task was not given it")
+        if len(meant) > 1:
+            names = ", ".join(str(read_volume(uuid)) for uuid in meant)
+            raise _refused(volume, f"the task was given several of that id, and which it means cannot be told: {names}")
+        (uuid,) = meant
         path = self.kept.path_of(uuid)
         if not path.is_dir() or path.is_symlink():
             raise _refused(volume, f"its data is gone: {path} is not there; `bursar volume ls` says more")
