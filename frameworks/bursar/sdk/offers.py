@@ -16,7 +16,7 @@ from bursar.core.resources import CPUS, DISK, MEM, MILLI, ResourceRequest, Resou
 from bursar.core.role_expressions import plain_holder
 from bursar.core.surroundings import process_problem, volumes_named
 from bursar.core.text import format_amount, format_resources, format_shortfall
-from bursar.core.volumes import read_volume, volume_device, volume_problem, volumes_in
+from bursar.core.volumes import mounted_volumes, read_volume, volume_device, volume_problem, volumes_by_id, volumes_in
 from bursar.sdk.amounts import Amount, exact, request
 from bursar.sdk.tasks import Task, TaskGroup
 
@@ -71,10 +71,12 @@ class Offer:
             for uuid in sorted(offered, key=lambda u: (by_uuid[u].index if u in by_uuid else 1 << 30, u))
             if not is_volume(uuid)
         )
-        self._volumes = {read_volume(uuid).volume_id: uuid for uuid in volumes_in(offered)}
+        #: Those that it holds or is to hold, taken ones included.
+        self._volumes = set(volumes_in(offered))
         #: Disk by the role that it is reserved to: what volumes can be made of.
         self._reserved_disk: dict[str, int] = {}
-        for part in offer.resources:
+        # As the master looks for it: the most refined first.
+        for part in sorted(offer.resources, key=lambda part: (-len(part.stack), part.stack)):
             if part.stack and (holder := plain_holder(part.stack[-1].holder)) is not None:
                 amount = part.resources.scalars.get(DISK, 0)
                 self._reserved_disk[holder] = max(amount, self._reserved_disk.get(holder, 0))
@@ -112,11 +114,11 @@ class Offer:
     @property
     def volumes(self) -> Mapping[str, int]:
         """The persistent volumes that no task has taken yet: id → bytes. A task mounts one as `volume/ID:/target:rw`."""
-        return {
-            volume_id: read_volume(uuid).size_bytes
-            for volume_id, uuid in self._volumes.items()
-            if uuid in self._left.devices
-        }
+        return {volume_id: read_volume(uuid).size_bytes for volume_id, uuid in self._untaken_volumes().items()}
+
+    def _untaken_volumes(self) -> dict[str, DeviceUuid]:
+        """What their ids mean: as for the master, of several roles' the deepest role's."""
+        return volumes_by_id(self._volumes & self._left.devices)
 
     def create_volume(self, volume_id: str, size: Amount) -> None:
         """Make a persistent volume of offered disk that is reserved to one role; a task that is yielded after may mount it.
@@ -126,7 +128,7 @@ class Offer:
         size_bytes = exact(DISK, size)
         problem = volume_problem(volume_id, size_bytes)
         role = next((role for role, there in self._reserved_disk.items() if there >= size_bytes), None)
-        if volume_id in self._volumes:
+        if any(read_volume(uuid).volume_id == volume_id for uuid in self._volumes):
             problem = f"offer {self.id} holds a volume {volume_id!r} already"
         elif not problem and role is None:
             problem = (
@@ -136,17 +138,19 @@ class Offer:
             hint = "volumes are made of reserved disk: `bursar reserve`, then offers of that role hold some"
             raise BursarError(ErrorDetail(ErrorReason.INVALID_ARGUMENT, problem, hint))
         self._reserved_disk[role] -= size_bytes
-        uuid = self._volumes[volume_id] = volume_device(role, volume_id, size_bytes)
+        uuid = volume_device(role, volume_id, size_bytes)
+        self._volumes.add(uuid)
         taken = Resources({DISK: size_bytes})
         self._left = self._left - taken + Resources(devices=frozenset({uuid}))
         self.volume_operations.append(messages.CreateVolume(AgentId(self.agent_id), volume_id, size_bytes))
 
     def destroy_volume(self, volume_id: str) -> None:
         """End a persistent volume of this offer that no task has taken, and remove its data. Raises BursarError where there is none."""
-        if volume_id not in self.volumes:
+        uuid = self._untaken_volumes().get(volume_id)
+        if uuid is None:
             problem = f"offer {self.id} holds no volume {volume_id!r} that is not taken"
             raise BursarError(ErrorDetail(ErrorReason.INVALID_ARGUMENT, problem, "see offer.volumes"))
-        uuid = self._volumes.pop(volume_id)
+        self._volumes.discard(uuid)
         self._left = self._left - Resources(devices=frozenset({uuid}))
         self.volume_operations.append(messages.DestroyVolume(AgentId(self.agent_id), uuid))
 
@@ -229,9 +233,9 @@ class Offer:
 
     def _mounted(self, task: Task) -> frozenset[DeviceUuid] | None:
         """The volumes that a task mounts; None where one is not there, or is taken."""
-        names = volumes_named(task.parsed_volumes)
-        found = [self._volumes[name] for name in names if name in self.volumes]
-        return frozenset(found) if len(found) == len(names) else None
+        names, untaken = volumes_named(task.parsed_volumes), self._volumes & self._left.devices
+        found = mounted_volumes(untaken, names, task.request.devices)
+        return None if isinstance(found, str) else frozenset(found)
 
     def _fits(self, wanted: ResourceRequest) -> bool:
         return wanted.gpu_count <= self.gpus and wanted.fits_in(self._left)
