@@ -351,3 +351,29 @@ def test_volumes_of_one_id_are_not_given_to_one_task(book: Any, agent: Any) -> N
     deeper, framework = two_of_one_id(book)
     result = framework.accept(framework.offer, book.launch(mounting(book, "t", "db", devices=[DB, deeper])))
     assert result.error is not None and "volumes of one id" in result.error.message
+
+
+@pytest.mark.parametrize(("gib", "is_taken"), [(5, True), (6, False)])
+@pytest.mark.parametrize("as_volume", [False, True])
+def test_the_disk_of_a_destroyed_volume_pays_first_for_what_is_held_beyond_a_total_that_shrank(
+    book: Any, gib: int, is_taken: bool, as_volume: bool
+) -> None:
+    """Of its ten GiB five are owed: what is made of more is refused, and nothing breaks."""
+    kept = book.static("ml")
+
+    def parts(gib: int) -> tuple[ReservedResources, ...]:
+        reserved = ReservedResources(kept, Resources({"disk": gib * GIB}))
+        return (ReservedResources((), Resources({"cpus": 8000})), reserved)
+
+    agent = book.agent(parts=parts(40))
+    create(book)
+    framework = book.framework(roles=["ml"])
+    framework.run(book.spec("holder", resources=disk(30)))
+    agent.say(DevicesChanged((), parts(35)))
+    book.advance(6_000)
+    assert framework.offered().devices == {DB} and "disk" not in framework.offered().scalars
+    another = Operation("log", CreateVolume(A, "log", gib * GIB))
+    after = another if as_volume else book.launch(book.spec("t", resources=disk(gib)))
+    result = framework.accept(offers(framework), Operation("d", DestroyVolume(A, DB)), after)
+    assert (result.error is None) == is_taken, result.error
+    book.machine.check()

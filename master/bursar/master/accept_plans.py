@@ -160,7 +160,7 @@ def plan_accept(cluster: Cluster, framework: Framework, call: Accept, at_ms: int
             case CreateVolume() as create:
                 error = _plan_create(cluster, framework, plan, create, at_ms, f"{path}.create_volume")
             case DestroyVolume() as destroy:
-                error = _plan_destroy(plan, destroy, f"{path}.destroy_volume")
+                error = _plan_destroy(cluster, plan, destroy, f"{path}.destroy_volume")
             case _:
                 error = ErrorDetail(
                     ErrorReason.UNSUPPORTED,
@@ -371,7 +371,7 @@ def _plan_create(
     return None
 
 
-def _plan_destroy(plan: AcceptPlan, destroy: DestroyVolume, path: str) -> ErrorDetail | None:
+def _plan_destroy(cluster: Cluster, plan: AcceptPlan, destroy: DestroyVolume, path: str) -> ErrorDetail | None:
     if any(isinstance(step, Create) and step.volume.uuid == destroy.uuid for step in plan.steps):
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT,
@@ -379,10 +379,13 @@ def _plan_destroy(plan: AcceptPlan, destroy: DestroyVolume, path: str) -> ErrorD
             "leave both out",
             f"{path}.uuid",
         )
-    left = volumes.given_back(plan.remaining.get(destroy.agent_id, {}), destroy, path)
-    if isinstance(left, ErrorDetail):
-        return left
-    plan.remaining[destroy.agent_id] = left
+    remaining = plan.remaining.get(destroy.agent_id, {})
+    stack = volumes.bucket_of(remaining, destroy, path)
+    if isinstance(stack, ErrorDetail):
+        return stack
+    rest = subtract_holdings(remaining, {stack: Resources(devices=frozenset({destroy.uuid}))})
+    disk = volumes.as_disk(destroy.uuid)
+    plan.remaining[destroy.agent_id] = _arrived(cluster, plan, destroy.agent_id, rest, stack, disk)
     plan.steps.append(Destroy(destroy.agent_id, destroy.uuid))
     return None
 

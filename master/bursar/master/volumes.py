@@ -168,18 +168,17 @@ def replaced(holding: Holding, volume: KeptVolume) -> dict[Stack, Resources]:
     return add_holdings(subtract_holdings(holding, {volume.stack: disk}), {volume.stack: device})
 
 
-def given_back(holding: Holding, request: DestroyVolume, path: str) -> dict[Stack, Resources] | ErrorDetail:
-    """What is left of what was offered, with disk in place of a volume."""
-    device = Resources(devices=frozenset({request.uuid}))
+def bucket_of(holding: Holding, request: DestroyVolume, path: str) -> Stack | ErrorDetail:
+    """Where among what was offered the volume is that is to end; its disk goes there."""
     stack = next((stack for stack, part in holding.items() if request.uuid in part.devices), None)
-    if stack is None or not volumes_in(device.devices):
+    if stack is None or not volumes_in([request.uuid]):
         return ErrorDetail(
             ErrorReason.INVALID_ARGUMENT,
             f"the offers hold no volume {request.uuid!r}",
             "name one as the offers do, which no task of the same accept takes",
             f"{path}.uuid",
         )
-    return add_holdings(subtract_holdings(holding, {stack: device}), {stack: as_disk(request.uuid)})
+    return stack
 
 
 def as_disk(uuid: DeviceUuid) -> Resources:
