@@ -377,3 +377,13 @@ def test_the_disk_of_a_destroyed_volume_pays_first_for_what_is_held_beyond_a_tot
     result = framework.accept(offers(framework), Operation("d", DestroyVolume(A, DB)), after)
     assert (result.error is None) == is_taken, result.error
     book.machine.check()
+
+
+def test_a_gang_finds_no_room_on_a_volume(book: Any, agent: Any) -> None:
+    """Of the disk that ml is kept 20 GiB are a volume: a gang that wants more than is left beside it is given the other agent's."""
+    create(book, gib=20)
+    book.agent("b", parts=(ReservedResources((), Resources({"cpus": 8000, "disk": 200 * GIB})),))
+    framework = book.asleep(roles=["ml"])
+    framework.ask_for_gang((1, ResourceRequest({"cpus": 1000, "disk": 81 * GIB})))
+    (offer,) = framework.bundle.offers
+    assert offer.agent_id == "b"

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 
 from bursar.core.device_names import VOLUMES, is_volume
 from bursar.core.ids import DeviceUuid
+from bursar.core.resources import Resources
 
 #: Of an agent: it makes, keeps and removes volumes.
 PERSISTENT_VOLUMES = "PERSISTENT_VOLUMES"
@@ -59,6 +60,12 @@ def read_volume(uuid: str) -> VolumeName:
 def volumes_in(devices: Iterable[DeviceUuid]) -> list[DeviceUuid]:
     """The volumes among devices, sorted."""
     return sorted(uuid for uuid in devices if is_volume(uuid))
+
+
+def without_volumes(part: Resources) -> Resources:
+    """The rest of it; the same value where there is nothing else, as it mostly is."""
+    volumes = volumes_in(part.devices) if part.devices else ()
+    return Resources(part.scalars, part.ports, part.devices.difference(volumes)) if volumes else part
 
 
 def volumes_by_id(devices: Iterable[DeviceUuid]) -> dict[str, DeviceUuid]:

@@ -33,6 +33,7 @@ from bursar.core.resources import (
     subtract_ports,
 )
 from bursar.core.text import format_amounts, format_request
+from bursar.core.volumes import without_volumes
 
 Cliques = tuple[frozenset[DeviceUuid], ...]
 """An agent's GPUs in disjoint sets of which each GPU has an NVLink to every other."""
@@ -98,7 +99,8 @@ def room_in(total: Resources, cliques: Cliques | None) -> Room:
         parts = tuple(sorted(size for clique in cliques if (size := len(clique & total.devices))))
     if total.gpus == len(total.devices):
         return Room(total.scalars, len(total.devices), parts, total.ports)
-    amounts = {kind: amount for kind, amount in total.amounts().items() if kind != GPUS}
+    # What is on a volume is no room for anybody who asks for disk.
+    amounts = {kind: amount for kind, amount in without_volumes(total).amounts().items() if kind != GPUS}
     return Room(amounts, total.gpus, parts, total.ports)
 
 

@@ -17,7 +17,7 @@ from bursar.core.resources import (
     Stack,
     add_holdings,
 )
-from bursar.core.volumes import volumes_in
+from bursar.core.volumes import without_volumes
 from bursar.master.allocator.decision import (
     Proposal,
     Question,
@@ -57,12 +57,12 @@ def hold_steps(cluster: Cluster, client: Client, framework: Framework) -> Steps:
 
 
 def may_borrow_buckets(question: Question) -> RefusalReason | None:
-    """Which buckets are lent to the role? Not those that it may be offered for good."""
+    """Which buckets are lent to the role? Not those that it may be offered for good. A volume is its role's, idle or not: never lent."""
     covers, role, lent = question.cluster.holders.covers, question.client.role, question.agent.lent
     available = {
         stack: left
         for stack, part in question.free.items()
-        if stack in lent and stack != UNRESERVED and not covers(stack[-1].holder, role) and (left := _but_volumes(part))
+        if stack in lent and stack != UNRESERVED and not covers(stack[-1].holder, role) and (left := without_volumes(part))
     }
     if not available:
         return RefusalReason.RESERVED_FOR_OTHERS
@@ -70,12 +70,6 @@ def may_borrow_buckets(question: Question) -> RefusalReason | None:
         available[UNRESERVED] = question.free[UNRESERVED]
     question.available = question.everything = available
     return None
-
-
-def _but_volumes(part: Resources) -> Resources:
-    """What is on a volume is its role's, idle or not: it is never lent."""
-    volumes = volumes_in(part.devices) if part.devices else ()
-    return Resources(part.scalars, part.ports, part.devices.difference(volumes)) if volumes else part
 
 
 def is_within_quota_beside_loans(question: Question) -> RefusalReason | None:

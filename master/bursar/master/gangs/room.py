@@ -14,6 +14,7 @@ from bursar.core.ids import AgentId
 from bursar.core.messages.operator import AgentState, RefusalReason
 from bursar.core.messages.rules import RuleAction
 from bursar.core.resources import EMPTY, Holding, Resources, add_holdings, holding_total
+from bursar.core.volumes import without_volumes
 from bursar.master.allocator.constraints import is_foreign
 from bursar.master.allocator.decision import offerable
 from bursar.master.allocator.gangs import (
@@ -146,7 +147,7 @@ class Classes:
         devices = total.devices
         parts = None if cliques is None else tuple([len(clique & devices) for clique in cliques])
         gpus = devices if gpus_only else gpus_among(devices)
-        amounts = total.scalars if gpus is devices else total.amounts()
+        amounts = total.scalars if gpus is devices else without_volumes(total).amounts()
         key = (value, len(gpus), parts, total.ports, *amounts.items())
         alike = self.known.get(key)
         if alike is None:
