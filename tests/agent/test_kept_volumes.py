@@ -39,6 +39,36 @@ def test_they_are_made_listed_kept_and_removed(kept: KeptVolumes, tmp_path: Path
     assert kept.make([DB]) == [] and list(kept.path_of(DB).iterdir()) == [], "a new one is empty"
 
 
+def test_what_cannot_be_removed_is_said(kept: KeptVolumes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.make([DB])
+    (kept.path_of(DB) / "roots").write_text("")
+    kept.set_aside([DB])
+
+    def refuse(*_args: object, **_more: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        (stuck,) = kept.empty_trash()
+    assert stuck.path.parent == tmp_path / "persistent/removed" and stuck.path.name.endswith("-db")
+    assert stuck.failures >= 1 and "Permission denied" in stuck.problem
+    assert kept.empty_trash() == [] and not list((tmp_path / "persistent/removed").iterdir()), "the next time it can"
+
+
+def test_what_was_set_aside_is_not_walked_through(
+    kept: KeptVolumes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.make([DB, LOG])
+    (kept.path_of(DB) / "much").mkdir()
+    kept.set_aside([DB])
+    looked: list[str] = []
+    for name in ("scandir", "listdir"):
+        plain = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda path=".", plain=plain: looked.append(os.fspath(path)) or plain(path))
+    assert kept.list() == {LOG}
+    assert looked and not [path for path in looked if "removed" in path], looked
+
+
 def test_nothing_but_a_name_of_a_volume_is_touched(kept: KeptVolumes, tmp_path: Path) -> None:
     kept.make([LOG])
     (tmp_path / "precious").mkdir()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -221,7 +222,7 @@ class AgentDaemon:
             await self._find_executors()
             notify("READY=1")
             await asyncio.to_thread(self._work_dir.sweep, self._wanted_sandboxes())
-            self._spawn(asyncio.to_thread(self._kept.empty_trash), self._others)
+            self._spawn(self._empty_trash(), self._others)
             others += [asyncio.create_task(self.client.run()), asyncio.create_task(self._watch_devices())]
             others.append(asyncio.create_task(self._watch_images()))
             others.append(asyncio.create_task(self._comparison.run()))
@@ -494,7 +495,12 @@ class AgentDaemon:
         troubles = (*self._kept.make(make), *self._kept.set_aside(remove))
         self.driver.post(VolumesKept(asked, tuple(sorted(self._kept.list())), troubles))
         if remove:
-            self._spawn(asyncio.to_thread(self._kept.empty_trash), self._others)
+            self._spawn(self._empty_trash(), self._others)
+
+    async def _empty_trash(self) -> None:
+        for path, failures, problem in await asyncio.to_thread(self._kept.empty_trash):
+            words = "data of a destroyed volume cannot be removed; tried again when another is, and at the next start"
+            self._log.warning(words, path=os.fspath(path), failures=failures, reason=problem)
 
     async def _start_all(self) -> None:
         """Begin one start per turn of the loop: a start may block for milliseconds, and a thousand must not delay a pong."""

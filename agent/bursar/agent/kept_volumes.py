@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from bursar.core.device_names import VOLUMES
 from bursar.core.ids import DeviceUuid
@@ -15,6 +16,14 @@ from bursar.core.volumes import read_volume
 
 #: Beside the volumes, and no name of one.
 _TRASH = "removed"
+
+
+class Stuck(NamedTuple):
+    """Of data that was set aside and cannot be removed: where, how many steps failed, and the first problem."""
+
+    path: Path
+    failures: int
+    problem: str
 
 
 class KeptVolumes:
@@ -58,23 +67,41 @@ class KeptVolumes:
                 troubles.append(VolumeTrouble(uuid, getattr(error, "strerror", None) or str(error)))
         return troubles
 
-    def empty_trash(self) -> None:
-        """Remove what was set aside. Takes as long as there are files; what cannot be removed stays until the next time."""
-        with contextlib.suppress(OSError):
+    def empty_trash(self) -> list[Stuck]:
+        """Remove what was set aside. Takes as long as there are files; what cannot be removed is returned, and stays until the next time."""
+        stuck = []
+        try:
             # Not itself: more may be set aside meanwhile.
-            for path in (self._root / _TRASH).iterdir():
-                shutil.rmtree(path, ignore_errors=True)
+            found = sorted((self._root / _TRASH).iterdir())
+        except OSError:
+            return []
+        for path in found:
+            problems: list[str] = []
+
+            def note(_call: object, _path: str, info: Any, problems: list[str] = problems) -> None:
+                if not isinstance(info[1], FileNotFoundError):  # somebody else was quicker
+                    problems.append(str(info[1]))
+
+            shutil.rmtree(path, onerror=note)
+            if problems:
+                stuck.append(Stuck(path, len(problems), problems[0]))
+        return stuck
 
     def list(self) -> frozenset[DeviceUuid]:
         """The volumes whose data is there."""
         found = set()
-        for path in self._root.glob("*/*/*"):
+        # Sizes; what was set aside, which may be much, and what is somebody else's is not walked through.
+        for path in (path for size in self._sizes() for path in size.glob("*/*")):
             uuid = DeviceUuid(f"{VOLUMES}/{path.relative_to(self._root)}")
             with contextlib.suppress(ValueError):
                 read_volume(uuid)
                 if path.is_dir() and not path.is_symlink():
                     found.add(uuid)
         return frozenset(found)
+
+    def _sizes(self) -> Iterator[Path]:
+        with contextlib.suppress(OSError):
+            yield from (path for path in self._root.iterdir() if path.name.isascii() and path.name.isdecimal())
 
     def own(self, uuid: DeviceUuid, owner: tuple[int, int]) -> None:
         """A volume that nobody has written on yet belongs to the user of the task that mounts it first. Raises OSError."""
