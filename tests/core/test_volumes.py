@@ -47,6 +47,8 @@ def test_a_volume_counts_as_the_disk_that_it_takes_and_nothing_else(role: str, n
         "volumes/5/ml",
         "volumes/5//db",
         "volumes/0/ml/db",
+        f"volumes/{2**53 + 1}/ml/db",
+        "volumes/99999999999999999999/ml/db",
         "volumes/5/a/b/db",
         "volumes/5/ml/..",
     ],

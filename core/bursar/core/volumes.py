@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from bursar.core.device_names import VOLUMES, is_volume
 from bursar.core.ids import DeviceUuid
-from bursar.core.resources import Resources
+from bursar.core.resources import MAX_AMOUNT, Resources
 
 #: Of an agent: it makes, keeps and removes volumes.
 PERSISTENT_VOLUMES = "PERSISTENT_VOLUMES"
@@ -95,6 +95,8 @@ def volume_problem(volume_id: str, size_bytes: int) -> str:
         return f"{volume_id!r} is not the id of a volume: letters, digits, '.', '_' and '-', not more than 64"
     if size_bytes <= 0:
         return f"a volume must have a size above zero, not {size_bytes} bytes"
+    if size_bytes > MAX_AMOUNT:
+        return f"a volume of more than {MAX_AMOUNT} bytes, the largest amount there is, cannot be"
     return ""
 
 
