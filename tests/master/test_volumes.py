@@ -13,12 +13,14 @@ from bursar.core.ids import AgentId, DeviceUuid
 from bursar.core.messages import operator as op
 from bursar.core.messages.agent import DesiredState, DevicesChanged, Refused, VolumeOrders, VolumesHeld, VolumeTrouble
 from bursar.core.messages.framework import REVOCABLE_RESOURCES
-from bursar.core.messages.offers import CreateVolume, Demand, DestroyVolume, Operation, Reserve, Unreserve
+from bursar.core.messages.offers import CreateVolume, Demand, DestroyVolume, Operation, Reserve, Shape, Unreserve
 from bursar.core.messages.operator import VolumeState
 from bursar.core.resources import ReservedResources, ResourceRequest, Resources
 from bursar.core.surroundings import Volume, VolumeKind, VolumeMode
 from bursar.core.tasks import TaskState
 from bursar.core.volumes import volume_device
+from bursar.master.allocator.cycle import in_order
+from bursar.master.frameworks import demand_problem
 
 GIB = 2**30
 DB = volume_device("ml", "db", 10 * GIB)
@@ -265,6 +267,17 @@ def test_data_without_a_record_can_be_taken_over(book: Any, agent: Any) -> None:
     assert agent.volumes == {DB} and book.framework(roles=["ml"]).offered().devices == {DB}
 
 
+def test_what_was_taken_over_is_not_made_anew_if_it_goes_at_once(book: Any, agent: Any) -> None:
+    agent.volumes.add(DB)
+    agent.say(VolumesHeld(0, (DB,)))
+    agent.answers_volume_orders = False
+    create(book, adopt=True)
+    order = agent.heard(VolumeOrders)[-1]
+    assert (order.make, order.keep) == ((), (DB,))
+    agent.say(VolumesHeld(order.order, ()))
+    assert volumes(book)["db"] == (VolumeState.MISSING, "its data is gone from its agent")
+
+
 def test_a_removal_is_ordered_until_it_is_done(book: Any, agent: Any) -> None:
     create(book)
     agent.answers_volume_orders = False
@@ -387,3 +400,57 @@ def test_a_gang_finds_no_room_on_a_volume(book: Any, agent: Any) -> None:
     framework.ask_for_gang((1, ResourceRequest({"cpus": 1000, "disk": 81 * GIB})))
     (offer,) = framework.bundle.offers
     assert offer.agent_id == "b"
+
+
+def test_an_agent_that_keeps_no_volumes_any_more_has_them_offered_to_nobody(book: Any, agent: Any) -> None:
+    create(book)
+    framework = book.framework(roles=["ml"])
+    assert framework.offered().devices == {DB}
+    now, agent.info = agent.info, replace(agent.info, capabilities=())
+    agent.answers_volume_orders = False
+    agent.disconnect()
+    agent.connect()
+    assert volumes(book)["db"] == (VolumeState.MISSING, "its agent keeps no volumes: it is of an earlier version")
+    book.advance(6_000)
+    assert not framework.offered().devices and agent.view.withheld.devices == {DB}
+    agent.info, agent.answers_volume_orders = now, True
+    agent.disconnect()
+    agent.connect()
+    book.advance(6_000)
+    assert framework.offered().devices == {DB} and not agent.view.withheld
+
+
+def test_volumes_are_not_counted_in_a_demand_or_a_gang(book: Any, agent: Any) -> None:
+    counted = ResourceRequest({"cpus": 1000, "volumes": 1000})
+    problem = demand_problem(Demand(1, (Shape("ml", counted, 1),)), ("ml",))
+    assert problem is not None and problem.message == "a volume is named, not counted"
+    framework = book.asleep(roles=["ml"])
+    framework.ask_for_gang((1, counted))
+    assert not book.machine.cluster.gangs.by_key
+
+
+def test_a_missing_volume_is_explained_as_disk_and_to_its_role_alone(book: Any, agent: Any) -> None:
+    create(book)
+    agent.volumes.clear()
+    agent.connect()
+    book.framework("hog", roles=["eng"]).run(book.spec("big", cpus=8))
+    named = []
+    for name, role in (("mine", "ml"), ("other", "eng")):
+        demand = Demand(1, (book.shape(1, role=role, cpus=1),))
+        framework = book.framework(name, roles=[role], demand=demand)
+        answer = book.ask(op.ExplainFrameworkRequest(framework.info.framework_id))
+        found = [one for refusal in answer.refusals for one in refusal.obstacles if one.name == DB]
+        named.append([(one.resource, one.amount) for one in found])
+    assert named == [[("disk", 10 * GIB)], []]
+
+
+def test_volumes_make_an_agent_no_more_whole(book: Any, agent: Any) -> None:
+    """Those with the fewest free devices are offered first, and a volume is none."""
+    create(book, "db")
+    create(book, "log")
+    cluster = book.machine.cluster
+    book.agent("b", gpus=1)
+    book.framework(roles=["*"], demand=Demand(1, (book.shape(1, cpus=100),)))
+    assert [one.agent_id for one in in_order(cluster, {A, AgentId("b")})] == ["a", "b"]
+    book.reserve("b", "eng", book.request(gpus=1), request_id="gpu")
+    assert [one.agent_id for one in in_order(cluster, {A, AgentId("b")})] == ["a", "b"], "two volumes, against one GPU"

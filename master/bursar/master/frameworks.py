@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bursar.core.device_names import VOLUMES
 from bursar.core.errors import ErrorDetail, ErrorReason
 from bursar.core.ids import ConnectionId, id_problem
 from bursar.core.messages.framework import (
@@ -251,6 +252,13 @@ def demand_problem(demand: Demand, roles: tuple[str, ...]) -> ErrorDetail | None
             )
         if not shape.resources or any(amount < 0 or kind == "gpus" for kind, amount in shape.resources.scalars.items()):
             return ErrorDetail(ErrorReason.INVALID_ARGUMENT, "a shape needs amounts above zero, GPUs whole", "", path)
+        if VOLUMES in shape.resources.scalars:
+            return ErrorDetail(
+                ErrorReason.INVALID_ARGUMENT,
+                "a volume is named, not counted",
+                "name it among the shape's devices, as offers do: volumes/BYTES/ROLE/ID",
+                path,
+            )
     return None
 
 

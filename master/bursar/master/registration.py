@@ -60,6 +60,7 @@ from bursar.master.records import (
 from bursar.master.state import Agent, Asked, Cluster, Comparing, Task, Turn, buckets_of
 from bursar.master.tasks import add_task, enter_ended, master_status, on_update, tell_restart
 from bursar.master.vacant import vacancies_of, with_vacancies
+from bursar.master.volumes import judge_silent
 
 _Judged = tuple[list[AssignedTask], list[KillTask], list[TaskRef]]
 """What an agent is told of tasks: to launch, to kill, to keep."""
@@ -116,6 +117,7 @@ def register(cluster: Cluster, turn: Turn, event: AgentRegistering) -> None:
     tell_device_orders(cluster, turn, agent)
     agent.volumes.order = 0
     tell_volumes(turn, agent)
+    judge_silent(cluster, turn, agent)
     greet(cluster, turn, agent)
     turn.to_agent(agent, DesiredState(agent.generation, None, False, tuple(launches), tuple(kills), tuple(keeps)))
     repeat_restarts(cluster, turn, agent, event.tasks)

@@ -229,6 +229,18 @@ def _note_troubles(
         else:
             # The answer to an order comes once all of it was tried.
             troubles[uuid] = f"missing: it could not be made: {said.get(uuid, 'its agent does not say why')}"
+    _withhold(cluster, turn, agent, troubles)
+
+
+def judge_silent(cluster: Cluster, turn: Turn, agent: Agent) -> None:
+    """An agent registered which keeps no volumes (any more): it will never say whose data it has, and can mount none."""
+    if PERSISTENT_VOLUMES not in agent.info.capabilities:
+        why = "missing: its agent keeps no volumes: it is of an earlier version"
+        _withhold(cluster, turn, agent, dict.fromkeys(agent.volumes.kept, why))
+
+
+def _withhold(cluster: Cluster, turn: Turn, agent: Agent, troubles: dict[DeviceUuid, str]) -> None:
+    """Just these are withheld, of the agent's volumes."""
     before, agent.volumes.troubles = agent.volumes.troubles, troubles
     if before == troubles:
         return
@@ -291,7 +303,8 @@ def create(
         _set_aside(cluster, agent)
         rescinded = rescind(cluster, turn, in_the_way, f"a volume was made on {agent.info.hostname}")
         uuid = volume_device(request.role, request.volume_id, request.size_bytes)
-        keep(cluster, turn, agent, KeptVolume(uuid, stack, principal, turn.now.wall_ms))
+        # Data that is taken over was there: should it go, it is not made anew.
+        keep(cluster, turn, agent, KeptVolume(uuid, stack, principal, turn.now.wall_ms, made=request.adopt))
         return CreateVolumeResponse(_view(cluster, agent, uuid), rescinded)
     if lacking is not None:
         return ErrorDetail(lacking.reason, lacking.message, "reserve more disk first: `bursar reserve`", "size_bytes")

@@ -17,6 +17,7 @@ from bursar.core.ids import AgentId, FrameworkId, OfferId
 from bursar.core.messages.offers import Offer
 from bursar.core.messages.operator import RefusalReason
 from bursar.core.resources import Holding, ReservedResources, holding_total, to_reserved
+from bursar.core.volumes import volumes_in
 from bursar.master.allocator.alike import WANT_OF_AMOUNTS, Alike, AllAlike, Portion, Wants
 from bursar.master.allocator.decision import Decision, Proposal, Question, rules_about, steps_for
 from bursar.master.allocator.filters import NOBODY
@@ -65,17 +66,23 @@ def in_order(cluster: Cluster, agent_ids: AbstractSet[AgentId]) -> list[Agent]:
         )
     ):
         books_of = cluster.ledger.books
-        wholes = [_wholeness(books_of[agent.agent_id].free) for agent in agents]
+        wholes = [_wholeness(books_of[agent.agent_id]) for agent in agents]
         if any(wholes):
             agents = [agents[index] for index in sorted(range(len(agents)), key=wholes.__getitem__)]
     return agents
 
 
-def _wholeness(free: Holding) -> int:
+def _wholeness(books: Books) -> int:
     """How many devices are free and unreserved, and, where that is the same, how many are free."""
     number = 0
-    for stack, part in free.items():
-        number += len(part.devices) if stack else len(part.devices) * 0x1_0001
+    for stack, part in books.free.items():
+        if not stack:
+            number += len(part.devices) * 0x1_0001
+        elif books.has_gpus_only:
+            number += len(part.devices)
+        else:
+            # A volume is disk of its role's, and no device of anybody's.
+            number += len(part.devices) - len(volumes_in(part.devices))
     return number
 
 

@@ -62,7 +62,10 @@ def may_borrow_buckets(question: Question) -> RefusalReason | None:
     available = {
         stack: left
         for stack, part in question.free.items()
-        if stack in lent and stack != UNRESERVED and not covers(stack[-1].holder, role) and (left := without_volumes(part))
+        if stack in lent
+        and stack != UNRESERVED
+        and not covers(stack[-1].holder, role)
+        and (left := without_volumes(part))
     }
     if not available:
         return RefusalReason.RESERVED_FOR_OTHERS

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bursar.core.ids import FrameworkId
+from bursar.core.device_names import is_volume, volume_bytes
+from bursar.core.ids import DeviceUuid, FrameworkId
 from bursar.core.messages.framework import REVOCABLE_RESOURCES
 from bursar.core.messages.operator import Obstacle, ObstacleKind, RefusalReason
 from bursar.core.resources import (
+    DISK,
     GPUS,
     MILLI,
     Holding,
@@ -104,9 +106,12 @@ def who_holds_it(group: Group) -> Iterator[Obstacle]:
         obstacle = with_amount(ObstacleKind.OFFER, offer_id, text, part, kinds, agent, client.framework_id)
         found.append((1, -obstacle.amount, obstacle))
     for uuid, why in sorted(books.withheld_devices.items()):
+        resource, amount = (DISK, volume_bytes(uuid)) if is_volume(uuid) else (GPUS, MILLI)
+        if resource == DISK and not _is_for(group, uuid):
+            continue
         text = f"{uuid} of {agent.info.hostname} is not offered: {why}"
         found.append(
-            (2, 0, Obstacle(ObstacleKind.DEVICE, uuid, text, agent_id=agent.agent_id, resource=GPUS, amount=MILLI))
+            (2, 0, Obstacle(ObstacleKind.DEVICE, uuid, text, agent_id=agent.agent_id, resource=resource, amount=amount))
         )
     for number, withheld in sorted(group.cluster.ledger.holders_on(agent.agent_id).items()):
         holder, part = group.cluster.gangs.by_number[number].key, holding_total(withheld)
@@ -119,6 +124,13 @@ def who_holds_it(group: Group) -> Iterator[Obstacle]:
     for _, _, obstacle in sorted(found, key=lambda entry: (entry[0], entry[1], entry[2].name)):
         yield obstacle
     yield from _rivals(group)
+
+
+def _is_for(group: Group, volume: DeviceUuid) -> bool:
+    """Whether the client could be offered a volume, if it were there."""
+    total = group.books_of(group.agent).total
+    stack = next(stack for stack, part in total.items() if volume in part.devices)
+    return covers_role(group.cluster, stack, group.client.role)
 
 
 def _not_free(group: Group) -> Iterator[Obstacle]:
