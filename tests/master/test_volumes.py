@@ -51,8 +51,8 @@ def create(book: Any, volume_id: str = "db", gib: int = 10, role: str = "ml", **
     return book.ask(op.CreateVolumeRequest(f"c-{next(_ids)}", "a", role, volume_id, gib * GIB, **more))
 
 
-def destroy(book: Any, volume_id: str = "db", role: str = "ml") -> Any:
-    return book.ask(op.DestroyVolumeRequest(f"d-{next(_ids)}", "a", role, volume_id))
+def destroy(book: Any, volume_id: str = "db", role: str = "ml", **more: Any) -> Any:
+    return book.ask(op.DestroyVolumeRequest(f"d-{next(_ids)}", "a", role, volume_id, **more))
 
 
 def offers(framework: Any) -> list[Any]:
@@ -254,7 +254,7 @@ def test_data_without_a_record_is_told_and_stays_until_somebody_says_so(book: An
     refused = create(book, gib=5)
     assert refused.reason is ErrorReason.CALL_REFUSED and "there is data" in refused.message
     assert "of this size" in create(book, gib=5, adopt=True).message
-    assert destroy(book).volume.state is VolumeState.LEAVING
+    assert destroy(book, stray=True).volume.state is VolumeState.LEAVING
     assert agent.volumes == set() and volumes(book) == {}
     assert create(book, gib=5).volume.size_bytes == 5 * GIB
 
@@ -454,3 +454,23 @@ def test_volumes_make_an_agent_no_more_whole(book: Any, agent: Any) -> None:
     assert [one.agent_id for one in in_order(cluster, {A, AgentId("b")})] == ["a", "b"]
     book.reserve("b", "eng", book.request(gpus=1), request_id="gpu")
     assert [one.agent_id for one in in_order(cluster, {A, AgentId("b")})] == ["a", "b"], "two volumes, against one GPU"
+
+
+def test_data_without_a_record_is_destroyed_only_if_asked_for_and_told_apart(book: Any, agent: Any) -> None:
+    """The record is of a volume that is lost; the data that is there may be the only copy."""
+    create(book)
+    strays = {volume_device("ml", "db", gib * GIB) for gib in (20, 30)}
+    agent.volumes = set(strays)
+    agent.connect()
+    assert destroy(book).volume.uuid == DB
+    refused = destroy(book)
+    assert refused.reason is ErrorReason.CALL_REFUSED and "but data without a record" in refused.message
+    refused = destroy(book, stray=True)
+    assert refused.reason is ErrorReason.INVALID_ARGUMENT and "several volumes" in refused.message
+    assert "20GiB, 30GiB" in refused.message and agent.volumes == strays
+    assert destroy(book, stray=True, size_bytes=20 * GIB).volume.size_bytes == 20 * GIB
+    assert agent.volumes == {volume_device("ml", "db", 30 * GIB)}
+    assert destroy(book, stray=True).volume.size_bytes == 30 * GIB and agent.volumes == set()
+    assert destroy(book, stray=True).reason is ErrorReason.NOT_FOUND
+    create(book)
+    assert destroy(book, stray=True).reason is ErrorReason.NOT_FOUND and agent.volumes == {DB}, "nor the other way"

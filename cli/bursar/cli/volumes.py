@@ -106,13 +106,15 @@ def create_volume(
 @click.argument("volume_id", metavar="ID")
 @_role
 @_agent
+@click.option("--stray", is_flag=True, help="Data of which there is no record, and never a volume.")
+@click.option("--size", type=DISK_BYTES, default=0, help="Only of this size: where there is `stray` data of several.")
 @output_option
 @master_option
-def destroy_volume(volume_id: str, role: str, agent: str, output: str) -> None:
+def destroy_volume(volume_id: str, role: str, agent: str, stray: bool, size: int, output: str) -> None:
     """Remove volume ID with its data, for good; its disk is reserved disk again. Refused while a task has it.
 
-    Also removes data of which there is no record (`stray` in `bursar volume ls`).
+    Data of which there is no record (`stray` in `bursar volume ls`) is removed with --stray only.
     """
-    response = ask(lambda client: client.destroy_volume(role, volume_id, agent))
+    response = ask(lambda client: client.destroy_volume(role, volume_id, agent, stray=stray, size_bytes=size))
     out.print_one(response.volume, LISTING, output)
     say_rescinded(response.rescinded_offers)

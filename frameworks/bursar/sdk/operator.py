@@ -392,10 +392,14 @@ class OperatorClient:
         )
         return await self._call("CreateVolume", request)  # type: ignore[no-any-return]
 
-    async def destroy_volume(self, role: str, volume_id: str, agent: str) -> operator_service_pb2.DestroyVolumeResponse:
-        """End a persistent volume and have its data removed; refused while a task has it."""
+    async def destroy_volume(
+        self, role: str, volume_id: str, agent: str, *, stray: bool = False, size_bytes: int = 0
+    ) -> operator_service_pb2.DestroyVolumeResponse:
+        """End a persistent volume and have its data removed; refused while a task has it. `stray`: data without a record instead, of this
+        size where there is some of several.
+        """
         request = operator_service_pb2.DestroyVolumeRequest(
-            request_id=_fresh_id(), agent=agent, role=role, volume_id=volume_id
+            request_id=_fresh_id(), agent=agent, role=role, volume_id=volume_id, stray=stray, size_bytes=size_bytes
         )
         return await self._call("DestroyVolume", request)  # type: ignore[no-any-return]
 

@@ -8,7 +8,7 @@ without a record is told, and stays. Only what was destroyed by somebody is remo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from bursar.core.device_names import volume_bytes
@@ -88,7 +88,7 @@ def problem_of_new(
         what, hint = "there is no data without a record, and of this size, of a volume", _SEE
     elif any(read_volume(uuid).key == name.key for uuid in volumes.strays):
         what = "there is data without a record of a volume"
-        hint = "take it over as it is (--adopt), or have it removed (`bursar volume destroy`); or choose another id"
+        hint = "take it over as it is (--adopt), or have it removed (`bursar volume destroy --stray`); or choose another id"
     else:
         return None
     return ErrorDetail(
@@ -330,20 +330,13 @@ def _stacks_for(cluster: Cluster, agent: Agent, role: str, labels: tuple[tuple[s
 
 
 def destroy(cluster: Cluster, turn: Turn, request: DestroyVolumeRequest) -> DestroyVolumeResponse | ErrorDetail:
-    """End a volume and its data, or data without a record: not while a task has it. Offers that hold it are rescinded."""
+    """End a volume and its data, or, if asked, data without a record: not while a task has it. Offers that hold it are rescinded."""
     agent = find_agent(cluster, request.agent)
     if isinstance(agent, ErrorDetail):
         return agent
-    key = (request.role, request.volume_id)
-    there = [*agent.volumes.kept, *sorted(agent.volumes.strays)]
-    uuid = next((uuid for uuid in there if read_volume(uuid).key == key), None)
-    if uuid is None:
-        return ErrorDetail(
-            ErrorReason.NOT_FOUND,
-            f"role {request.role!r} has no volume {request.volume_id!r} on {agent.info.hostname}",
-            _SEE,
-            "volume_id",
-        )
+    uuid = _meant(agent, request)
+    if isinstance(uuid, ErrorDetail):
+        return uuid
     holder = _is_held(cluster, agent, uuid)
     if isinstance(holder, TaskKey):
         return in_use(agent, uuid, holder, "volume_id")
@@ -353,6 +346,30 @@ def destroy(cluster: Cluster, turn: Turn, request: DestroyVolumeRequest) -> Dest
     view = _view(cluster, agent, uuid)
     give_up(cluster, turn, agent, uuid)
     return DestroyVolumeResponse(replace(view, state=VolumeState.LEAVING), rescinded)
+
+
+def _meant(agent: Agent, request: DestroyVolumeRequest) -> DeviceUuid | ErrorDetail:
+    """What is to be destroyed: one thing, and never data without a record unless that was asked for."""
+
+    def those(uuids: Iterable[DeviceUuid]) -> list[DeviceUuid]:
+        named = [uuid for uuid in sorted(uuids) if read_volume(uuid).key == (request.role, request.volume_id)]
+        return [uuid for uuid in named if request.size_bytes in (0, volume_bytes(uuid))]
+
+    strays = those(agent.volumes.strays)
+    found = strays if request.stray else those(agent.volumes.kept)
+    if len(found) == 1:
+        return found[0]
+    whose = f"{request.volume_id!r} of role {request.role!r} on {agent.info.hostname}"
+    if found:
+        sizes = ", ".join(format_amount(DISK, volume_bytes(uuid)) for uuid in found)
+        what = f"there is data without a record of several volumes {whose}: {sizes}"
+        return ErrorDetail(ErrorReason.INVALID_ARGUMENT, what, "say which by its size (--size)", "size_bytes")
+    if strays:
+        what = f"there is no volume {whose}, but data without a record"
+        hint = f"`--stray` removes it; {_SEE}"
+        return ErrorDetail(ErrorReason.CALL_REFUSED, what, hint, "stray")
+    what = "data without a record of a volume" if request.stray else "volume"
+    return ErrorDetail(ErrorReason.NOT_FOUND, f"there is no {what} {whose}", _SEE, "volume_id")
 
 
 def _is_held(cluster: Cluster, agent: Agent, uuid: DeviceUuid) -> OfferId | TaskKey | None:

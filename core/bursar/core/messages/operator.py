@@ -1279,12 +1279,14 @@ class CreateVolumeResponse:
 
 @dataclass(frozen=True, slots=True)
 class DestroyVolumeRequest:
-    """End a persistent volume and its data."""
+    """End a persistent volume and its data; or, `stray`, data without a record, of this size where several are there."""
 
     request_id: str
     agent: str
     role: str
     volume_id: str
+    stray: bool = False
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
