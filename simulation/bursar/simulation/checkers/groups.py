@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Iterable
 
 from bursar.agent.containers.runtime import NetworkId
+from bursar.agent.leaving import ANSWER_MS, GRACE_MS
 from bursar.core.ids import AgentId, TaskId
 from bursar.simulation.checkers.repairs import DUE_MS
 from bursar.simulation.checkers.verdicts import Judge, require
 from bursar.simulation.containers import SimulatedContainer
 
-#: Beyond the longest grace, of the time that an agent lives and does something.
-SLACK_MS = 5_000
+#: Beyond the longest grace, of the time that an agent lives and does something. The end of a member is told once the driver of its devices has
+#: said who uses them, or has not answered.
+SLACK_MS = 5_000 + GRACE_MS + ANSWER_MS
 #: So much of the time between two steps counts: an agent that stands still cannot act.
 _ATTENTION_MS = 1_000
 
