@@ -226,7 +226,7 @@ def test_a_framework_is_who_it_shows(guarded: Any, shown: dict[str, Credentials]
     run(framework, guarded.address, connect_timeout=60, credentials=shown["sweep"])
     assert framework.seen == "sweep"
     taken, read = framework.foreign
-    assert "belongs to another principal" in str(taken) and "not eve's" in str(read)
+    assert "belongs to another principal" in str(taken) and "eve has no task" in str(read)
     assert framework.logs == b"hello\n"
 
 

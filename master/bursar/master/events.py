@@ -85,6 +85,8 @@ class OperatorCalled:
     token: int
     request: OperatorRequest
     principal: str = ""
+    #: The principal is no operator: only what is its own is there for it.
+    own_only: bool = False
 
 
 MasterEvent = (

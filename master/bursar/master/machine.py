@@ -56,6 +56,7 @@ from bursar.master.events import (
 )
 from bursar.master.flags import FlagValues
 from bursar.master.ledger import TaskKey
+from bursar.master.own import answer_own
 from bursar.master.records import Durable, RequestDone
 from bursar.master.state import Agent, Cluster, Framework, Task, Turn
 
@@ -335,6 +336,10 @@ class MasterMachine:
     def _operate(self, turn: Turn, event: OperatorCalled) -> None:
         """One request of an operator; a repeat of one that changed something gets the first answer."""
         request = event.request
+        if event.own_only:
+            own = answer_own(self.cluster, turn, request, event.principal)
+            turn.effects.append(Reply(event.token, own))
+            return
         request_id = getattr(request, "request_id", "")
         mutating = isinstance(request, operators.MUTATING) and not getattr(request, "dry_run", False)
         if mutating and request_id and self._answers is not None:

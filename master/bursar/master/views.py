@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from bursar.core.errors import ErrorDetail, ErrorReason
-from bursar.core.ids import AgentId, DeviceUuid, OfferId
+from bursar.core.ids import AgentId, DeviceUuid, FrameworkId, OfferId
 from bursar.core.messages.operator import (
     AgentView,
     DeviceView,
@@ -319,10 +319,13 @@ def find_agent(cluster: Cluster, text: str) -> Agent | ErrorDetail:
     return _not_found("agent", text)
 
 
-def find_framework(cluster: Cluster, text: str) -> Framework | ErrorDetail:
-    """By id or unique prefix of an id."""
-    exact = [framework for framework_id, framework in cluster.frameworks.items() if framework_id == text]
-    by_prefix = [f for framework_id, f in cluster.frameworks.items() if text and framework_id.startswith(text)]
+def find_framework(
+    cluster: Cluster, text: str, among: Collection[FrameworkId] | None = None
+) -> Framework | ErrorDetail:
+    """By id or unique prefix of an id; with `among` as if there were no other frameworks."""
+    known = {i: framework for i, framework in cluster.frameworks.items() if among is None or i in among}
+    exact = [framework for framework_id, framework in known.items() if framework_id == text]
+    by_prefix = [framework for framework_id, framework in known.items() if text and framework_id.startswith(text)]
     for found in (exact, by_prefix):
         if len(found) == 1:
             return found[0]
@@ -331,10 +334,13 @@ def find_framework(cluster: Cluster, text: str) -> Framework | ErrorDetail:
     return _not_found("framework", text)
 
 
-def find_task(cluster: Cluster, text: str) -> Task | ErrorDetail:
-    """By `FRAMEWORK_ID/TASK_ID` (each may be a unique prefix), or by a task id or prefix that is unique."""
+def find_task(cluster: Cluster, text: str, among: Collection[FrameworkId] | None = None) -> Task | ErrorDetail:
+    """By `FRAMEWORK_ID/TASK_ID` (each may be a unique prefix), or by a task id or prefix that is unique.
+
+    With `among`: as if there were only the tasks of these frameworks.
+    """
     framework_text, slash, task_text = text.rpartition("/")
-    keys = list(cluster.tasks)
+    keys = [key for key in cluster.tasks if among is None or key.framework_id in among]
     if slash:
         exact = [key for key in keys if key == (framework_text, task_text)]
         by_prefix = [

@@ -102,14 +102,14 @@ class Hub:
 
     # --- operators ---
 
-    async def ask(self, request: OperatorRequest, principal: str = "") -> Any:
-        """Have the machine answer a request; returns a response or an ErrorDetail."""
+    async def ask(self, request: OperatorRequest, principal: str = "", own_only: bool = False) -> Any:
+        """Have the machine answer a request; returns a response or an ErrorDetail. `own_only`: of what is the principal's own."""
         self._sequence += 1
         token = self._sequence
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._replies[token] = future
         try:
-            self.post(OperatorCalled(token, request, principal))
+            self.post(OperatorCalled(token, request, principal, own_only))
             return await future
         finally:
             self._replies.pop(token, None)

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from bursar.core.errors import ErrorDetail, ErrorReason
-from bursar.core.messages.operator import GetFrameworkRequest, GetTaskRequest, Page, TaskView
+from bursar.core.messages.operator import GetTaskRequest, Page, TaskView
 from bursar.core.messages.sessions import SessionStart
 from bursar.master.server.guard import peer, principal
 from bursar.master.server.hub import Hub
@@ -35,20 +35,13 @@ def _smaller_page(question: Any, answer: Any) -> Page | None:
     return replace(page, page_size=items // 2) if items > 1 else None
 
 
-def _framework_of(question: Any, answer: Any) -> str:
-    """Whose framework those questions are about that a framework may ask (`guard.OF_FRAMEWORKS`)."""
-    return str(getattr(question, "framework", "") or getattr(getattr(answer, "task", None), "framework_id", ""))
-
-
 def _unary(method: str) -> Callable[..., Awaitable[Any]]:
     request_type, _ = operator_types(method)
 
     async def handle(self: OperatorServicer, request: Any, context: Any) -> Any:
         question: Any = decode(request_type, request)
         while True:
-            answer = await self.hub.ask(question, principal())
-            if not isinstance(answer, ErrorDetail):
-                answer = await self.unless_of_others(_framework_of(question, answer)) or answer
+            answer = await self.ask(question)
             if isinstance(answer, ErrorDetail):
                 await abort(context, answer)
             message = encode(answer)
@@ -70,27 +63,18 @@ class OperatorServicer:
         self._logs = logs
         self._sessions = sessions
 
-    async def unless_of_others(self, framework_id: str) -> ErrorDetail | None:
-        """Why somebody who is no operator may not have an answer: it is about somebody else's framework."""
+    async def ask(self, question: Any) -> Any:
+        """Have the machine answer the caller; who is no operator hears of what is its own. A response or an ErrorDetail."""
         known = peer()
-        if known is None or OPERATOR in known.kinds:
-            return None
-        about = await self.hub.ask(GetFrameworkRequest(framework_id))
-        if not isinstance(about, ErrorDetail) and about.framework.info.principal == known.principal:
-            return None
-        return ErrorDetail(
-            ErrorReason.PERMISSION_DENIED,
-            f"framework {framework_id} is not {known.principal}'s, or has ended",
-            "ask an operator",
-        )
+        return await self.hub.ask(question, principal(), known is not None and OPERATOR not in known.kinds)
 
     async def _task(self, name: str) -> TaskView | ErrorDetail:
         """A task that the caller may look into."""
-        answer = await self.hub.ask(GetTaskRequest(name))
+        answer = await self.ask(GetTaskRequest(name))
         if isinstance(answer, ErrorDetail):
             return answer
         view: TaskView = answer.task
-        return await self.unless_of_others(view.framework_id) or view
+        return view
 
     async def ReadTaskLog(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """A task's outputs, from its agent."""
