@@ -94,3 +94,17 @@ def test_a_stamp_changes_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("b")
     (tmp_path / "new").rename(path)
     assert len({before, first, stamp(str(path))}) == 3
+
+
+def test_text_around_certificates_is_not_read(ca: Authority, tmp_path: Path) -> None:
+    """Bundles have comments in other letters; so has what `openssl x509 -text` writes of a name."""
+    bundle = tmp_path / "bundle.pem"
+    other = Authority(tmp_path, "other-ca")
+    bundle.write_bytes(
+        b"".join("# Türk Kök – №1\n".encode() + Path(each).read_bytes() for each in (ca.ca, other.ca))
+    )
+    assert read_certificates(str(bundle), "the CA") == bundle.read_bytes()
+    pair = ca.server()
+    text = "Certificate:\n    Data:\n        Issuer: CN = Müller GmbH\n"
+    Path(pair.cert).write_bytes(text.encode() + Path(pair.cert).read_bytes())
+    assert read_pair(pair.cert, pair.key, Use.SERVER)[2] > time.time()

@@ -41,7 +41,7 @@ def read_certificates(path: str, what: str) -> bytes:
     if _CERTIFICATE not in data:
         raise BursarError(f"{what} {path} has no certificate in PEM", "it begins with -----BEGIN CERTIFICATE-----")
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii", "replace"))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=_ascii(data))
     except ssl.SSLError as error:
         raise BursarError(f"{what} {path} has a broken certificate: {_words(error)}", "copy it again") from error
     return data
@@ -76,6 +76,11 @@ def _read(path: str, what: str) -> bytes:
         raise BursarError(
             f"{what} {path} cannot be read: {error.strerror or error}", "check the path, and who may read it"
         ) from error
+
+
+def _ascii(data: bytes) -> str:
+    """Without what is written around the certificates in other letters."""
+    return data.decode("ascii", "ignore")
 
 
 def _judge(cert: str, key: str, use: Use) -> int:
