@@ -10,6 +10,7 @@ from certificates import Authority, Pair
 from cryptography.hazmat.primitives import serialization
 
 from bursar.core.errors import BursarError
+from bursar.runtime import certificates
 from bursar.runtime.certificates import Use, read_certificates, read_pair, read_secret, stamp
 
 
@@ -108,3 +109,30 @@ def test_text_around_certificates_is_not_read(ca: Authority, tmp_path: Path) -> 
     text = "Certificate:\n    Data:\n        Issuer: CN = Müller GmbH\n"
     Path(pair.cert).write_bytes(text.encode() + Path(pair.cert).read_bytes())
     assert read_pair(pair.cert, pair.key, Use.SERVER)[2] > time.time()
+
+
+@pytest.mark.parametrize("what", ["gone", "text"])
+def test_files_that_are_replaced_while_they_are_read(
+    ca: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Whoever is in the middle of a renewal costs one try, said as everything else is."""
+    pair = ca.server()
+    read = certificates.read_secret
+
+    def read_and_replace(path: str, said: str) -> bytes:
+        data = read(path, said)
+        if what == "gone":
+            Path(pair.cert).unlink()
+        else:
+            Path(pair.cert).write_text("half of")
+        return data
+
+    monkeypatch.setattr(certificates, "read_secret", read_and_replace)
+    with pytest.raises(BursarError, match="cannot be used"):
+        read_pair(pair.cert, pair.key, Use.SERVER)
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    for read in (read_secret, read_certificates):
+        with pytest.raises(BursarError, match="cannot be read"):
+            read("a\0b", "it")

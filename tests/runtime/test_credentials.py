@@ -137,6 +137,20 @@ async def test_renewed_files_are_taken_over_by_new_connections(ca: Authority, tm
         await channels.close()
 
 
+async def test_files_that_go_away_while_it_is_asked_why(ca: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a renewal nothing is named, and nothing raised."""
+    client = ca.client("ann", "bursar://operator/ann")
+    check = Credentials.check
+
+    def check_and_remove(self: Credentials) -> None:
+        check(self)
+        Path(client.key).unlink()
+
+    monkeypatch.setattr(Credentials, "check", check_and_remove)
+    async with listening(None) as address:
+        assert await why_not(address, Credentials(ca.ca, client.cert, client.key)) is None
+
+
 # --- the files, before anybody connects -----------------------------------------------------------------------------
 
 

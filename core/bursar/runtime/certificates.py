@@ -28,8 +28,12 @@ class Use(Enum):
 
 def read_secret(path: str, what: str) -> bytes:
     """A file that only its owner (and a group) may read, such as a key or a token. Raises BursarError."""
-    data = _read(path, what)
-    mode = stat.S_IMODE(os.stat(path).st_mode)
+    try:
+        with open(path, "rb") as file:
+            # Of this very file: another may have taken its name by now.
+            mode, data = stat.S_IMODE(os.fstat(file.fileno()).st_mode), file.read()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, what, error) from error
     if mode & 0o027:
         raise BursarError(f"{what} {path} may be read or written by others (mode {mode:04o})", f"chmod 600 {path}")
     return data
@@ -53,7 +57,11 @@ def read_pair(cert: str, key: str, use: Use) -> tuple[bytes, bytes, int]:
     secret = read_secret(key, "the key")
     if _KEY not in secret:
         raise BursarError(f"the key {key} is not in PEM", "it begins with -----BEGIN PRIVATE KEY-----")
-    return chain, secret, _judge(cert, key, use)
+    try:
+        return chain, secret, _judge(cert, key, chain, use)
+    except (OSError, ValueError) as error:
+        # Files that are replaced this very moment, for one.
+        raise BursarError(f"{cert} and {key} cannot be used: {_words(error)}", "look whether both are there") from error
 
 
 def stamp(*paths: str) -> tuple[tuple[int, int, int], ...]:
@@ -72,10 +80,13 @@ def stamp(*paths: str) -> tuple[tuple[int, int, int], ...]:
 def _read(path: str, what: str) -> bytes:
     try:
         return Path(path).read_bytes()
-    except OSError as error:
-        raise BursarError(
-            f"{what} {path} cannot be read: {error.strerror or error}", "check the path, and who may read it"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, what, error) from error
+
+
+def _unreadable(path: str, what: str, error: Exception) -> BursarError:
+    reason = getattr(error, "strerror", None) or error
+    return BursarError(f"{what} {path} cannot be read: {reason}", "check the path, and who may read it")
 
 
 def _ascii(data: bytes) -> str:
@@ -83,8 +94,8 @@ def _ascii(data: bytes) -> str:
     return data.decode("ascii", "ignore")
 
 
-def _judge(cert: str, key: str, use: Use) -> int:
-    """Let a pair talk to itself; until when it holds."""
+def _judge(cert: str, key: str, chain: bytes, use: Use) -> int:
+    """Let a pair talk to itself; until when it holds. Raises BursarError, OSError (ssl.SSLError, too), ValueError."""
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     _load(server, cert, key)
@@ -93,7 +104,7 @@ def _judge(cert: str, key: str, use: Use) -> int:
         client.verify_mode, server.verify_mode = ssl.CERT_NONE, ssl.CERT_REQUIRED
     judging = client if use is Use.SERVER else server
     # It vouches for itself: who signed it is the other end's question.
-    judging.load_verify_locations(cert)
+    judging.load_verify_locations(cadata=_ascii(chain))
     judging.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)
@@ -137,6 +148,8 @@ def _load(context: ssl.SSLContext, cert: str, key: str) -> None:
         raise BursarError(f"{cert} and {key} cannot be used: {_words(error)}", "have them issued anew") from error
 
 
-def _words(error: ssl.SSLError) -> str:
-    """What OpenSSL says, without its brackets and places."""
-    return (error.reason or str(error)).lower().replace("_", " ")
+def _words(error: Exception) -> str:
+    """What OpenSSL says, without its brackets and places; of other errors, what they say."""
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).lower().replace("_", " ")
+    return str(getattr(error, "strerror", None) or error)

@@ -35,12 +35,12 @@ def _why_not(address: str, credentials: Credentials) -> ErrorDetail | None:
     """Blocks for a few seconds at most. Raises BursarError where the files are not in order."""
     credentials.check()
     host, port = split_address(address)
-    context = _context(credentials)
     try:
+        context = _context(credentials)
         with socket.create_connection((host, port), _TIMEOUT_S) as connection:
             return _greet(connection, context, address, credentials)
-    except (ssl.SSLError, OSError):
-        # Nobody is there, or nothing that could be named.
+    except (OSError, ValueError):
+        # Nobody is there, or nothing that could be named; or the files are replaced this very moment.
         return None
 
 
