@@ -151,6 +151,27 @@ async def test_files_that_go_away_while_it_is_asked_why(ca: Authority, monkeypat
         assert await why_not(address, Credentials(ca.ca, client.cert, client.key)) is None
 
 
+async def test_files_that_are_renewed_while_the_server_starts(ca: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read before does not pass for what is there now."""
+    pair, renewed = ca.server(), ca.server("renewed")
+    read, reads = ServerTls._read, []
+
+    def read_and_renew(self: ServerTls) -> Any:
+        reads.append(Path(pair.cert).read_bytes())
+        was = read(self)
+        if len(reads) == 1:
+            Path(pair.key).write_bytes(Path(renewed.key).read_bytes())
+            Path(pair.cert).write_bytes(Path(renewed.cert).read_bytes())
+        return was
+
+    monkeypatch.setattr(ServerTls, "_read", read_and_renew)
+    tls = ServerTls.of(pair.cert, pair.key, "")
+    assert tls is not None and reads[1:] == [Path(renewed.cert).read_bytes()]
+    async with listening(tls) as address, connect(address, Credentials(ca.ca)) as channel:
+        assert await ask(channel)
+    assert len(reads) == 2, "and it is not read once more"
+
+
 # --- the files, before anybody connects -----------------------------------------------------------------------------
 
 

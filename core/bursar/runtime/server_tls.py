@@ -14,6 +14,8 @@ from bursar.runtime.telemetry import logger
 _DAY_S = 86_400
 #: A certificate that ends sooner is warned of.
 _SOON_S = 7 * _DAY_S
+#: Of files that change while they are read, at the start.
+_READS = 5
 
 
 @dataclass(slots=True)
@@ -36,8 +38,14 @@ class ServerTls:
             missing = [f"--{name}" for name, value in (("tls-cert", cert), ("tls-key", key)) if not value]
             raise InvalidText(f"TLS without {' and '.join(missing)}", "a certificate and its key are given together")
         tls = cls(cert, key, ca)
-        tls._first = tls._read()
         tls._stamp = stamp(cert, key, ca)
+        for _ in range(_READS):
+            tls._first, before = tls._read(), tls._stamp
+            tls._stamp = stamp(cert, key, ca)
+            if tls._stamp == before:
+                return tls
+        # They go on changing: what was read last serves, and is read again before the first connection.
+        tls._stamp = ()
         return tls
 
     def credentials(self) -> grpc.ServerCredentials:
