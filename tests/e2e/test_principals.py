@@ -284,7 +284,14 @@ async def test_health_answers_everybody_and_orders_are_audited_by_name(
 
     async with connect(guarded.address, shown["nobody"]) as channel:
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
-    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60).read()
+        assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED, "a stream stays"
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.unary_unary("/a/b/c")(b"", timeout=60)
+        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "Traceback" not in guarded.log("master")
     async with OperatorClient(guarded.address, credentials=shown["ann"]) as client:
         await client.set_flag("offer-timeout", "40s")
         await client.unset_flag("offer-timeout")

@@ -31,8 +31,8 @@ SERVICES = {
 }
 #: What a framework may ask of its own tasks.
 OF_FRAMEWORKS = frozenset({"ReadTaskLog", "OpenTaskSession", "GetTask", "ExplainFramework"})
-#: Says no more than that the master serves; probes have nothing to show.
-OPEN_SERVICES = frozenset({"grpc.health.v1.Health"})
+#: Says no more than that the master serves; probes have nothing to show. `Watch` beside it would be a stream that stays.
+OPEN_METHODS = frozenset({"/grpc.health.v1.Health/Check"})
 #: Between two lines in the log about those who were not let in.
 _SAY_EVERY_S = 1.0
 
@@ -72,9 +72,10 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> Any:
         """See grpc.aio.ServerInterceptor."""
         handler = await continuation(handler_call_details)
-        _, service, method = str(handler_call_details.method).split("/")
-        if handler is None or service in OPEN_SERVICES:
+        if handler is None or handler_call_details.method in OPEN_METHODS:
             return handler
+        path, _, method = str(handler_call_details.method).rpartition("/")
+        service = path.removeprefix("/")
         kinds = SERVICES.get(service, frozenset(KINDS))
         if service == "bursar.v1.OperatorService" and method in OF_FRAMEWORKS:
             kinds |= {FRAMEWORK}
