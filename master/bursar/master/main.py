@@ -152,7 +152,7 @@ def _server(
     server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[calls] if guard is None else [calls, guard])
     framework_service_pb2_grpc.add_FrameworkServiceServicer_to_server(FrameworkServicer(hub), server)
     agent_service_pb2_grpc.add_AgentServiceServicer_to_server(AgentServicer(hub, logs, sessions), server)
-    operators: Any = OperatorServicer(hub, logs, sessions)
+    operators: Any = OperatorServicer(hub, logs, sessions, guarded=guard is not None)
     operator_service_pb2_grpc.add_OperatorServiceServicer_to_server(operators, server)
     return server
 

@@ -9,7 +9,8 @@ import grpc
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
-from bursar.core.errors import ErrorReason
+from bursar.core.errors import ErrorDetail, ErrorReason
+from bursar.core.messages import operator as op
 from bursar.core.messages.operator import KillTaskRequest
 from bursar.core.resources import ResourceRequest
 from bursar.master.server.operator_service import STREAMED, OperatorServicer
@@ -166,3 +167,18 @@ async def test_a_refusal_has_reason_hint_and_status(master: Any, detail_of: Any)
         await master.operator.ReserveResources(encode(ReserveResourcesRequest("", "a", "research", wanted, {})))
     error = detail_of(failure.value)
     assert error.message and error.hint and failure.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_who_got_past_the_guard_unseen_is_no_operator(master: Any) -> None:
+    """A guard that did not look, by whatever mistake, has let nobody in."""
+    servicer: Any = OperatorServicer(master.hub, master.logs, master.sessions, guarded=True)
+    await master.agent("a")
+    for request, reason in (
+        (op.ListAgentsRequest(op.Page()), ErrorReason.PERMISSION_DENIED),
+        (op.SetFlagRequest("", "filter-gpu-resources", "false"), ErrorReason.PERMISSION_DENIED),
+        (op.GetTaskRequest("t"), ErrorReason.NOT_FOUND),
+    ):
+        answer = await servicer.ask(request)
+        assert isinstance(answer, ErrorDetail) and answer.reason is reason, answer
+    open_to_all: Any = OperatorServicer(master.hub, master.logs, master.sessions, guarded=False)
+    assert len((await open_to_all.ask(op.ListAgentsRequest(op.Page()))).agents) == 1

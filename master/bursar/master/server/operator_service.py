@@ -58,15 +58,21 @@ def _unary(method: str) -> Callable[..., Awaitable[Any]]:
 class OperatorServicer:
     """Unary methods are made from the contract; each is decode, ask, encode."""
 
-    def __init__(self, hub: Hub, logs: LogRelays, sessions: SessionRelays) -> None:
+    def __init__(self, hub: Hub, logs: LogRelays, sessions: SessionRelays, *, guarded: bool) -> None:
         self.hub = hub
+        #: Everybody who comes so far has been asked who they are.
+        self._guarded = guarded
         self._logs = logs
         self._sessions = sessions
 
     async def ask(self, question: Any) -> Any:
         """Have the machine answer the caller; who is no operator hears of what is its own. A response or an ErrorDetail."""
+        return await self.hub.ask(question, principal(), own_only=not self._is_operator())
+
+    def _is_operator(self) -> bool:
+        """Whether the caller may ask everything: so does nobody of whom a guard should know, and has not heard."""
         known = peer()
-        return await self.hub.ask(question, principal(), known is not None and OPERATOR not in known.kinds)
+        return not self._guarded if known is None else OPERATOR in known.kinds
 
     async def _task(self, name: str) -> TaskView | ErrorDetail:
         """A task that the caller may look into."""
@@ -100,6 +106,9 @@ class OperatorServicer:
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """What happens, from now on."""
+        if not self._is_operator():
+            await abort(context, ErrorDetail(ErrorReason.PERMISSION_DENIED, "Watch is for operators", "ask one"))
+            return
         outbox = self.hub.watch()
         try:
             # Tells the caller that nothing is missed from here on.
