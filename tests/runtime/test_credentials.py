@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ import grpc.aio
 import pytest
 from certificates import Authority
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from ports import free_port
 
 from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText
 from bursar.runtime.client import Channels, MasterUnreachable, connect, explained, to_bursar_error
@@ -20,6 +21,10 @@ from bursar.runtime.credentials import NOBODY, Credentials, read_token
 from bursar.runtime.handshake import why_not
 from bursar.runtime.rpc import SERVER_OPTIONS, is_loopback, require_protection, serve
 from bursar.runtime.server_tls import ServerTls
+
+
+#: Longer than a connection is waited for, and far shorter than an answer.
+SLOW_S = 2.5
 
 
 @pytest.fixture
@@ -101,8 +106,27 @@ async def test_a_client_of_tls_and_a_master_without(ca: Authority) -> None:
 
 
 async def test_nobody_is_no_question_of_credentials(ca: Authority) -> None:
-    for credentials in (NOBODY, Credentials(ca.ca)):
-        assert await why_not(f"127.0.0.1:{free_port()}", credentials) is None
+    with socket.socket() as taken:
+        # Nobody listens, and nobody else gets the port.
+        taken.bind(("127.0.0.1", 0))
+        for credentials in (NOBODY, Credentials(ca.ca)):
+            assert await why_not(f"127.0.0.1:{taken.getsockname()[1]}", credentials) is None
+
+
+async def test_one_that_is_slow_to_answer_is_heard_out(ca: Authority) -> None:
+    """On a machine that has other work, an answer takes its time."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        await asyncio.sleep(SLOW_S)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        detail = await why_not(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", Credentials(ca.ca))
+    assert detail is not None and "does not speak TLS" in detail.message
 
 
 async def test_a_server_whose_certificate_has_expired(ca: Authority) -> None:

@@ -32,6 +32,8 @@ REACH_TIMEOUT_S = 2.0
 FIRST_PAUSE_S = 0.1
 #: Messages that wait for a master that does not read.
 OUTBOX_CAPACITY = 10_000
+#: Problems that are remembered as said.
+MAX_SAID = 100
 
 
 class Logger(Protocol):
@@ -70,7 +72,8 @@ class MasterClient:
         self._log = log
         self._now: _Conversation | None = None
         self._last_connection = 0
-        self._last_problem = ""
+        #: Since a master last answered.
+        self._said: set[str] = set()
         #: Streams opened so far; for metrics.
         self.connections_total = 0
 
@@ -166,7 +169,7 @@ class MasterClient:
                 if message is not None:
                     if not conversation.answered:
                         conversation.answered = True
-                        self._last_problem = ""
+                        self._said.clear()
                     self._post(MasterMessageReceived(conversation.connection, message))
 
     async def _write(self, conversation: _Conversation) -> None:
@@ -174,10 +177,12 @@ class MasterClient:
             await conversation.call.write(agent_service_pb2.AgentServiceConnectRequest(messages=batch))
 
     def _complain(self, address: str, problem: str) -> None:
-        """Log a problem once, not at every try."""
+        """Log a problem once until a master answers, not at every try: also where another one comes in between."""
         text = f"{address}: {problem}"
-        if text != self._last_problem:
-            self._last_problem = text
+        if text not in self._said:
+            if len(self._said) >= MAX_SAID:
+                self._said.clear()
+            self._said.add(text)
             self._log.warning("no connection to the master; trying again", master=address, reason=problem)
 
 

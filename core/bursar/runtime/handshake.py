@@ -14,7 +14,9 @@ from bursar.core.errors import BursarError, ErrorDetail, ErrorReason
 from bursar.runtime.credentials import Credentials
 from bursar.runtime.rpc import split_address
 
-_TIMEOUT_S = 2.0
+_CONNECT_TIMEOUT_S = 2.0
+#: Each for the greeting and the first word after it: whoever gives up early on a slow machine finds no reason, or another one.
+_TIMEOUT_S = 10.0
 _AGAIN_S = 0.3
 
 
@@ -32,12 +34,13 @@ async def why_not(address: str, credentials: Credentials) -> ErrorDetail | None:
 
 
 def _why_not(address: str, credentials: Credentials) -> ErrorDetail | None:
-    """Blocks for a few seconds at most. Raises BursarError where the files are not in order."""
+    """Blocks for twenty seconds at most. Raises BursarError where the files are not in order."""
     credentials.check()
     host, port = split_address(address)
     try:
         context = _context(credentials)
-        with socket.create_connection((host, port), _TIMEOUT_S) as connection:
+        with socket.create_connection((host, port), _CONNECT_TIMEOUT_S) as connection:
+            connection.settimeout(_TIMEOUT_S)
             return _greet(connection, context, address, credentials)
     except (OSError, ValueError):
         # Nobody is there, or nothing that could be named; or the files are replaced this very moment.
