@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from certificates import Authority, Pair
+from certificates import Authority, Pair, PrivateKey
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from bursar.core.errors import BursarError
 from bursar.runtime import certificates
@@ -101,9 +103,7 @@ def test_text_around_certificates_is_not_read(ca: Authority, tmp_path: Path) -> 
     """Bundles have comments in other letters; so has what `openssl x509 -text` writes of a name."""
     bundle = tmp_path / "bundle.pem"
     other = Authority(tmp_path, "other-ca")
-    bundle.write_bytes(
-        b"".join("# Türk Kök – №1\n".encode() + Path(each).read_bytes() for each in (ca.ca, other.ca))
-    )
+    bundle.write_bytes(b"".join("# Türk Kök – №1\n".encode() + Path(each).read_bytes() for each in (ca.ca, other.ca)))
     assert read_certificates(str(bundle), "the CA") == bundle.read_bytes()
     pair = ca.server()
     text = "Certificate:\n    Data:\n        Issuer: CN = Müller GmbH\n"
@@ -136,3 +136,38 @@ def test_a_name_that_no_file_can_have() -> None:
     for read in (read_secret, read_certificates):
         with pytest.raises(BursarError, match="cannot be read"):
             read("a\0b", "it")
+
+
+KEYS: dict[str, tuple[Callable[[], PrivateKey], bool]] = {
+    "P-256": (lambda: ec.generate_private_key(ec.SECP256R1()), True),
+    "P-384": (lambda: ec.generate_private_key(ec.SECP384R1()), True),
+    "RSA": (lambda: rsa.generate_private_key(65537, 2048), True),
+    "P-521": (lambda: ec.generate_private_key(ec.SECP521R1()), False),
+    "P-224": (lambda: ec.generate_private_key(ec.SECP224R1()), False),
+    "Ed25519": (ed25519.Ed25519PrivateKey.generate, False),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_keys_that_grpc_does_not_sign_with_are_refused(ca: Authority, kind: str) -> None:
+    """What OpenSSL finds in order would only fail later, without a word of why."""
+    make, fine = KEYS[kind]
+    for use, pair in (
+        (Use.SERVER, ca.server("server", key=make())),
+        (Use.CLIENT, ca.client("client", "bursar://agent/a", key=make())),
+    ):
+        if fine:
+            assert read_pair(pair.cert, pair.key, use)[2] > time.time()
+            continue
+        with pytest.raises(BursarError, match="P-256 and P-384") as raised:
+            read_pair(pair.cert, pair.key, use)
+        assert pair.cert in str(raised.value)
+
+
+def test_a_server_has_an_alternative_name(ca: Authority) -> None:
+    """gRPC would count the common name where there is no other, and the standard library never does."""
+    nameless = ca.server("127.0.0.1", hosts=())
+    with pytest.raises(BursarError, match="names no server") as raised:
+        read_pair(nameless.cert, nameless.key, Use.SERVER)
+    assert nameless.cert in str(raised.value)
+    assert read_pair(nameless.cert, nameless.key, Use.CLIENT)[2] > time.time(), "a client needs none"

@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from certificates import Authority
+from certificates import Authority, PrivateKey
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bursar.core.errors import BursarError, ErrorDetail, ErrorReason, InvalidText
@@ -67,6 +68,19 @@ async def test_both_ends_know_each_other(ca: Authority) -> None:
         localhost = address.replace("127.0.0.1", "localhost")
         async with connect(localhost, credentials) as channel:
             assert await ask(channel), "every name of the certificate will do"
+
+
+@pytest.mark.parametrize("kind", ["P-384", "RSA"])
+async def test_the_kinds_of_keys_that_are_accepted_do_serve(ca: Authority, kind: str) -> None:
+    def key() -> PrivateKey:
+        return rsa.generate_private_key(65537, 2048) if kind == "RSA" else ec.generate_private_key(ec.SECP384R1())
+
+    server, client = ca.server(key=key()), ca.client("ann", "bursar://operator/ann", key=key())
+    async with (
+        listening(ServerTls.of(server.cert, server.key, ca.ca)) as address,
+        connect(address, Credentials(ca.ca, client.cert, client.key)) as channel,
+    ):
+        assert await ask(channel)
 
 
 async def test_who_is_not_let_in_hears_why(ca: Authority, tmp_path: Path) -> None:

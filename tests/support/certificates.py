@@ -9,8 +9,12 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
 @dataclass(frozen=True)
@@ -40,23 +44,33 @@ class Authority:
         self.ca = self._write("ca.pem", cert.public_bytes(serialization.Encoding.PEM))
 
     def server(
-        self, name: str = "server", *, hosts: tuple[str, ...] = ("127.0.0.1", "localhost"), days: int = 30
+        self,
+        name: str = "server",
+        *,
+        hosts: tuple[str, ...] = ("127.0.0.1", "localhost"),
+        days: int = 30,
+        key: PrivateKey | None = None,
     ) -> Pair:
         """A certificate for what listens; with negative `days` it has expired."""
         names: list[x509.GeneralName] = []
         for host in hosts:
             names.append(x509.IPAddress(ip_address(host)) if host[0].isdigit() else x509.DNSName(host))
-        return self._issue(name, names, (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH), days)
+        return self._issue(name, names, (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH), days, key)
 
-    def client(self, name: str, *uris: str, days: int = 30) -> Pair:
-        """A certificate for who calls, with URIs such as `bursar://agent/gpu-1`."""
+    def client(self, name: str, *uris: str, days: int = 30, key: PrivateKey | None = None) -> Pair:
+        """A certificate for who calls, with URIs such as `bursar://agent/gpu-1`; of a key on P-256 or of the one given."""
         names = [x509.UniformResourceIdentifier(uri) for uri in uris]
-        return self._issue(name, list(names), (ExtendedKeyUsageOID.CLIENT_AUTH,), days)
+        return self._issue(name, list(names), (ExtendedKeyUsageOID.CLIENT_AUTH,), days, key)
 
     def _issue(
-        self, name: str, names: list[x509.GeneralName], usage: tuple[x509.ObjectIdentifier, ...], days: int
+        self,
+        name: str,
+        names: list[x509.GeneralName],
+        usage: tuple[x509.ObjectIdentifier, ...],
+        days: int,
+        key: PrivateKey | None = None,
     ) -> Pair:
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._name, key.public_key(), *_times(days))
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -89,7 +103,7 @@ def _times(days: int) -> tuple[datetime, datetime]:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, begins: datetime, ends: datetime
+    subject: x509.Name, issuer: x509.Name, key: PublicKey, begins: datetime, ends: datetime
 ) -> x509.CertificateBuilder:
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key)
     return builder.serial_number(x509.random_serial_number()).not_valid_before(begins).not_valid_after(ends)

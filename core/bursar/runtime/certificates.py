@@ -11,12 +11,18 @@ import ssl
 import stat
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from bursar.core.errors import BursarError
 
 _CERTIFICATE, _KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"
+_END = "-----END CERTIFICATE-----"
 #: Exchanges that a handshake in memory takes, and some to spare.
 _ROUNDS = 6
+#: Of DER: tags, and the contents of object identifiers.
+_VERSION, _OBJECT_IDENTIFIER = 0xA0, 0x06
+_RSA, _EC = bytes.fromhex("2a864886f70d010101"), bytes.fromhex("2a8648ce3d0201")
+_CURVES = frozenset({bytes.fromhex("2a8648ce3d030107"), bytes.fromhex("2b81040022")})
 
 
 class Use(Enum):
@@ -99,6 +105,9 @@ def _judge(cert: str, key: str, chain: bytes, use: Use) -> int:
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     _load(server, cert, key)
+    text = _ascii(chain)
+    leaf = text[text.index(_CERTIFICATE.decode()) : text.index(_END) + len(_END)]
+    _check_key(cert, ssl.PEM_cert_to_DER_cert(leaf))
     if use is Use.CLIENT:
         _load(client, cert, key)
         client.verify_mode, server.verify_mode = ssl.CERT_NONE, ssl.CERT_REQUIRED
@@ -122,8 +131,49 @@ def _judge(cert: str, key: str, chain: bytes, use: Use) -> int:
         ) from error
     except ssl.SSLError as error:
         raise BursarError(f"the certificate {cert} cannot be used: {_words(error)}", "have it issued anew") from error
-    shown = ends[0 if use is Use.SERVER else 1].getpeercert() or {}
+    shown: dict[str, Any] = dict(ends[0 if use is Use.SERVER else 1].getpeercert() or {})
+    if use is Use.SERVER and not any(kind in ("DNS", "IP Address") for kind, _ in shown.get("subjectAltName", ())):
+        raise BursarError(
+            f"the certificate {cert} names no server: it has no DNS name or address among its alternative names",
+            "have it issued with subjectAltName=DNS:NAME or IP:ADDRESS; the common name does not count",
+        )
     return int(ssl.cert_time_to_seconds(str(shown["notAfter"]))) if "notAfter" in shown else 0
+
+
+def _check_key(cert: str, der: bytes) -> None:
+    """Refuse keys that gRPC's BoringSSL does not sign with, whatever OpenSSL says; connections would just fail."""
+    kind, *curve = _key_algorithm(der)
+    if kind == _RSA or (kind == _EC and curve and curve[0] in _CURVES):
+        return
+    raise BursarError(
+        f"the key of the certificate {cert} is of a kind that cannot be used: gRPC knows RSA, and the curves P-256 and P-384",
+        "have it issued with such a key: openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 …",
+    )
+
+
+def _key_algorithm(der: bytes) -> list[bytes]:
+    """The object identifiers of the kind of a certificate's key and of its curve: RFC 5280, 4.1. Raises ValueError where it is cut off."""
+    (_, certificate), *_ = _elements(der)
+    (_, body), *_ = _elements(certificate)
+    # The version, which is optional, has a tag of its own; then serial number, signature, issuer, validity, subject.
+    fields = [content for tag, content in _elements(body) if tag != _VERSION]
+    (_, algorithm), *_ = _elements(fields[5])
+    return [content for tag, content in _elements(algorithm) if tag == _OBJECT_IDENTIFIER]
+
+
+def _elements(der: bytes) -> list[tuple[int, bytes]]:
+    """Tags and contents of what stands one after another (X.690). Raises ValueError where it is cut off."""
+    found = []
+    while der:
+        tag, first, *_ = der[:2].ljust(3, b"\xff")
+        size = first & 0x7F if first & 0x80 else 0
+        length = int.from_bytes(der[2 : 2 + size], "big") if size else first
+        begin = 2 + size
+        if len(der) < begin + length:
+            raise ValueError("it is cut off")
+        found.append((tag, der[begin : begin + length]))
+        der = der[begin + length :]
+    return found
 
 
 def _load(context: ssl.SSLContext, cert: str, key: str) -> None:
