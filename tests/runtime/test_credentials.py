@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,13 @@ async def listening(tls: ServerTls | None) -> AsyncIterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         await server.stop(0)
+
+
+async def until(condition: Callable[[], bool], why: str) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+    assert condition(), why
 
 
 async def ask(channel: Any) -> bool:
@@ -208,6 +215,32 @@ async def test_files_that_are_renewed_while_the_server_starts(ca: Authority, mon
     async with listening(tls) as address, connect(address, Credentials(ca.ca)) as channel:
         assert await ask(channel)
     assert len(reads) == 2, "and it is not read once more"
+
+
+async def test_a_former_channel_is_closed_after_its_calls(ca: Authority) -> None:
+    """Renewals of years do not leave a connection each."""
+    server, client = ca.server(), ca.client("ann", "bursar://operator/ann")
+    async with listening(ServerTls.of(server.cert, server.key, ca.ca)) as address:
+        channels = Channels(Credentials(ca.ca, client.cert, client.key))
+        first = channels.to(address)
+        stream = health_pb2_grpc.HealthStub(first).Watch(health_pb2.HealthCheckRequest())
+        assert (await stream.read()).status == health_pb2.HealthCheckResponse.SERVING
+        for _ in range(3):
+            renewed = ca.client("ann", "bursar://operator/ann")
+            assert renewed == client and await ask(channels.to(address)) and channels.to(address) is not first
+        await until(lambda: channels._former == {first}, "those without calls are closed")
+        assert not stream.done(), "and those with calls stay"
+        stream.cancel()
+        await until(lambda: not channels._former, "until they have ended")
+        assert first.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+        await channels.close()
+        # A client that ends does not wait for its calls.
+        stream = health_pb2_grpc.HealthStub(channels.to(address)).Watch(health_pb2.HealthCheckRequest())
+        await stream.read()
+        ca.client("ann", "bursar://operator/ann")
+        assert await ask(channels.to(address)) and len(channels._former) == 1
+        await channels.close()
+        await until(stream.done, "the call is over")
 
 
 # --- the files, before anybody connects -----------------------------------------------------------------------------

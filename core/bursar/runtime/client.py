@@ -6,8 +6,11 @@ the status text says the same for people who use a generic tool.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -22,6 +25,9 @@ from bursar.v1 import errors_pb2
 
 #: Every channel has its own connections, so that a new attempt is not held back by the back-off of an earlier one.
 _CHANNEL_OPTIONS = (*CLIENT_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+
+#: What makes calls of a channel.
+_MULTICALLABLES = frozenset({"unary_unary", "unary_stream", "stream_unary", "stream_stream"})
 
 _REASONS = {
     grpc.StatusCode.INVALID_ARGUMENT: ErrorReason.INVALID_ARGUMENT,
@@ -47,39 +53,82 @@ def connect(address: str, credentials: Credentials = NOBODY) -> grpc.aio.Channel
     return channel
 
 
+class _Channel:
+    """A channel that knows its calls, so that it can be closed after the last of them."""
+
+    def __init__(self, channel: grpc.aio.Channel, stamp: object) -> None:
+        self._channel = channel
+        #: What told the files of its credentials apart.
+        self.stamp = stamp
+        self._calls: set[Any] = set()
+        self._closing: asyncio.Task[None] | None = None
+        self._then: Callable[[], object] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """All else: as of the channel."""
+        value = getattr(self._channel, name)
+        return partial(self._counted, value) if name in _MULTICALLABLES else value
+
+    def _counted(self, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        begin = make(*args, **kwargs)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begun = begin(*args, **kwargs)
+            self._calls.add(begun)
+            begun.add_done_callback(self._ended)
+            return begun
+
+        return call
+
+    def close_after_calls(self, then: Callable[[], object]) -> None:
+        """Close in the background once no call runs (any more); no new ones are begun."""
+        self._then = then
+        self._ended(None)
+
+    def _ended(self, call: Any) -> None:
+        self._calls.discard(call)
+        if self._then is not None and not self._calls and self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+
+    async def _close(self) -> None:
+        await self._channel.close()
+        if self._then is not None:
+            self._then()
+
+
 class Channels:
     """A channel for each address, made anew when the files of the credentials were renewed."""
 
     def __init__(self, credentials: Credentials = NOBODY) -> None:
         self.credentials = credentials
-        #: With what told its files apart.
-        self._channels: dict[str, tuple[grpc.aio.Channel, object]] = {}
-        #: Calls may still run on them.
-        self._former: list[grpc.aio.Channel] = []
+        self._channels: dict[str, _Channel] = {}
+        #: Calls still run on them.
+        self._former: set[_Channel] = set()
 
-    def to(self, address: str) -> grpc.aio.Channel:
-        """The channel to an address. Raises BursarError where the credentials are not in order."""
+    def to(self, address: str) -> Any:
+        """The channel to an address, for calls that begin now. Raises BursarError where the credentials are not in order."""
         now = self.credentials.stamp() if self.credentials.ca else ()
         known = self._channels.get(address)
-        if known is not None and known[1] == now:
-            return known[0]
+        if known is not None and known.stamp == now:
+            return known
         try:
-            channel = connect(address, self.credentials)
+            channel = _Channel(connect(address, self.credentials), now)
         except BursarError:
             if known is None:
                 raise
             # Being replaced this very moment, perhaps: the next call looks again.
-            return known[0]
+            return known
+        self._channels[address] = channel
         if known is not None:
-            self._former.append(known[0])
-        self._channels[address] = channel, now
+            self._former.add(known)
+            known.close_after_calls(partial(self._former.discard, known))
         return channel
 
     async def close(self) -> None:
         """Close the connections."""
-        for channel in (*self._former, *(channel for channel, _ in self._channels.values())):
+        for channel in (*self._former, *self._channels.values()):
             await channel.close()
-        self._former, self._channels = [], {}
+        self._former, self._channels = set(), {}
 
 
 async def explained(error: BursarError, address: str, credentials: Credentials) -> BursarError:
