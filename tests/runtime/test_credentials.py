@@ -23,7 +23,6 @@ from bursar.runtime.handshake import why_not
 from bursar.runtime.rpc import SERVER_OPTIONS, is_loopback, require_protection, serve
 from bursar.runtime.server_tls import ServerTls
 
-
 #: Longer than a connection is waited for, and far shorter than an answer.
 SLOW_S = 2.5
 
