@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from ports import free_port
 
-CARD = "GPU-aaaaaaaa-0000-1111-2222-000000000000"
+#: Another one than that of tests which may run beside: agents of one machine lock their devices.
+CARD = "GPU-dddddddd-0000-1111-2222-000000000000"
 AGENT = "gpu-1"
 STANDIN = f"device {CARD} NVIDIA_H100_80GB_HBM3 85899345920 00000000:19:00.0 0 1 0\ncard 0\nfail 0 create 5 23\n"
 
@@ -98,15 +99,15 @@ def test_an_operator_cuts_a_card_and_makes_it_whole_and_hears_what_went_wrong(cl
         shown: list[Any] = json.loads(done.stdout)
         return [one["device"]["kind"] for one in shown]
 
-    assert kinds(bursar("gpu", "partition", "GPU-aaaa", "3g.40gb,1g.10gb=2", "-o", "json")) == [
+    assert kinds(bursar("gpu", "partition", "GPU-dddd", "3g.40gb,1g.10gb=2", "-o", "json")) == [
         "mig-3g.40gb",
         "mig-1g.10gb",
         "mig-1g.10gb",
     ]
     assert kinds(bursar("gpu", "partition", CARD, "whole", "-o", "json")) == ["gpus"]
-    failed = bursar("gpu", "partition", "GPU-aaaa", "1g.10gb=7")
+    failed = bursar("gpu", "partition", "GPU-dddd", "1g.10gb=7")
     assert failed.returncode == 1 and "at 5: Insufficient Resources; there is now: whole" in failed.stderr
-    refused = bursar("gpu", "partition", "GPU-aaaa", "quarters")
+    refused = bursar("gpu", "partition", "GPU-dddd", "quarters")
     assert refused.returncode != 0 and "'quarters' is not understood" in refused.stderr and "hint:" in refused.stderr
 
 
@@ -124,7 +125,7 @@ def test_a_card_whose_instances_a_restart_has_lost_is_shown_and_cut_again(cluste
     assert line.startswith(CARD) and "MIG is switched on, and it has no instance" in line
     (line,) = [line for line in shown.splitlines() if line.startswith("mig-")]
     assert " vacant " in line
-    again = cluster.run("gpu", "partition", "GPU-aaaa", "3g.40gb,1g.10gb=2")
+    again = cluster.run("gpu", "partition", "GPU-dddd", "3g.40gb,1g.10gb=2")
     assert again.returncode == 0, again.stderr
     assert (
         again.stdout.count(" healthy ") == 3 and "vacant" not in again.stdout + cluster.run("reservation", "ls").stdout

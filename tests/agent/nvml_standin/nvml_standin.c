@@ -1,6 +1,6 @@
 /* A stand-in for libnvidia-ml.so.1: what nvidia-ml-py calls is really called, where no GPU exists.
  *
- * The file named by NVML_STANDIN says what there is; it is read again whenever the devices are counted:
+ * The file named by NVML_STANDIN says what there is; it is looked at again whenever the devices are counted:
  *
  *   init CODE                                          nvmlInit fails with this code
  *   device UUID NAME MEM_BYTES BUS_ID MINOR NODE CODE  '_' in NAME is a space; NODE -1: not told; CODE: what every call on it answers (0: all is well)
@@ -22,6 +22,8 @@
  *   mute INDEX                                         the device does not say who uses it
  *   instance INDEX PLACE UUID NAME GI CI SLICES MEM_MB an instance of a device
  */
+#define _GNU_SOURCE
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -131,9 +133,28 @@ static void add_links(int from, int to, int number) {
         devices[from].peer[devices[from].links++] = to;
 }
 
-static void load(void) {
+/* Threads call as they like: one reads the file at a time, and what it says stays as it is for all until it says something else. */
+static char known[1 << 16], fresh[1 << 16];
+static size_t known_size;
+static int is_known;
+static volatile int is_locked;
+
+static void lock(void) { while (__sync_lock_test_and_set(&is_locked, 1)) sched_yield(); }
+static void unlock(void) { __sync_lock_release(&is_locked); }
+
+static int has_changed(void) {
     const char *path = getenv("NVML_STANDIN");
     FILE *file = path ? fopen(path, "r") : NULL;
+    size_t size = file ? fread(fresh, 1, sizeof fresh, file) : 0;
+    if (file) fclose(file);
+    if (is_known && size == known_size && memcmp(fresh, known, size) == 0) return 0;
+    memcpy(known, fresh, size);
+    known_size = size;
+    return is_known = 1;
+}
+
+static void parse(void) {
+    FILE *file = known_size ? fmemopen(known, known_size, "r") : NULL;
     char line[512];
     count = 0;
     memset(processes, 0, sizeof processes);
@@ -189,6 +210,12 @@ static void load(void) {
     }
     if (file) fclose(file);
     show_cuts();
+}
+
+static void load(void) {
+    lock();
+    if (has_changed()) parse();
+    unlock();
 }
 
 int nvmlInitWithFlags(unsigned int flags) {
@@ -587,14 +614,17 @@ int nvmlEventSetWait_v2(int *set, event_t *event, unsigned int timeout_ms) {
     for (unsigned int waited = 0;; waited += 10) {
         if (!initialized) return UNINITIALIZED;
         load();
+        lock();
         if (xids < xids_told) xids_told = xids;
-        if (xids_told < xids) {
+        int is_new = xids_told < xids;
+        if (is_new) {
             memset(event, 0, sizeof *event);
             event->device = &devices[xid_device[xids_told]];
             event->type = XID_EVENT;
             event->data = (unsigned long long)xid_number[xids_told++];
-            return SUCCESS;
         }
+        unlock();
+        if (is_new) return SUCCESS;
         if (waited >= timeout_ms) return TIMEOUT;
         usleep(10000);
     }
