@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,7 +212,7 @@ class Containers:
 
 @pytest.fixture
 def containers(engine: Any, temporary: Path, require: Callable[[bool, str], None], programs: Any) -> Containers:
-    made = _import_busybox(engine, "bursar-test-probe")
+    made = _import_busybox(engine, f"bursar-test-{uuid.uuid4().hex[:8]}")
     require(made is not None, "no static busybox to make an image of (busybox-static)")
     assert made is not None
     made.undo()
