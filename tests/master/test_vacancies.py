@@ -218,3 +218,13 @@ def test_vacancies_are_put_in_and_taken_out_again(book: Any) -> None:
     assert without_vacancies(info) == said
     assert with_vacancies(info, known.devices, known.reservations) is info
     assert with_vacancies(said, {}, {}) is said
+
+
+def test_nothing_is_kept_free_for_a_gpu_that_is_not_there(new_book: Any) -> None:
+    book = new_book(filter_gpu_resources="strip", gpu_headroom="cpus:2")
+    agent = book.agent(gpus=2)
+    book.reserve("a", "ml", book.request(gpus=1))
+    vanish(book, agent, 0, 2)
+    legacy = book.framework(gpu=False, roles=["eng"])
+    book.advance(6000)
+    assert legacy.offered().scalars["cpus"] == 6000, "two CPUs for the GPU that is left"

@@ -247,6 +247,10 @@ def strip(holding: Holding, kinds: frozenset[str]) -> dict[Stack, Resources]:
     return result
 
 
+#: How it begins why a device is withheld that nothing need be kept for: no task can have it as it is.
+_OF_NO_USE = ("unhealthy", "vacant", "unconfigured")
+
+
 def keep_for_gpus(
     books: Books, free: Holding, per_gpu: Mapping[str, int], going: frozenset[DeviceUuid] = frozenset()
 ) -> Kept:
@@ -257,7 +261,7 @@ def keep_for_gpus(
     """
     if not per_gpu:
         return Kept({}, {})
-    broken = {uuid for uuid, why in books.withheld_devices.items() if why.startswith(("unhealthy", "vanished"))}
+    broken = {uuid for uuid, why in books.withheld_devices.items() if why.startswith(_OF_NO_USE)}
     if not books.has_gpus_only:
         broken |= {uuid for part in books.total.values() for uuid in part.devices if is_volume(uuid)}
     needs: dict[Stack, dict[str, int]] = {}
