@@ -300,7 +300,7 @@ def create(
         if isinstance(in_the_way, ErrorDetail):
             lacking = in_the_way
             continue
-        _set_aside(cluster, agent)
+        let_go(cluster, agent.agent_id)
         rescinded = rescind(cluster, turn, in_the_way, f"a volume was made on {agent.info.hostname}")
         uuid = volume_device(request.role, request.volume_id, request.size_bytes)
         # Data that is taken over was there: should it go, it is not made anew.
@@ -340,7 +340,7 @@ def destroy(cluster: Cluster, turn: Turn, request: DestroyVolumeRequest) -> Dest
     holder = _is_held(cluster, agent, uuid)
     if isinstance(holder, TaskKey):
         return in_use(agent, uuid, holder, "volume_id")
-    _set_aside(cluster, agent)
+    let_go(cluster, agent.agent_id)
     offers = [] if holder is None else [holder]
     rescinded = rescind(cluster, turn, offers, f"a volume of {agent.info.hostname} was destroyed")
     view = _view(cluster, agent, uuid)
@@ -375,12 +375,6 @@ def _meant(agent: Agent, request: DestroyVolumeRequest) -> DeviceUuid | ErrorDet
 def _is_held(cluster: Cluster, agent: Agent, uuid: DeviceUuid) -> OfferId | TaskKey | None:
     """The offer or task that has a volume."""
     return dict(cluster.ledger.device_holders(agent.agent_id)).get(uuid)
-
-
-def _set_aside(cluster: Cluster, agent: Agent) -> None:
-    """What was withheld for a gang or a claim of what is about to change is found anew."""
-    let_go(cluster, agent.agent_id)
-    cluster.ledger.set_earmark(agent.agent_id, {})
 
 
 def in_use(agent: Agent, uuid: DeviceUuid, holder: TaskKey, field: str) -> ErrorDetail:
